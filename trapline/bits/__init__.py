@@ -1,0 +1,5 @@
+"""Bit-vector expressions: what instruction bodies are made of, and their evaluators."""
+
+from trapline.bits.expr import Bits, Imm, Vec, call, cat, const, select
+
+__all__ = ["Bits", "Imm", "Vec", "call", "cat", "const", "select"]
