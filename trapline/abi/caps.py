@@ -1,0 +1,84 @@
+"""Capabilities: what KVM_CHECK_EXTENSION and KVM_ENABLE_CAP are asked about."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Cap(IntEnum):
+    """KVM_CAP_<name>. The value is the kernel's number; the comment says what a non-zero answer means."""
+
+    IRQCHIP = 0  # an in-kernel interrupt controller can be made
+    USER_MEMORY = 3  # memory slots backed by user memory
+    NR_VCPUS = 9  # recommended number of vCPUs
+    NR_MEMSLOTS = 10  # how many memory slots
+    MP_STATE = 14  # the run state of a vCPU can be read and set
+    COALESCED_MMIO = 15  # page offset of the ring of coalesced writes
+    SYNC_MMU = 16  # user mappings may change while the guest uses them
+    DESTROY_MEMORY_REGION_WORKS = 21  # slots can be deleted
+    SET_GUEST_DEBUG = 23
+    IRQ_ROUTING = 25  # how many routes
+    JOIN_MEMORY_REGIONS_WORKS = 30
+    IRQFD = 32
+    IOEVENTFD = 36
+    INTERNAL_ERROR_DATA = 40  # KVM_EXIT_INTERNAL_ERROR carries data
+    VCPU_EVENTS = 41
+    MAX_VCPUS = 66
+    ONE_REG = 70  # registers by id
+    SIGNAL_MSI = 77
+    READONLY_MEM = 81  # memory slots the guest cannot write
+    IRQFD_RESAMPLE = 82
+    ARM_PSCI = 87
+    ARM_SET_DEVICE_ADDR = 88
+    DEVICE_CTRL = 89  # KVM_CREATE_DEVICE and attributes
+    ARM_EL1_32BIT = 93
+    ENABLE_CAP_VM = 98
+    ARM_PSCI_0_2 = 102
+    CHECK_EXTENSION_VM = 105  # the VM's fd answers KVM_CHECK_EXTENSION
+    GUEST_DEBUG_HW_BPS = 119
+    GUEST_DEBUG_HW_WPS = 120
+    IOEVENTFD_ANY_LENGTH = 122
+    ARM_PMU_V3 = 126
+    VCPU_ATTRIBUTES = 127
+    MAX_VCPU_ID = 128
+    MSI_DEVID = 131
+    IMMEDIATE_EXIT = 136  # kvm_run.immediate_exit is honoured
+    ARM_USER_IRQ = 144
+    ARM_INJECT_SERROR_ESR = 158
+    ARM_VM_IPA_SIZE = 165  # largest number of IPA bits of a VM
+    MANUAL_DIRTY_LOG_PROTECT2 = 168
+    ARM_SVE = 170
+    ARM_PTRAUTH_ADDRESS = 171
+    ARM_PTRAUTH_GENERIC = 172
+    ARM_IRQ_LINE_LAYOUT_2 = 174  # KVM_IRQ_LINE takes vCPU numbers above 255
+    ARM_NISV_TO_USER = 177  # accesses without syndrome exit to userspace
+    ARM_INJECT_EXT_DABT = 178  # userspace can inject an external data abort
+    HALT_POLL = 182
+    STEAL_TIME = 187
+    SET_GUEST_DEBUG2 = 195
+    PTP_KVM = 198
+    BINARY_STATS_FD = 203
+    ARM_MTE = 205
+    SYSTEM_EVENT_DATA = 215  # KVM_EXIT_SYSTEM_EVENT carries data
+    ARM_SYSTEM_SUSPEND = 216
+    DIRTY_LOG_RING_ACQ_REL = 223
+    DIRTY_LOG_RING_WITH_BITMAP = 225
+    COUNTER_OFFSET = 227
+    ARM_EAGER_SPLIT_CHUNK_SIZE = 228
+    ARM_SUPPORTED_BLOCK_SIZES = 229
+    ARM_SUPPORTED_REG_MASK_RANGES = 230
+    USER_MEMORY2 = 231
+    GUEST_MEMFD = 234
+    ARM_WRITABLE_IMP_ID_REGS = 239
+    ARM_EL2 = 240
+    ARM_EL2_E2H0 = 241
+    ARM_CACHEABLE_PFNMAP_SUPPORTED = 243
+    ARM_SEA_TO_USER = 245
+    PMU_V3_STRICT = 251
+
+
+C_NAMES = {
+    Cap.PMU_V3_STRICT: "KVM_CAP_ARM_PMU_V3_STRICT",
+    Cap.ARM_MTE: "KVM_CAP_ARM_MTE",
+}
+"""Where the header's name is not KVM_CAP_ and ours."""

@@ -1,0 +1,128 @@
+"""Declaring an ioctl: its number, what it takes, who answers it and why it fails, in one place.
+
+    @ioctl("vm", 0x46, UserspaceMemoryRegion, "W", cap=Cap.USER_MEMORY, EINVAL="...", EEXIST="...")
+    def KVM_SET_USER_MEMORY_REGION(vm, region):
+        \"\"\"Create, move, re-flag or delete a guest physical memory slot.\"\"\"
+
+The function's name is the call's name, its docstring is the manual's entry, and its body is empty: the decorator replaces it by
+an `Ioctl`. Backends, tracers, tests and documents read these objects; the software hypervisor attaches behaviour to them with
+`implements`, and fails a test when a body raises an errno that has no declared cause.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal, TypeVar
+
+from trapline.abi.caps import Cap
+
+FdKind = Literal["system", "vm", "vcpu", "device"]
+"""Which file answers: /dev/kvm itself, or one made from it."""
+
+KVMIO = 0xAE
+DIRECTIONS = MappingProxyType({"": 0, "W": 1, "R": 2, "RW": 3})
+"""Direction as encoded. Several calls encode the wrong one for historical reasons: declarations copy it, nobody derives it."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ioctl:
+    """One declared call. Compared by identity: two fd kinds can share a number."""
+
+    name: str
+    kinds: tuple[FdKind, ...]
+    nr: int
+    struct: type | None
+    direction: str
+    cap: Cap | None
+    causes: Mapping[int, str]
+    makes_fd: bool
+    doc: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of argument that the number encodes."""
+        return ctypes.sizeof(self.struct) if self.struct is not None else 0
+
+    @property
+    def number(self) -> int:
+        """The request number as the kernel's headers compute it."""
+        return DIRECTIONS[self.direction] << 30 | self.size << 16 | KVMIO << 8 | self.nr
+
+    def describe(self) -> str:
+        """The manual's entry: number, capability, argument, and one line for each errno."""
+        argument = self.struct.__name__ if self.struct is not None else "none or a number"
+        lines = [
+            f"{self.name} ({self.number:#010x})",
+            f"    on: {', '.join(self.kinds)}; capability: {self.cap.name if self.cap else 'basic'}; argument: {argument}",
+            f"    {self.doc}",
+        ]
+        lines += [f"    {errno.errorcode[code]}: {cause}" for code, cause in self.causes.items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.number:#010x}>"
+
+
+def ioctl(
+    kinds: FdKind | tuple[FdKind, ...],
+    nr: int,
+    struct: type | None = None,
+    direction: Literal["", "R", "W", "RW"] = "",
+    *,
+    cap: Cap | None = None,
+    makes_fd: bool = False,
+    **causes: str,
+) -> Callable[[Callable[..., Any]], Ioctl]:
+    """Declare a call. Keyword arguments named like an errno state when the call fails with it."""
+
+    def declare(stub: Callable[..., Any]) -> Ioctl:
+        by_number = {getattr(errno, name): cause for name, cause in causes.items()}
+        return Ioctl(
+            name=stub.__name__,
+            kinds=(kinds,) if isinstance(kinds, str) else kinds,
+            nr=nr,
+            struct=struct,
+            direction=direction,
+            cap=cap,
+            causes=MappingProxyType(by_number),
+            makes_fd=makes_fd,
+            doc=" ".join((stub.__doc__ or "").split()),
+        )
+
+    return declare
+
+
+def declared(*modules: ModuleType) -> tuple[Ioctl, ...]:
+    """Every call declared in these modules, in the order of their numbers."""
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Ioctl)}
+    return tuple(sorted(found.values(), key=lambda call: (call.kinds, call.nr)))
+
+
+def implements(*calls: Ioctl) -> Callable[[F], F]:
+    """Mark a function as the body of these calls. `bodies` collects the marks."""
+
+    def mark(body: F) -> F:
+        body.implements = calls  # type: ignore[attr-defined]
+        return body
+
+    return mark
+
+
+def bodies(modules: Iterable[ModuleType]) -> Mapping[Ioctl, Callable[..., Any]]:
+    """The table from call to body made of the marked functions of these modules; a call with two bodies is an error."""
+    table: dict[Ioctl, Callable[..., Any]] = {}
+    for module in modules:
+        for value in vars(module).values():
+            if getattr(value, "__module__", None) != module.__name__:
+                continue
+            for call in getattr(value, "implements", ()):
+                if call in table:
+                    raise TypeError(f"{call.name} has two bodies: {table[call]!r} and {value!r}")
+                table[call] = value
+    return MappingProxyType(table)

@@ -1,0 +1,31 @@
+"""What a backend does: open /dev/kvm or its like, pass declared calls to files, and share a vCPU's kvm_run.
+
+Everything above (the public classes, the VMM, the tests) is written once against this protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from trapline.abi.ioctl import Ioctl
+
+
+class Backend(Protocol):
+    """One way to reach a KVM. Files are small integers, as the kernel's are; they are the backend's own, not the process's."""
+
+    name: str
+
+    def open(self) -> int:
+        """A new file of the KVM device itself."""
+
+    def ioctl(self, file: int, call: Ioctl, argument: Any = 0) -> int:
+        """Make a call. `argument` is a number or an instance of the call's structure. Raises KvmError."""
+
+    def close(self, file: int) -> None:
+        """Close a file; what it stands for goes away with the last file that refers to it."""
+
+    def map_run(self, file: int) -> Any:
+        """The writable buffer a vCPU shares with userspace: struct kvm_run first."""
+
+    def kick(self, file: int) -> None:
+        """Make a KVM_RUN of this vCPU that another thread is in return soon, with EINTR; the next one if none is running."""

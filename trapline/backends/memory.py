@@ -1,0 +1,83 @@
+"""Guest memory: an anonymous or file mapping of this process, placed in a VM as a memory slot."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import TYPE_CHECKING, Any
+
+from trapline.errors import BadInput
+
+if TYPE_CHECKING:
+    from trapline.backends.objects import Vm
+
+HUGE_PAGE = 2 << 20
+PAGE = mmap.PAGESIZE
+ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+
+
+class GuestMemory:
+    """`size` bytes of guest memory at `guest_phys_addr`, readable and writable like a bytearray.
+
+    The guest sees writes at once, and the other way round. The mapping lives until the slot is deleted: by `close`, or with the VM.
+    """
+
+    def __init__(self, vm: Vm, slot: int, guest_phys_addr: int, size: int, flags: int, host: Any = None) -> None:
+        """Make the mapping (or use `host`, a writable page-aligned buffer) and the slot."""
+        if size <= 0 or size % PAGE:
+            raise BadInput(f"memory size {size:#x} is not a positive multiple of the page size {PAGE:#x}")
+        self.guest_phys_addr = guest_phys_addr
+        self.size = size
+        self.slot = slot
+        self.flags = flags
+        self._vm = vm
+        self._owned = host is None
+        # The guest's memory starts on a huge page, so that KVM can map it by blocks.
+        self._buffer = mmap.mmap(-1, size + HUGE_PAGE, flags=ANONYMOUS) if self._owned else host
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        skip = -start % HUGE_PAGE if self._owned else 0
+        self.address = start + skip
+        """Where the memory is in this process."""
+        self._view = memoryview(self._buffer).cast("B")[skip : skip + size]
+        if self._owned and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._advise(mmap.MADV_HUGEPAGE, skip)
+        vm.set_user_memory_region(slot, flags, guest_phys_addr, size, self.address)
+
+    def _advise(self, advice: int, skip: int) -> None:
+        try:
+            self._buffer.madvise(advice, skip, self.size)
+        except OSError:
+            return  # a host without transparent huge pages: only slower
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: int | slice) -> Any:
+        value = self._view[key]
+        return bytes(value) if isinstance(key, slice) else value
+
+    def __setitem__(self, key: int | slice, value: Any) -> None:
+        self._view[key] = value
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes without a copy, for a device that reads or writes guest memory."""
+        return self._view
+
+    def __contains__(self, guest_phys_addr: int) -> bool:
+        return 0 <= guest_phys_addr - self.guest_phys_addr < self.size
+
+    def close(self) -> None:
+        """Delete the slot. The mapping is released when nothing refers to it any more."""
+        if self.slot >= 0:
+            self._vm.set_user_memory_region(self.slot, 0, self.guest_phys_addr, 0, self.address)
+            self.slot = -1
+
+    def __enter__(self) -> GuestMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<GuestMemory slot {self.slot}: {self.size:#x} bytes at {self.guest_phys_addr:#x}, host {self.address:#x}>"

@@ -1,0 +1,199 @@
+"""The public classes for the KVM device, a virtual machine and an in-kernel device: the kernel's own division, typed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any
+
+from trapline.abi import arm64
+from trapline.abi.caps import Cap
+from trapline.abi.system import KVM_CHECK_EXTENSION, KVM_CREATE_VM, KVM_GET_API_VERSION
+from trapline.abi.vm import (
+    KVM_CREATE_DEVICE,
+    KVM_CREATE_VCPU,
+    KVM_ENABLE_CAP,
+    KVM_GET_DIRTY_LOG,
+    KVM_IRQ_LINE,
+    KVM_SET_USER_MEMORY_REGION,
+    CreateDevice,
+    DirtyLog,
+    EnableCap,
+    IrqLevel,
+    UserspaceMemoryRegion,
+)
+from trapline.backends.base import Backend
+from trapline.backends.memory import GuestMemory
+from trapline.backends.vcpu import Vcpu, get_attr, has_attr, set_attr
+from trapline.errors import NotSupported
+
+VM_FEATURES = {"mte": Cap.ARM_MTE, "nested": Cap.ARM_EL2, "aarch32": Cap.ARM_EL1_32BIT, "sve": Cap.ARM_SVE}
+"""Names that `create_vm` takes and the capability each of them needs."""
+
+VCPU_FEATURES = {
+    "aarch32": (arm64.Feature.EL1_32BIT,),
+    "sve": (arm64.Feature.SVE,),
+    "nested": (arm64.Feature.HAS_EL2,),
+}
+
+
+class Device:
+    """An in-kernel device: configured and read through attributes."""
+
+    def __init__(self, vm: Vm, file: int, kind: int) -> None:
+        self.vm = vm
+        self.file = file
+        self.kind = kind
+
+    def set_attr(self, group: int, attr: int, value: int | bytes = b"", width: int = 8) -> None:
+        """Write an attribute. An int is passed as `width` bytes."""
+        set_attr(self.vm.backend, self.file, group, attr, value, width)
+
+    def get_attr(self, group: int, attr: int, size: int = 8) -> int:
+        """Read an attribute of `size` bytes. Some attributes take input too: that is 0 here."""
+        return get_attr(self.vm.backend, self.file, group, attr, size)
+
+    def has_attr(self, group: int, attr: int) -> bool:
+        """Whether the attribute exists."""
+        return has_attr(self.vm.backend, self.file, group, attr)
+
+    def close(self) -> None:
+        """Close the file. The device itself lives as long as its VM."""
+        if self.file >= 0:
+            file, self.file = self.file, -1
+            self.vm.backend.close(file)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Vm:
+    """A virtual machine: memory slots, vCPUs, devices and interrupt lines."""
+
+    def __init__(self, system: System, file: int, features: dict[str, bool]) -> None:
+        self.system = system
+        self.backend = system.backend
+        self.file = file
+        self.vcpus: list[Vcpu] = []
+        self.devices: list[Device] = []
+        self.memory: list[GuestMemory] = []
+        self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
+        if features.get("mte"):
+            self.enable_cap(Cap.ARM_MTE)
+
+    def check_extension(self, cap: int) -> int:
+        """0 if this VM lacks the capability, else 1 or the number it stands for."""
+        return self.backend.ioctl(self.file, KVM_CHECK_EXTENSION, int(cap))
+
+    def enable_cap(self, cap: int, *args: int) -> int:
+        """Switch on a capability that is off until asked for."""
+        request = EnableCap()
+        request.cap = cap
+        for index, value in enumerate(args):
+            request.args[index] = value
+        return self.backend.ioctl(self.file, KVM_ENABLE_CAP, request)
+
+    def add_memory(self, guest_phys_addr: int, size: int, *, slot: int | None = None, flags: int = 0, host: Any = None) -> GuestMemory:
+        """Add `size` bytes of memory; the slot number is the lowest free one unless given.
+
+        `host` is a writable page-aligned buffer to use instead of a new anonymous mapping.
+        """
+        if slot is None:
+            used = {memory.slot for memory in self.memory}
+            slot = next(number for number in range(len(used) + 1) if number not in used)
+        memory = GuestMemory(self, slot, guest_phys_addr, size, flags, host)
+        self.memory.append(memory)
+        return memory
+
+    def set_user_memory_region(self, slot: int, flags: int, guest_phys_addr: int, size: int, userspace_addr: int) -> None:
+        """The plain call: create, move, re-flag or (size 0) delete a slot. The caller keeps the memory alive."""
+        region = UserspaceMemoryRegion(slot, flags, guest_phys_addr, size, userspace_addr)
+        self.backend.ioctl(self.file, KVM_SET_USER_MEMORY_REGION, region)
+
+    def get_dirty_log(self, slot: int, pages: int) -> list[int]:
+        """Numbers of the pages of a logging slot that were written since the last call."""
+        bitmap = (ctypes.c_uint64 * ((pages + 63) // 64))()
+        self.backend.ioctl(self.file, KVM_GET_DIRTY_LOG, DirtyLog(slot, 0, ctypes.addressof(bitmap)))
+        bits = int.from_bytes(bitmap, "little")
+        return [page for page in range(pages) if bits >> page & 1]
+
+    def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = ()) -> Vcpu:
+        """Add a vCPU and initialise it with PSCI 0.2 or newer and `features`; `features=None` leaves that to the caller."""
+        vcpu_id = len(self.vcpus) if id is None else id
+        vcpu = Vcpu(self, self.backend.ioctl(self.file, KVM_CREATE_VCPU, vcpu_id), vcpu_id)
+        self.vcpus.append(vcpu)
+        if features is not None:
+            vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
+        return vcpu
+
+    def create_device(self, kind: int) -> Device:
+        """Make an in-kernel device (`arm64.DeviceType`)."""
+        request = CreateDevice(kind, 0, 0)
+        self.backend.ioctl(self.file, KVM_CREATE_DEVICE, request)
+        device = Device(self, request.fd, kind)
+        self.devices.append(device)
+        return device
+
+    def irq_line(self, irq: int, level: int) -> None:
+        """Set an interrupt line by its KVM_IRQ_LINE word (`arm64.irq_word`)."""
+        self.backend.ioctl(self.file, KVM_IRQ_LINE, IrqLevel(irq, int(level)))
+
+    def set_irq(self, spi_intid: int, level: int) -> None:
+        """Set the level of a shared peripheral interrupt, by its interrupt id (32 and up)."""
+        self.irq_line(arm64.IrqType.SPI << 24 | spi_intid, level)
+
+    def close(self) -> None:
+        """Close the VM and all it holds."""
+        if self.file < 0:
+            return
+        for thing in (*self.vcpus, *self.devices):
+            thing.close()
+        file, self.file = self.file, -1
+        self.backend.close(file)
+
+    def __enter__(self) -> Vm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class System:
+    """KVM itself: what /dev/kvm answers."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.file = backend.open()
+
+    @property
+    def api_version(self) -> int:
+        """12."""
+        return self.backend.ioctl(self.file, KVM_GET_API_VERSION, 0)
+
+    def check_extension(self, cap: int) -> int:
+        """0 if the capability is absent, else 1 or the number it stands for."""
+        return self.backend.ioctl(self.file, KVM_CHECK_EXTENSION, int(cap))
+
+    def create_vm(self, type: int = 0, **features: bool) -> Vm:
+        """Make a VM. Features by name (`mte`, `nested`, `aarch32`, `sve`) are refused when this KVM lacks them."""
+        for name, wanted in features.items():
+            if name not in VM_FEATURES:
+                raise NotSupported(f"no VM feature {name!r}: there are {', '.join(VM_FEATURES)}")
+            if wanted and not self.check_extension(VM_FEATURES[name]):
+                raise NotSupported(f"the {self.backend.name} backend has no {name} ({VM_FEATURES[name].name} is 0)")
+        return Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), features)
+
+    def close(self) -> None:
+        """Close the device file. VMs made from it live on."""
+        if self.file >= 0:
+            file, self.file = self.file, -1
+            self.backend.close(file)
+
+    def __enter__(self) -> System:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,65 @@
+"""Choosing a backend: /dev/kvm where it can run arm64 guests, else the software machine, and loudly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+from trapline.backends.base import Backend
+from trapline.backends.objects import System
+from trapline.errors import BadInput
+
+DEVICE = "/dev/kvm"
+NAMES = ("auto", "software", "kvm")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which backend, and the reason in words: `trapline doctor` prints it."""
+
+    name: str
+    reason: str
+
+
+def choose() -> Choice:
+    """What "auto" means on this host."""
+    machine = platform.machine()
+    if machine not in ("aarch64", "arm64"):
+        return Choice("software", f"this host is {machine}: its KVM cannot run arm64 guests")
+    if not os.path.exists(DEVICE):
+        return Choice("software", f"there is no {DEVICE}")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return Choice("software", f"{DEVICE} is there but may not be opened: join the group that owns it")
+    return Choice("kvm", f"{DEVICE} can be opened on an arm64 host")
+
+
+@cache
+def warn_once(reason: str) -> None:
+    """Say on stderr that the software machine stands in for the hardware: a hundred times slower should not be a riddle."""
+    print(f"trapline: using the software machine, not {DEVICE}: {reason}", file=sys.stderr)
+
+
+def make_backend(name: str) -> Backend:
+    """A backend by name. The software machine's libraries are imported only here, when one is asked for."""
+    if name == "kvm":
+        from trapline.backends.dev_kvm import DevKvm
+
+        return DevKvm(DEVICE)
+    from trapline.backends.software import Software
+
+    return Software()
+
+
+def open_system(backend: str = "auto") -> System:
+    """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it."""
+    if backend not in NAMES:
+        raise BadInput(f"no backend {backend!r}: choose one of {', '.join(NAMES)}")
+    if backend == "auto":
+        choice = choose()
+        if choice.name == "software":
+            warn_once(choice.reason)
+        backend = choice.name
+    return System(make_backend(backend))

@@ -1,0 +1,212 @@
+"""The public vCPU: run it, read and write its registers, kick it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from trapline.abi import arm64
+from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, DeviceAttr
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, Exit, IntrExit, KvmRun, decode_exit
+from trapline.abi.vcpu import (
+    KVM_GET_MP_STATE,
+    KVM_GET_ONE_REG,
+    KVM_GET_REG_LIST,
+    KVM_RUN,
+    KVM_SET_MP_STATE,
+    KVM_SET_ONE_REG,
+    MpState,
+    MpStateArgument,
+    OneReg,
+    reg_list,
+)
+from trapline.errors import KvmError
+
+if TYPE_CHECKING:
+    from trapline.backends.objects import Vm
+
+_NAMED = {
+    **{f"x{n}": arm64.reg_x(n) for n in range(31)},
+    **{f"v{n}": arm64.reg_v(n) for n in range(32)},
+    "sp": arm64.REG_SP,
+    "pc": arm64.REG_PC,
+    "pstate": arm64.REG_PSTATE,
+    "sp_el1": arm64.REG_SP_EL1,
+    "elr_el1": arm64.REG_ELR_EL1,
+    "spsr_el1": arm64.reg_spsr(0),
+    "fpsr": arm64.REG_FPSR,
+    "fpcr": arm64.REG_FPCR,
+}
+
+
+class Registers:
+    """A vCPU's core registers as attributes: `x0`..`x30`, `sp` (SP_EL0), `sp_el1`, `pc`, `pstate`, `v0`..`v31`, and so on.
+
+    Each access is one KVM_GET_ONE_REG or KVM_SET_ONE_REG.
+    """
+
+    __slots__ = ("_vcpu",)
+    _vcpu: Vcpu
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        object.__setattr__(self, "_vcpu", vcpu)
+
+    def __getattr__(self, name: str) -> int:
+        reg_id = _NAMED.get(name)
+        if reg_id is None:
+            raise AttributeError(f"no register {name!r}")
+        return self._vcpu.get_one_reg(reg_id)
+
+    def __setattr__(self, name: str, value: int) -> None:
+        reg_id = _NAMED.get(name)
+        if reg_id is None:
+            raise AttributeError(f"no register {name!r}")
+        self._vcpu.set_one_reg(reg_id, value)
+
+    def __dir__(self) -> Iterator[str]:
+        return iter(_NAMED)
+
+    def dump(self) -> dict[str, int]:
+        """The general registers by name."""
+        return {name: self._vcpu.get_one_reg(reg_id) for name, reg_id in _NAMED.items() if not name.startswith("v")}
+
+
+class Vcpu:
+    """One virtual CPU. It runs in the thread that calls `run`."""
+
+    def __init__(self, vm: Vm, file: int, vcpu_id: int) -> None:
+        self.vm = vm
+        self.id = vcpu_id
+        self.file = file
+        self._backend = vm.backend
+        self._ioctl = vm.backend.ioctl
+        self._buffer = vm.backend.map_run(file)
+        self.kvm_run = KvmRun.from_buffer(self._buffer)
+        """The shared structure itself, for tools that need more than the exits."""
+        self.regs = Registers(self)
+        self._kicked = False
+
+    def init(self, features: Iterable[int] = (arm64.Feature.PSCI_0_2,), target: int = arm64.TARGET_GENERIC_V8) -> None:
+        """Choose features (`arm64.Feature`) and reset the vCPU."""
+        request = arm64.VcpuInit()
+        request.target = target
+        for feature in features:
+            request.features[feature // 32] |= 1 << feature % 32
+        self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
+
+    def run(self) -> Exit:
+        """Run the guest until something needs userspace, and return what. Raises KvmError."""
+        try:
+            self._ioctl(self.file, KVM_RUN, 0)
+        except KvmError as error:
+            if error.errno != errno.EINTR:
+                raise
+            if self._kicked:
+                self._kicked = False
+                self._buffer[IMMEDIATE_EXIT_OFFSET] = 0
+            return IntrExit()
+        return decode_exit(self._buffer)
+
+    def kick(self) -> None:
+        """Make `run` return `IntrExit` soon: the running one or else the next. Safe from any thread."""
+        self._kicked = True
+        self._buffer[IMMEDIATE_EXIT_OFFSET] = 1
+        self._backend.kick(self.file)
+
+    @property
+    def immediate_exit(self) -> bool:
+        """While set, `run` completes a pending MMIO and returns `IntrExit` without entering the guest."""
+        return bool(self._buffer[IMMEDIATE_EXIT_OFFSET])
+
+    @immediate_exit.setter
+    def immediate_exit(self, value: bool) -> None:
+        self._buffer[IMMEDIATE_EXIT_OFFSET] = int(value)
+
+    def get_one_reg(self, reg_id: int) -> int:
+        """The value of the register with this id."""
+        value = (ctypes.c_uint8 * arm64.reg_bytes(reg_id))()
+        self._ioctl(self.file, KVM_GET_ONE_REG, OneReg(reg_id, ctypes.addressof(value)))
+        return int.from_bytes(value, "little")
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        """Set the register with this id."""
+        size = arm64.reg_bytes(reg_id)
+        data = (ctypes.c_uint8 * size).from_buffer_copy((value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self._ioctl(self.file, KVM_SET_ONE_REG, OneReg(reg_id, ctypes.addressof(data)))
+
+    def reg_list(self) -> list[int]:
+        """The ids of all registers."""
+        room = reg_list(0)
+        try:
+            self._ioctl(self.file, KVM_GET_REG_LIST, room)
+        except KvmError as error:
+            if error.errno != errno.E2BIG:
+                raise
+        full = reg_list(room.n)
+        self._ioctl(self.file, KVM_GET_REG_LIST, full)
+        return list(full.reg)
+
+    @property
+    def mp_state(self) -> MpState:
+        """Runnable, stopped (off) or suspended."""
+        state = MpStateArgument()
+        self._ioctl(self.file, KVM_GET_MP_STATE, state)
+        return MpState(state.mp_state)
+
+    @mp_state.setter
+    def mp_state(self, value: MpState) -> None:
+        self._ioctl(self.file, KVM_SET_MP_STATE, MpStateArgument(value))
+
+    def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
+        """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
+        set_attr(self._backend, self.file, group, attr, value, width=4)
+
+    def get_attr(self, group: int, attr: int, size: int = 4) -> int:
+        """Read an attribute of the vCPU."""
+        return get_attr(self._backend, self.file, group, attr, size)
+
+    def has_attr(self, group: int, attr: int) -> bool:
+        """Whether the attribute exists."""
+        return has_attr(self._backend, self.file, group, attr)
+
+    def close(self) -> None:
+        """Close the vCPU's file. Its kvm_run stays readable."""
+        if self.file >= 0:
+            file, self.file = self.file, -1
+            self._backend.close(file)
+
+    def __enter__(self) -> Vcpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.id}>"
+
+
+def set_attr(backend: Any, file: int, group: int, attr: int, value: int | bytes, width: int = 8) -> None:
+    """KVM_SET_DEVICE_ATTR on any file that has attributes."""
+    data = value.to_bytes(width, "little") if isinstance(value, int) else bytes(value)
+    buffer = ctypes.create_string_buffer(data, max(len(data), 1))
+    backend.ioctl(file, KVM_SET_DEVICE_ATTR, DeviceAttr(0, group, attr, ctypes.addressof(buffer)))
+
+
+def get_attr(backend: Any, file: int, group: int, attr: int, size: int = 8) -> int:
+    """KVM_GET_DEVICE_ATTR on any file that has attributes."""
+    buffer = (ctypes.c_uint8 * size)()
+    backend.ioctl(file, KVM_GET_DEVICE_ATTR, DeviceAttr(0, group, attr, ctypes.addressof(buffer)))
+    return int.from_bytes(buffer, "little")
+
+
+def has_attr(backend: Any, file: int, group: int, attr: int) -> bool:
+    """KVM_HAS_DEVICE_ATTR as a truth value."""
+    try:
+        backend.ioctl(file, KVM_HAS_DEVICE_ATTR, DeviceAttr(0, group, attr, 0))
+    except KvmError as error:
+        if error.errno in (errno.ENXIO, errno.EPERM):
+            return False
+        raise
+    return True
