@@ -1,0 +1,162 @@
+"""PL011, the PrimeCell UART: the machine's console."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntFlag
+
+from trapline.devices.device import IrqLine, PrimeCell, Reg
+
+FIFO_DEPTH = 32
+"""Both FIFOs hold 32 characters since revision r1p5."""
+
+POLLS_BEFORE_FEEDING = 24
+"""Reads of FR without a transmission between them that mark a guest that polls for input."""
+
+SINGLE_BYTES = tuple(bytes([n]) for n in range(256))
+
+TRIGGER_EIGHTHS = (1, 2, 4, 6, 7)
+"""IFLS encodings: the receive interrupt comes at so many eighths of a full FIFO."""
+
+
+class Flag(IntFlag):
+    """FR, the flag register."""
+
+    RXFE = 1 << 4
+    RXFF = 1 << 6
+    TXFE = 1 << 7
+
+
+class Int(IntFlag):
+    """Interrupts, as numbered in IMSC, RIS, MIS and ICR."""
+
+    RX = 1 << 4
+    TX = 1 << 5
+    RT = 1 << 6
+
+
+# Plain ints for the hot path: arithmetic on enum members costs a microsecond each.
+_RXFE, _RXFF, _TXFE = int(Flag.RXFE), int(Flag.RXFF), int(Flag.TXFE)
+_RX, _TX, _RT = int(Int.RX), int(Int.TX), int(Int.RT)
+
+LCRH_FEN = 1 << 4
+CR_LBE = 1 << 7
+CR_RESET = 0x300
+
+
+class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,primecell")):
+    """PrimeCell UART, without DMA, modem lines or line errors. Transmission takes no time, at any baud rate.
+
+    `output` receives transmitted bytes. Input is queued by `receive` without limit and enters the receive FIFO only once the guest
+    shows that it listens (receive interrupt enabled, or FR polled again and again): drivers empty the FIFO when they start, and
+    input typed or piped in early must not be lost to that.
+    """
+
+    DR = Reg(0x000, mask=0xFF)
+    RSR = Reg(0x004, ro=True)
+    FR = Reg(0x018, ro=True)
+    ILPR = Reg(0x020, mask=0xFF)
+    IBRD = Reg(0x024, mask=0xFFFF)
+    FBRD = Reg(0x028, mask=0x3F)
+    LCRH = Reg(0x02C, mask=0xFF)
+    CR = Reg(0x030, mask=0xFF87, reset=CR_RESET)
+    IFLS = Reg(0x034, mask=0x3F, reset=0x12)
+    IMSC = Reg(0x038, mask=0x7FF)
+    RIS = Reg(0x03C, ro=True)
+    MIS = Reg(0x040, ro=True)
+    ICR = Reg(0x044, mask=0x7FF, wo=True)
+    DMACR = Reg(0x048, mask=0x7)
+
+    def __init__(self, irq: IrqLine | None = None, output: Callable[[bytes], None] | None = None) -> None:
+        self.output = output or (lambda data: None)
+        self.fifo: deque[int] = deque()
+        self.backlog: deque[int] = deque()
+        self.polls = 0
+        super().__init__(irq)
+
+    def reset(self) -> None:
+        """Registers and FIFO; input that never entered the FIFO stays queued."""
+        self.fifo.clear()
+        self.polls = 0
+        super().reset()
+
+    def irq_level(self) -> bool:
+        """UARTINTR: any unmasked interrupt."""
+        return self.RIS & self.IMSC != 0
+
+    def receive(self, data: bytes) -> None:
+        """Characters from the other end of the line."""
+        self.backlog.extend(data)
+        self.fill_fifo()
+        self.update_irq()
+
+    def fill_fifo(self) -> None:
+        """Move queued input into the receive FIFO if the guest listens."""
+        if not self.backlog or not (self.IMSC & (_RX | _RT) or self.polls > POLLS_BEFORE_FEEDING):
+            return
+        while self.backlog and len(self.fifo) < self.depth:
+            self.fifo.append(self.backlog.popleft())
+        self.RIS |= _RT
+        if len(self.fifo) >= self.trigger:
+            self.RIS |= _RX
+
+    @property
+    def depth(self) -> int:
+        """Characters the receive FIFO holds; one when LCRH.FEN is clear."""
+        return FIFO_DEPTH if self.LCRH & LCRH_FEN else 1
+
+    @property
+    def trigger(self) -> int:
+        """Characters in the receive FIFO that raise the receive interrupt."""
+        level = min(self.IFLS >> 3, len(TRIGGER_EIGHTHS) - 1)
+        return max(1, self.depth * TRIGGER_EIGHTHS[level] // 8)
+
+    @DR.write
+    def transmit(self, byte: int) -> None:
+        self.polls = 0
+        self.RIS |= _TX
+        if self.CR & CR_LBE:
+            self.receive(SINGLE_BYTES[byte])
+        else:
+            self.output(SINGLE_BYTES[byte])
+
+    @DR.read
+    def take_character(self) -> int:
+        byte = self.fifo.popleft() if self.fifo else 0
+        if len(self.fifo) < self.trigger:
+            self.RIS &= ~_RX
+        if not self.fifo:
+            self.RIS &= ~_RT
+            self.fill_fifo()
+        return byte
+
+    @FR.value
+    def flags(self) -> int:
+        fifo = self.fifo
+        if fifo:
+            return _TXFE | _RXFF if len(fifo) >= self.depth else _TXFE
+        self.polls += 1
+        if self.backlog and self.polls > POLLS_BEFORE_FEEDING:
+            self.fill_fifo()
+            return _TXFE
+        return _TXFE | _RXFE
+
+    @LCRH.write
+    def set_line_control(self, value: int) -> None:
+        if (self.LCRH ^ value) & LCRH_FEN:
+            self.fifo.clear()
+        self.LCRH = value
+
+    @IMSC.write
+    def set_interrupt_mask(self, value: int) -> None:
+        self.IMSC = value
+        self.fill_fifo()
+
+    @MIS.value
+    def masked_status(self) -> int:
+        return self.RIS & self.IMSC
+
+    @ICR.write
+    def clear_interrupts(self, value: int) -> None:
+        self.RIS &= ~value
