@@ -1,0 +1,189 @@
+"""Exception generation, hints, barriers, PSTATE and system-register instructions.
+
+Operations by name
+------------------
+Bodies in `arm64.isa` leave these `cpu.system(name, *args)` operations for whoever runs them. Arguments are 64-bit unless said
+otherwise; an operation that traps or is UNDEFINED takes its exception before it changes anything.
+
+| name | arguments | meaning |
+|---|---|---|
+| `mrs` | register number (15 bits, o0:op1:CRn:CRm:op2 as in the word; op0 = 2 + o0) | result: the register's value, after the traps and access rules of its descriptor |
+| `msr` | register number, value | write a system register |
+| `sys` | operation number (14 bits, op1:CRn:CRm:op2; op0 = 1), value of Xt | cache, TLB and address-translation maintenance, DC ZVA among it |
+| `sysl` | operation number | result: SYSL's value; UNDEFINED, nothing is allocated |
+| `msr_imm` | op1:op2 (6 bits), CRm (4 bits) | MSR (immediate) to SPSel, DAIFSet, DAIFClr, PAN, UAO: checks EL0 access (SCTLR_EL1.UMA), and unmasking re-evaluates interrupts |
+| `eret` | | exception return from the current EL; UNDEFINED at EL0 |
+| `eret_auth` | key, modifier | the same to the address in ELR_ELx after `pac_auth` of it |
+| `wfe`, `wfi` | | wait, after SCTLR_EL1.nTWE/nTWI and HCR_EL2.TWE/TWI traps |
+| `sev`, `sevl` | | set every PE's, or this PE's, event register |
+| `clrex` | | clear the local exclusive monitor |
+| `pac_add` | key (0 to 3: IA, IB, DA, DB), pointer, modifier | result: the pointer with its authentication code, or as it was when the key is disabled |
+| `pac_auth` | key, pointer, modifier | result: the plain pointer, or a non-canonical one when the code is wrong |
+| `pac_generic` | value, modifier | result: PACGA's code in bits 63:32 |
+| `pac_strip` | pointer, 1 if it is a data pointer | result: the pointer without its code |
+
+Exceptions by kind, `cpu.raise_(kind, imm16)`: `undefined`, `svc`, `hvc`, `smc`, `brk`, `hlt`. HLT and DCPS need external debug,
+which the machine has none of, so they are UNDEFINED and never raised; UDF is `undefined`.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from trapline.arm64.insn import insn
+from trapline.bits import const
+
+
+@insn("11010100 000 imm16:16 000 01", asm="svc #{imm16:x}")
+def svc(cpu: Any, i: Any) -> None:
+    """SVC."""
+    cpu.raise_("svc", i.imm16)
+
+
+@insn("11010100 000 imm16:16 000 10", asm="hvc #{imm16:x}")
+def hvc(cpu: Any, i: Any) -> None:
+    """HVC."""
+    cpu.raise_("hvc", i.imm16)
+
+
+@insn("11010100 000 imm16:16 000 11", asm="smc #{imm16:x}")
+def smc(cpu: Any, i: Any) -> None:
+    """SMC."""
+    cpu.raise_("smc", i.imm16)
+
+
+@insn("11010100 001 imm16:16 000 00", asm="brk #{imm16:x}")
+def brk(cpu: Any, i: Any) -> None:
+    """BRK."""
+    cpu.raise_("brk", i.imm16)
+
+
+@insn("11010100 010 imm16:16 000 00", asm="hlt #{imm16:x}")
+def hlt(cpu: Any, i: Any) -> None:
+    """HLT: UNDEFINED while halting debug is disabled, which it always is here."""
+    cpu.undefined()
+
+
+@insn("11010100 101 imm16:16 000 LL:2", where=lambda f: f.LL != 0, asm="dcps{LL:!|1|2|3}< #{imm16:x}>")
+def dcps(cpu: Any, i: Any) -> None:
+    """DCPS1, DCPS2, DCPS3: UNDEFINED outside Debug state."""
+    cpu.undefined()
+
+
+@insn("0000000000000000 imm16:16", asm="udf #{imm16}")
+def udf(cpu: Any, i: Any) -> None:
+    """UDF: permanently UNDEFINED."""
+    cpu.undefined()
+
+
+HINT = "11010101000000110010"
+
+
+@insn(HINT + " immhint:7 11111", asm="hint #{immhint:x}")
+def hint(cpu: Any, i: Any) -> None:
+    """HINT: the numbers that aren't allocated, or whose feature is absent, do nothing."""
+
+
+@insn(HINT + " 0000 000 11111", asm="nop", over="hint")
+def nop(cpu: Any, i: Any) -> None:
+    """NOP."""
+
+
+@insn(HINT + " 0000 001 11111", asm="yield", over="hint")
+def yield_(cpu: Any, i: Any) -> None:
+    """YIELD: does nothing, since a PE is a host thread of its own."""
+
+
+@insn(HINT + " 0000 01 event:1 11111", asm="wf{event:e|i}", over="hint")
+def wait_for(cpu: Any, i: Any) -> None:
+    """WFE, WFI."""
+    cpu.system("wfi" if i.event else "wfe")
+
+
+@insn(HINT + " 0000 10 local:1 11111", asm="sev{local:|l}", over="hint")
+def send_event(cpu: Any, i: Any) -> None:
+    """SEV, SEVL."""
+    cpu.system("sevl" if i.local else "sev")
+
+
+@insn("11010101000000110011 immcrm:4 010 11111", asm="clrex<immcrm=15| #{immcrm}>")
+def clrex(cpu: Any, i: Any) -> None:
+    """CLREX."""
+    cpu.clear_exclusive()
+
+
+@insn("11010101000000110011 CRm:4 10 opc:1 11111",
+      asm="d{opc:s|m}b {CRm:#0|oshld|oshst|osh|#4|nshld|nshst|nsh|#8|ishld|ishst|ish|#12|ld|st|sy}")
+def data_barrier(cpu: Any, i: Any) -> None:
+    """DSB, DMB. DSB with CRm 0 and 4 are SSBB and PSSBB, which this is strong enough for."""
+    cpu.barrier("dmb" if i.opc else "dsb", i.CRm)
+
+
+@insn("11010101000000110011 0000 100 11111", asm="ssbb", over="data_barrier")
+@insn("11010101000000110011 0100 100 11111", asm="pssbb", over="data_barrier")
+def speculative_store_bypass_barrier(cpu: Any, i: Any) -> None:
+    """SSBB, PSSBB: nothing is speculated here."""
+
+
+@insn("11010101000000110011 immcrm:4 110 11111", asm="isb<immcrm=15| #{immcrm}>")
+def isb(cpu: Any, i: Any) -> None:
+    """ISB."""
+    cpu.barrier("isb")
+
+
+@insn("11010101000000110011 0000 111 11111", feature="FEAT_SB", asm="sb")
+def sb(cpu: Any, i: Any) -> None:
+    """SB."""
+    cpu.barrier("sb")
+
+
+@insn("1101010100000 000 0100 .... 000 11111", feature="FEAT_FlagM", asm="cfinv")
+def cfinv(cpu: Any, i: Any) -> None:
+    """CFINV."""
+    cpu.set_flag("C", ~cpu.flag("C"))
+
+
+PSTATE_FIELDS = {(0, 3): "uao", (0, 4): "pan", (0, 5): "spsel", (3, 6): "daifset", (3, 7): "daifclr"}
+"""PSTATE fields of `msr_immediate` by (op1, op2); those that EL0 may always write have functions of their own."""
+
+
+@insn("1101010100000 op1:3 0100 immcrm:4 op2:3 11111", where=lambda f: (f.op1, f.op2) in PSTATE_FIELDS,
+      asm="msr {op1,op2:" + "|".join(PSTATE_FIELDS.get(divmod(n, 8), "!") for n in range(64)) + "}, #{immcrm}")
+def msr_immediate(cpu: Any, i: Any) -> None:
+    """MSR (immediate) to PAN, UAO, SPSel, DAIFSet, DAIFClr: what may trap or change more than a bit."""
+    cpu.system("msr_imm", i.op1 << 3 | i.op2, i.immcrm)
+
+
+@insn("1101010100000 011 0100 ... b:1 001 11111", feature="FEAT_SSBS", asm="msr ssbs, #{b}")
+def msr_ssbs(cpu: Any, i: Any) -> None:
+    """MSR SSBS, #imm."""
+    cpu.set_pstate("ssbs", const(i.b, 8))
+
+
+@insn("1101010100000 011 0100 ... b:1 010 11111", feature="FEAT_DIT", asm="msr dit, #{b}")
+def msr_dit(cpu: Any, i: Any) -> None:
+    """MSR DIT, #imm."""
+    cpu.set_pstate("dit", const(i.b, 8))
+
+
+@insn("1101010100 0 01 immop:14 Rt:5", asm="sys #{immop:sysop}<Rt=31|, {Rt:X}>")
+def sys(cpu: Any, i: Any) -> None:
+    """SYS: AT, DC, IC, TLBI and the like."""
+    cpu.system("sys", i.immop, cpu.X(i.Rt))
+
+
+@insn("1101010100 1 01 immop:14 Rt:5", asm="sysl {Rt:X}, #{immop:sysop}")
+def sysl(cpu: Any, i: Any) -> None:
+    """SYSL."""
+    cpu.set_X(i.Rt, cpu.system("sysl", i.immop, width=64))
+
+
+@insn("1101010100 0 1 immsysreg:15 Rt:5", asm="msr {immsysreg:sysreg}, {Rt:X}")
+def msr_register(cpu: Any, i: Any) -> None:
+    """MSR (register)."""
+    cpu.system("msr", i.immsysreg, cpu.X(i.Rt))
+
+
+@insn("1101010100 1 1 immsysreg:15 Rt:5", asm="mrs {Rt:X}, {immsysreg:sysreg}")
+def mrs(cpu: Any, i: Any) -> None:
+    """MRS."""
+    cpu.set_X(i.Rt, cpu.system("mrs", i.immsysreg, width=64))
