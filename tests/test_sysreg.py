@@ -11,15 +11,16 @@ import pytest
 
 from trapline.arm64 import regs
 from trapline.arm64.regs import HCR_EL2, ICC_IAR1_EL1, SCTLR_EL1, SP_EL0, TABLE, TCR_EL1
+from trapline.arm64.regs.system import BY_ENCODING, SYSTEM_OPS
 from trapline.arm64.sysreg import RW, R, Sysreg, SysregTable, decode, encode, generic_name
 from trapline.errors import TableError
 from trapline.registers import Field
 
+EXECUTED = Path(__file__).parent / "vectors" / "sysregs_executed.txt"
 ASSEMBLER = shutil.which("aarch64-linux-gnu-as")
 NEWER_THAN_BINUTILS = {
     "ID_AA64PFR2_EL1",
     "ID_AA64FPFR0_EL1",
-    "ID_AA64SMFR0_EL1",
     "ID_AA64ISAR3_EL1",
     "ID_AA64MMFR3_EL1",
     "ID_AA64MMFR4_EL1",
@@ -104,7 +105,7 @@ def assemble(lines: list[str], tmp_path: Path) -> tuple[list[int], str]:
     source, result = tmp_path / "x.s", tmp_path / "x.o"
     source.write_text("\n".join(lines) + "\n")
     run = subprocess.run(
-        [str(ASSEMBLER), "-march=armv8.7-a+sve+memtag+rng+profile", "-o", str(result), str(source)],
+        [str(ASSEMBLER), "-march=armv8.7-a+sve+memtag+rng+profile+sme", "-o", str(result), str(source)],
         capture_output=True, text=True, timeout=60,
     )
     if run.returncode:
@@ -132,3 +133,24 @@ def test_encodings_agree_with_binutils(tmp_path: Path) -> None:
     for reg, word in zip(known, words, strict=True):
         base = 0xD500_0000 if reg.access == "WO" else 0xD520_0000
         assert word == base | reg.encoding << 5, reg.name
+
+
+@pytest.mark.skipif(ASSEMBLER is None, reason="needs binutils for aarch64 (Debian: binutils-aarch64-linux-gnu)")
+def test_system_instructions_agree_with_binutils(tmp_path: Path) -> None:
+    ops = SYSTEM_OPS
+    for op in ops:
+        lines = [f"{op.mnemonic.lower()}, x0", op.mnemonic.lower()]
+        texts = [assemble([line], tmp_path) for line in lines]
+        words = [words[0] for words, errors in texts if not errors]
+        assert words, texts
+        assert words[0] | 0x1F == 0xD500_0000 | op.encoding << 5 | 0x1F, op.mnemonic
+
+
+def test_what_real_kernels_execute_is_declared() -> None:
+    for line in EXECUTED.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        enc = tuple(int(number) for number in line.split())
+        assert len(enc) == 5
+        key = encode(enc)
+        assert key in BY_ENCODING or key in TABLE.by_encoding or key in TABLE.el12, enc

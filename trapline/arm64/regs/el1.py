@@ -346,7 +346,7 @@ class TFSRE0_EL1(Sysreg, enc=(3, 0, 5, 6, 1), feature="MTE2"):
     """Tag Fault Status Register (EL0)."""
 
 
-class ZCR_EL1(Sysreg, enc=(3, 0, 1, 2, 0), vncr=0x1E0, feature="SVE", el12=True):
+class ZCR_EL1(Sysreg, enc=(3, 0, 1, 2, 0), vncr=0x1E0, at_el2="ZCR_EL2", feature="SVE", el12=True):
     """SVE Control Register (EL1)."""
 
 

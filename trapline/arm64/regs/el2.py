@@ -270,6 +270,14 @@ class ICH_HCR_EL2(Sysreg, enc=(3, 4, 12, 11, 0), vncr=0x4C0, feature="GICv3", re
     EOIcount = Field(31, 27)
 
 
+class ZCR_EL2(Sysreg, enc=(3, 4, 1, 2, 0), feature="SVE"):
+    """SVE Control Register (EL2)."""
+
+
+class SMCR_EL2(Sysreg, enc=(3, 4, 1, 2, 6), feature="SME"):
+    """SME Control Register (EL2)."""
+
+
 class VPIDR_EL2(Sysreg, enc=(3, 4, 0, 0, 0), vncr=0x088):
     """Virtualization Processor ID Register: what EL1 reads from MIDR_EL1."""
 

@@ -67,6 +67,10 @@ class GMID_EL1(Sysreg, enc=(3, 1, 0, 0, 4), access="RO", feature="MTE2", reset=0
     """Multiple tag transfer ID register."""
 
 
+class SMIDR_EL1(Sysreg, enc=(3, 1, 0, 0, 6), access="RO", feature="SME", reset=0, traps=(R @ HCR_EL2.TID1,)):
+    """Streaming Mode Identification Register."""
+
+
 class CSSELR_EL1(Sysreg, enc=(3, 2, 0, 0, 0), el=1, reset=0, write_mask=0xF, traps=CACHE_ID):
     """Cache Size Selection Register."""
 

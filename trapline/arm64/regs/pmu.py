@@ -53,6 +53,7 @@ COUNTERS = (
     _pmu("PMXEVCNTR_EL0", (3, 3, 9, 13, 2), "Selected Event Count Register."),
     _pmu("PMINTENSET_EL1", (3, 0, 9, 14, 1), "Interrupt Enable Set register."),
     _pmu("PMINTENCLR_EL1", (3, 0, 9, 14, 2), "Interrupt Enable Clear register."),
+    _pmu("PMMIR_EL1", (3, 0, 9, 14, 6), "Machine Identification Register.", access="RO"),
     _pmu("PMOVSSET_EL0", (3, 3, 9, 14, 3), "Overflow Flag Status Set register."),
     _pmu("PMCCFILTR_EL0", (3, 3, 14, 15, 7), "Cycle Count Filter Register."),
 )
