@@ -159,6 +159,12 @@ class Vcpu:
     def mp_state(self, value: MpState) -> None:
         self._ioctl(self.file, KVM_SET_MP_STATE, MpStateArgument(value))
 
+    def inject_external_abort(self) -> None:
+        """Make a synchronous external data abort pending: what an access to nowhere raises on silicon."""
+        events = arm64.VcpuEvents()  # type: ignore[call-arg]
+        events.ext_dabt_pending = 1
+        self._ioctl(self.file, arm64.KVM_SET_VCPU_EVENTS, events)
+
     def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
         """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
         set_attr(self._backend, self.file, group, attr, value, width=4)

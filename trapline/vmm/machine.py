@@ -1,0 +1,240 @@
+"""One virtual machine on the board: memory, interrupt controller, devices and vCPUs, ready to run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trapline.abi.arm64 import DeviceType, Feature, VgicAddr, VgicCtrl, VgicGroup
+from trapline.abi.vm import MEM_READONLY
+from trapline.backends.memory import GuestMemory
+from trapline.backends.objects import System, Vm
+from trapline.backends.vcpu import Vcpu
+from trapline.devices.device import IrqLine, MmioDevice
+from trapline.devices.flash import FlashRom
+from trapline.devices.memory import GuestRam
+from trapline.devices.pcie import EmptyPci
+from trapline.devices.pl011 import PL011
+from trapline.devices.pl031 import PL031, Cancel
+from trapline.devices.pl061 import PL061, POWER_KEY_LINE
+from trapline.devices.virtio.block import Image, VirtioBlock
+from trapline.devices.virtio.console import VirtioConsole
+from trapline.devices.virtio.mmio import VirtioDevice, VirtioMmio
+from trapline.devices.virtio.rng import VirtioRng
+from trapline.errors import BadInput
+from trapline.vmm import boot, fdt, images
+from trapline.vmm.board import (
+    FLASH,
+    GIC_DISTRIBUTOR,
+    GIC_REDISTRIBUTORS,
+    GPIO,
+    GPIO_SPI,
+    MAX_CPUS,
+    MAX_RAM,
+    PCIE_ECAM,
+    PCIE_MMIO,
+    PCIE_PIO,
+    RAM_BASE,
+    RTC,
+    RTC_SPI,
+    SPI_BASE,
+    UART,
+    UART_SPI,
+    VIRTIO_SLOTS,
+    VIRTIO_SPI,
+    MiB,
+    virtio_slot,
+)
+from trapline.vmm.bus import Bus
+
+SEED_BYTES = 40
+POWER_KEY_SECONDS = 0.1
+INTERRUPTS = 256
+"""Interrupts of the GIC, private ones included."""
+PAGE = 4096
+
+
+@dataclass(slots=True)
+class Config:
+    """What the user asked for. Sizes in bytes; `disks` are (image file, read-only)."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    firmware: Path | None = None
+    params: str = ""
+    cpus: int = 1
+    memory: int = 512 * MiB
+    disks: list[tuple[Path, bool]] = field(default_factory=list)
+    virtio_console: bool = False
+    reboot: bool = True
+    timeout: float | None = None
+
+    def check(self) -> None:
+        """Refuse what no machine can have, in one line."""
+        if self.kernel is None and self.firmware is None:
+            raise BadInput("nothing to boot: give --kernel FILE or --bios FILE")
+        if self.kernel is not None and self.firmware is not None:
+            raise BadInput("--kernel together with --bios needs a fw_cfg device, which is not there yet; give one of them")
+        if self.initrd is not None and self.kernel is None:
+            raise BadInput("--initrd needs --kernel")
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise BadInput(f"--cpus {self.cpus}: choose 1 to {MAX_CPUS}")
+        if not MiB <= self.memory <= MAX_RAM or self.memory % PAGE:
+            raise BadInput(f"--mem {self.memory}: choose 1M to {MAX_RAM >> 30}G, in whole pages")
+        if len(self.disks) + 2 > VIRTIO_SLOTS:
+            raise BadInput(f"{len(self.disks)} disks: there is room for {VIRTIO_SLOTS - 2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """What the guest starts from, read once and loaded again at each reboot."""
+
+    kernel: images.KernelImage | None
+    initrd: bytes
+    firmware: bytes
+
+    @classmethod
+    def read(cls, config: Config) -> Software:
+        """Read and recognise the files of a configuration."""
+        kernel = None
+        if config.kernel is not None:
+            kernel = images.parse(images.read_file(config.kernel, "--kernel"), str(config.kernel))
+        firmware = images.read_file(config.firmware, "--bios") if config.firmware else b""
+        if len(firmware) > FLASH.size:
+            raise BadInput(f"--bios {config.firmware}: {len(firmware)} bytes do not fit into {FLASH.size // MiB} MiB of flash")
+        return cls(kernel, images.read_file(config.initrd, "--initrd") if config.initrd else b"", firmware)
+
+    def plan(self, memory: int) -> boot.Plan:
+        """Where everything goes in a machine with so much memory; BadInput if it does not fit."""
+        return boot.plan_firmware(memory) if self.kernel is None else boot.plan_kernel(self.kernel, self.initrd, memory)
+
+
+class Machine:
+    """A machine from power-on to power-off. A reboot is a new machine: nothing of the old one's state can leak into it.
+
+    lock: held around every device access, from vCPU threads and from outside alike.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        config: Config,
+        software: Software,
+        disks: Iterable[Image],
+        output: Callable[[bytes], None],
+    ) -> None:
+        self.config = config
+        self.lock = threading.Lock()
+        self.bus = Bus()
+        plan = software.plan(config.memory)
+        self.vm: Vm = system.create_vm()
+        try:
+            self.memory = self._add_memory()
+            self.ram = GuestRam(RAM_BASE, self.memory.view)
+            self.flash = self._add_flash(software.firmware) if software.firmware else None
+            self.vcpus = [self._add_vcpu(number) for number in range(config.cpus)]
+            self._add_gic()
+            self.uart = PL011(self._spi(UART_SPI), output)
+            self.gpio = PL061(self._spi(GPIO_SPI))
+            self._add_devices()
+            self.console = VirtioConsole(output) if config.virtio_console else None
+            self.virtio = self._add_virtio(disks)
+            boot.load(plan, self._device_tree(plan), self.ram)
+            self._start_first_cpu(plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give everything back to the host. The vCPUs must not be running."""
+        self.vm.close()
+
+    def receive(self, data: bytes) -> None:
+        """Console input."""
+        with self.lock:
+            (self.console or self.uart).receive(data)
+
+    def press_power_key(self) -> None:
+        """Press the power key and let go of it."""
+        with self.lock:
+            self.gpio.set_input(POWER_KEY_LINE, True)
+        self.schedule(POWER_KEY_SECONDS, lambda: self.gpio.set_input(POWER_KEY_LINE, False))
+
+    def schedule(self, delay: float, callback: Callable[[], None]) -> Cancel:
+        """Call `callback` with the device lock held after `delay` seconds; returns what cancels it."""
+
+        def ring() -> None:
+            with self.lock:
+                callback()
+
+        timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), ring)
+        timer.daemon = True
+        timer.start()
+        return timer.cancel
+
+    def _add_memory(self) -> GuestMemory:
+        try:
+            return self.vm.add_memory(RAM_BASE, self.config.memory)
+        except (MemoryError, OSError) as error:
+            raise BadInput(f"--mem: this host cannot give {self.config.memory // MiB} MiB ({error})") from error
+
+    def _add_flash(self, image: bytes) -> GuestMemory:
+        flash = self.vm.add_memory(FLASH.base, FLASH.size, flags=MEM_READONLY)
+        flash.view[: len(image)] = image
+        self.bus.add(FLASH.base, FlashRom())
+        return flash
+
+    def _add_vcpu(self, number: int) -> Vcpu:
+        return self.vm.create_vcpu(number, features=[Feature.POWER_OFF] if number else [])
+
+    def _add_gic(self) -> None:
+        gic = self.vm.create_device(DeviceType.ARM_VGIC_V3)
+        gic.set_attr(VgicGroup.NR_IRQS, 0, INTERRUPTS, width=4)
+        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_DIST, GIC_DISTRIBUTOR.base)
+        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_REDIST, GIC_REDISTRIBUTORS.base)
+        gic.set_attr(VgicGroup.CTRL, VgicCtrl.INIT)
+
+    def _spi(self, number: int) -> IrqLine:
+        intid = SPI_BASE + number
+        return IrqLine(lambda level: self.vm.set_irq(intid, level))
+
+    def _add_devices(self) -> None:
+        placed: list[tuple[int, MmioDevice]] = [
+            (UART.base, self.uart),
+            (RTC.base, PL031(self._spi(RTC_SPI), schedule=self.schedule)),
+            (GPIO.base, self.gpio),
+            *((window.base, EmptyPci(window.size)) for window in (PCIE_ECAM, PCIE_MMIO, PCIE_PIO)),
+        ]
+        for base, device in placed:
+            self.bus.add(base, device)
+
+    def _add_virtio(self, disks: Iterable[Image]) -> list[VirtioMmio]:
+        devices: list[VirtioDevice] = [VirtioBlock(image, serial=f"trapline-{n}") for n, image in enumerate(disks)]
+        devices.append(VirtioRng())
+        if self.console is not None:
+            devices.append(self.console)
+        slots = [VirtioMmio(device, self.ram, self._spi(VIRTIO_SPI + index)) for index, device in enumerate(devices)]
+        for index, slot in enumerate(slots):
+            self.bus.add(virtio_slot(index).base, slot)
+        return slots
+
+    def _device_tree(self, plan: boot.Plan) -> bytes:
+        return fdt.build(
+            fdt.Description(
+                ram=self.config.memory,
+                cpus=self.config.cpus,
+                virtio_slots=tuple(range(len(self.virtio))),
+                bootargs=self.config.params,
+                initrd=plan.initrd,
+                seed=os.urandom(SEED_BYTES),
+            )
+        )
+
+    def _start_first_cpu(self, plan: boot.Plan) -> None:
+        """The Linux boot protocol: device tree in X0, X1 to X3 zero, exceptions masked (as KVM resets PSTATE)."""
+        regs = self.vcpus[0].regs
+        regs.x0 = plan.dtb
+        regs.pc = plan.entry

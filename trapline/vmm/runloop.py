@@ -1,0 +1,175 @@
+"""Running a machine: a thread for each vCPU, the exits they come back with, and how it all ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from trapline.abi.caps import Cap
+from trapline.abi.exits import Exit, IntrExit, MmioExit, NisvExit, SystemEvent, SystemEventType
+from trapline.backends.vcpu import Vcpu
+from trapline.errors import Timeout
+from trapline.vmm.machine import Machine
+from trapline.vmm.report import LoopDetector, describe_cpu, describe_exits
+
+EXITS_REMEMBERED = 16
+WATCH_SECONDS = 0.5
+"""How often vCPUs that stay inside KVM are looked at."""
+JOIN_SECONDS = 10
+
+
+class Outcome(Enum):
+    """How a machine ended."""
+
+    POWER_OFF = "the guest powered itself off"
+    RESET = "the guest asked for a reset"
+    CRASH = "the guest crashed"
+    QUIT = "stopped from outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The outcome, and for a crash what happened (`why`) and a report to act on."""
+
+    outcome: Outcome
+    why: str = ""
+    report: str = ""
+
+
+class VcpuThread:
+    """Runs one vCPU until the machine ends."""
+
+    def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
+        self.runner = runner
+        self.vcpu = vcpu
+        self.exits = 0
+        self.exits_seen = 0
+        self.recent: deque[Exit] = deque(maxlen=EXITS_REMEMBERED)
+        self.errands: deque[Callable[[VcpuThread], None]] = deque()
+        self.loop_detector = LoopDetector()
+        self.thread = threading.Thread(target=self._run, name=f"vcpu{vcpu.id}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: B902 - whatever it is, the machine ends with a report and not with a hang
+            self.runner.crash(self, f"{type(error).__name__}: {error}", error)
+
+    def _loop(self) -> None:
+        runner, vcpu, machine = self.runner, self.vcpu, self.runner.machine
+        run, bus, lock, remember = vcpu.run, machine.bus, machine.lock, self.recent.append
+        while runner.ending is None:
+            exit = run()
+            self.exits += 1
+            remember(exit)
+            if type(exit) is MmioExit:
+                if exit.is_write:
+                    with lock:
+                        known = bus.write(exit.phys_addr, exit.length, exit.value)
+                else:
+                    with lock:
+                        value = bus.read(exit.phys_addr, exit.length)
+                    known = value is not None
+                    exit.data = value or 0
+                if not known:
+                    self._nobody_answers()
+            else:
+                self._handle(exit)
+
+    def _handle(self, exit: Exit) -> None:
+        match exit:
+            case IntrExit():
+                while self.errands:
+                    self.errands.popleft()(self)
+            case SystemEvent(type=SystemEventType.SHUTDOWN):
+                self.runner.end(Ending(Outcome.POWER_OFF))
+            case SystemEvent(type=SystemEventType.RESET):
+                self.runner.end(Ending(Outcome.RESET))
+            case SystemEvent(type=SystemEventType.CRASH):
+                self.runner.crash(self, "the guest reported a crash of its own")
+            case NisvExit():
+                self._nobody_answers()
+            case _:
+                self.runner.crash(self, f"KVM returned {exit!r}")
+
+    def _nobody_answers(self) -> None:
+        """An access that no device can serve: the external abort that silicon would raise, where KVM can inject one."""
+        if self.runner.can_inject_abort:
+            self.vcpu.inject_external_abort()
+
+    def ask(self, errand: Callable[[VcpuThread], None]) -> None:
+        """Have `errand` done in this thread soon, outside the guest: a running vCPU answers nobody else."""
+        self.errands.append(errand)
+        self.vcpu.kick()
+
+    def look_for_loop(self) -> None:
+        """End the machine if the guest is lost in its exception vectors."""
+        if why := self.loop_detector.look(self.vcpu):
+            self.runner.crash(self, why)
+
+
+class Runner:
+    """Runs one machine to its end."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.can_inject_abort = bool(machine.vm.check_extension(Cap.ARM_INJECT_EXT_DABT))
+        self.ending: Ending | None = None
+        self._ended = threading.Event()
+        self._end_lock = threading.Lock()
+        self.threads = [VcpuThread(self, vcpu) for vcpu in machine.vcpus]
+
+    def run(self, deadline: float | None = None) -> Ending:
+        """Start the vCPUs and wait for the end. `deadline` is in `time.monotonic()` seconds; raises Timeout when it passes."""
+        for vcpu in self.threads:
+            vcpu.thread.start()
+        try:
+            while not self._ended.wait(self._patience(deadline)):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise Timeout("the guest was still running")
+                self._watch()
+        finally:
+            self.end(Ending(Outcome.QUIT))
+            self._join()
+        assert self.ending is not None
+        return self.ending
+
+    def end(self, ending: Ending) -> None:
+        """End the machine; the first call decides how. Safe from any thread."""
+        with self._end_lock:
+            if self.ending is not None:
+                return
+            self.ending = ending
+        self._ended.set()
+        for vcpu in self.machine.vcpus:
+            vcpu.kick()
+
+    def crash(self, thread: VcpuThread, why: str, error: BaseException | None = None) -> None:
+        """End the machine with a report about the vCPU that crashed; called in its thread."""
+        if self.ending is None:
+            title = f"vCPU {thread.vcpu.id}: {why}"
+            self.end(Ending(Outcome.CRASH, title, "\n".join((describe_cpu(thread.vcpu), describe_exits(thread.recent, error)))))
+
+    def report_state(self, show: Callable[[str], None]) -> None:
+        """Pass the registers of each vCPU to `show`, from the vCPU's own thread."""
+        for thread in self.threads:
+            thread.ask(lambda asked: show(describe_cpu(asked.vcpu)))
+
+    def _patience(self, deadline: float | None) -> float:
+        return WATCH_SECONDS if deadline is None else max(0.0, min(WATCH_SECONDS, deadline - time.monotonic()))
+
+    def _watch(self) -> None:
+        """Have a look at each vCPU that made no exit since the last time: it may be lost in its exception vectors."""
+        for thread in self.threads:
+            idle = thread.exits == thread.exits_seen
+            if idle:
+                thread.ask(VcpuThread.look_for_loop)
+            thread.exits_seen = thread.exits + idle  # the errand itself is an exit
+
+    def _join(self) -> None:
+        for thread in self.threads:
+            thread.thread.join(JOIN_SECONDS)
