@@ -1,0 +1,153 @@
+"""Scalar floating point: data processing with one, two and three sources, comparison, selection, FMOV (immediate, register)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trapline.arm64.fp import ROUND_FPCR, ROUND_NEGINF, ROUND_POSINF, ROUND_TIEAWAY, ROUND_TIEEVEN, ROUND_ZERO
+from trapline.arm64.insn import insn
+from trapline.arm64.isa.simd_common import Fp, each, magnitude, negated
+from trapline.bits import Bits, cat, const, select
+
+
+def single_or_double(f: Any) -> bool:
+    """`ftype` 0 is single, 1 double precision; 3 would be half precision arithmetic (FEAT_FP16)."""
+    return bool(f.ftype < 2)
+
+
+def width_of(i: Any) -> int:
+    """Operand width by `ftype`."""
+    return 64 if i.ftype else 32
+
+
+def expand_immediate(imm8: Bits, width: int) -> Bits:
+    """VFPExpandImm: a sign, a narrow exponent and four fraction bits as a number of `width` bits."""
+    exponent, fraction = (8, 23) if width == 32 else (11, 52)
+    return cat(imm8[7], ~imm8[6], imm8[6].sext(exponent - 3), imm8[5:0], const(0, fraction - 4))
+
+
+ONE_SOURCE = (
+    ("fmov", "000000", lambda fp, a: a),
+    ("fabs", "000001", lambda fp, a: magnitude(a)),
+    ("fneg", "000010", lambda fp, a: negated(a)),
+    ("fsqrt", "000011", lambda fp, a: fp("fp_sqrt", a)),
+    ("frintn", "001000", lambda fp, a: fp("fp_round_int", a, ROUND_TIEEVEN, 0)),
+    ("frintp", "001001", lambda fp, a: fp("fp_round_int", a, ROUND_POSINF, 0)),
+    ("frintm", "001010", lambda fp, a: fp("fp_round_int", a, ROUND_NEGINF, 0)),
+    ("frintz", "001011", lambda fp, a: fp("fp_round_int", a, ROUND_ZERO, 0)),
+    ("frinta", "001100", lambda fp, a: fp("fp_round_int", a, ROUND_TIEAWAY, 0)),
+    ("frintx", "001110", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 1)),
+    ("frinti", "001111", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 0)),
+)
+
+
+@each(ONE_SOURCE, "00011110 ftype:2 1 <> 10000 Rn:5 Rd:5", asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}", where=single_or_double)
+def fp_one_source(cpu, i, operation):
+    """floating-point data processing, one source."""
+    with Fp(cpu) as fp:
+        cpu.set_V(i.Rd, operation(fp, cpu.V(i.Rn, width_of(i))))
+
+
+TWO_SOURCE = (
+    ("fmul", "0000", lambda fp, a, b: fp("fp_mul", a, b)),
+    ("fdiv", "0001", lambda fp, a, b: fp("fp_div", a, b)),
+    ("fadd", "0010", lambda fp, a, b: fp("fp_add", a, b)),
+    ("fsub", "0011", lambda fp, a, b: fp("fp_sub", a, b)),
+    ("fmax", "0100", lambda fp, a, b: fp("fp_max", a, b)),
+    ("fmin", "0101", lambda fp, a, b: fp("fp_min", a, b)),
+    ("fmaxnm", "0110", lambda fp, a, b: fp("fp_maxnm", a, b)),
+    ("fminnm", "0111", lambda fp, a, b: fp("fp_minnm", a, b)),
+    ("fnmul", "1000", lambda fp, a, b: negated(fp("fp_mul", a, b))),
+)
+
+
+@each(
+    TWO_SOURCE,
+    "00011110 ftype:2 1 Rm:5 <> 10 Rn:5 Rd:5",
+    asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}",
+    where=single_or_double,
+)
+def fp_two_source(cpu, i, operation):
+    """floating-point data processing, two sources."""
+    width = width_of(i)
+    with Fp(cpu) as fp:
+        cpu.set_V(i.Rd, operation(fp, cpu.V(i.Rn, width), cpu.V(i.Rm, width)))
+
+
+THREE_SOURCE = (
+    ("fmadd", "0 0", lambda fp, a, n, m: fp("fp_muladd", a, n, m)),
+    ("fmsub", "0 1", lambda fp, a, n, m: fp("fp_muladd", a, negated(n), m)),
+    ("fnmadd", "1 0", lambda fp, a, n, m: fp("fp_muladd", negated(a), negated(n), m)),
+    ("fnmsub", "1 1", lambda fp, a, n, m: fp("fp_muladd", negated(a), n, m)),
+)
+
+
+@each(
+    THREE_SOURCE,
+    "00011111 ftype:2 <> Rm:5 <> Ra:5 Rn:5 Rd:5",
+    asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, {ftype:s|d}{Ra}",
+    where=single_or_double,
+)
+def fp_three_source(cpu, i, operation):
+    """floating-point fused multiply-add."""
+    width = width_of(i)
+    with Fp(cpu) as fp:
+        cpu.set_V(i.Rd, operation(fp, cpu.V(i.Ra, width), cpu.V(i.Rn, width), cpu.V(i.Rm, width)))
+
+
+def set_compare_flags(cpu: Any, a: Bits, b: Bits, signal: int) -> None:
+    """FPCompare into N, Z, C, V; `signal` makes a quiet NaN raise Invalid Operation too."""
+    with Fp(cpu) as fp:
+        nzcv = fp("fp_compare", a, b, signal)
+    cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
+
+
+@insn(
+    "00011110 ftype:2 1 Rm:5 001000 Rn:5 E:1 0000",
+    asm="fcmp{E:|e} {ftype:s|d}{Rn}, {ftype:s|d}{Rm}",
+    where=single_or_double,
+)
+def fp_compare(cpu, i):
+    """FCMP, FCMPE."""
+    width = width_of(i)
+    set_compare_flags(cpu, cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
+
+
+@insn("00011110 ftype:2 1 00000 001000 Rn:5 E:1 1000", asm="fcmp{E:|e} {ftype:s|d}{Rn}, #0.0", where=single_or_double)
+def fp_compare_zero(cpu, i):
+    """FCMP, FCMPE (zero)."""
+    width = width_of(i)
+    set_compare_flags(cpu, cpu.V(i.Rn, width), const(0, width), i.E)
+
+
+@insn(
+    "00011110 ftype:2 1 Rm:5 cond:4 01 Rn:5 E:1 immnzcv:4",
+    asm="fccmp{E:|e} {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, #{immnzcv}, {cond:cond}",
+    where=single_or_double,
+)
+def fp_conditional_compare(cpu, i):
+    """FCCMP, FCCMPE."""
+    width = width_of(i)
+    holds = cpu.condition(i.cond)
+    with Fp(cpu) as fp:
+        compared = fp("fp_compare", cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
+        fp.flags = select(holds, fp.flags, const(0, 32))
+    nzcv = select(holds, compared.trunc(4), const(i.immnzcv, 4))
+    cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
+
+
+@insn(
+    "00011110 ftype:2 1 Rm:5 cond:4 11 Rn:5 Rd:5",
+    asm="fcsel {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, {cond:cond}",
+    where=single_or_double,
+)
+def fp_conditional_select(cpu, i):
+    """FCSEL."""
+    width = width_of(i)
+    cpu.set_V(i.Rd, select(cpu.condition(i.cond), cpu.V(i.Rn, width), cpu.V(i.Rm, width)))
+
+
+@insn("00011110 ftype:2 1 imm8:8 10000000 Rd:5", asm="fmov {ftype:s|d}{Rd}, #{imm8:fp8}", where=single_or_double)
+def fp_move_immediate(cpu, i):
+    """FMOV (scalar, immediate)."""
+    cpu.set_V(i.Rd, expand_immediate(const(i.imm8, 8), width_of(i)))
