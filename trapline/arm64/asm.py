@@ -16,7 +16,7 @@ from functools import cached_property
 from trapline.arm64.asm_alias import expand_alias
 from trapline.arm64.asm_template import AsmError, Context, Template
 from trapline.arm64.decode import Decoder
-from trapline.arm64.insn import A64, Insn, InstructionSet
+from trapline.arm64.insn import A64, Insn, InstructionSet, Pattern
 
 __all__ = ["AsmError", "Assembler", "assemble", "disassemble"]
 
@@ -63,7 +63,7 @@ class Assembler:
     def _encodings(self, text: str, at: Context) -> Iterator[int]:
         for instruction in self.by_mnemonic.get(text.partition(" ")[0], ()):
             for values in self.templates[instruction].parse(text, at):
-                word = instruction.pattern.value
+                word = instruction.pattern.value | unused_registers(instruction.pattern)
                 for f in instruction.pattern.fields:
                     word |= values.get(f.name, 0) << f.lo
                 if self.decoder.decode(word) is instruction:
@@ -71,8 +71,18 @@ class Assembler:
 
 
 def _lower(text: str, labels: Mapping[str, int]) -> str:
-    """Lower case, except the words that are labels."""
+    """Lower case, except the words that are labels; `#label` becomes the number."""
+    text = re.sub(r"#([A-Za-z_.$][\w.$]*)", lambda m: f"#{labels.get(m[1], m[1])}", text)
     return re.sub(r"[A-Za-z_.$][\w.$]*", lambda m: m[0] if m[0] in labels else m[0].lower(), text)
+
+
+def unused_registers(pattern: Pattern) -> int:
+    """The should-be-one bits of an encoding: register fields that aren't used, written `.....` in the pattern, hold 31."""
+    mask, position = 0, 32
+    for token in pattern.text.split():
+        position -= int(token.partition(":")[2] or len(token))
+        mask |= (token == ".....") * 31 << position
+    return mask
 
 
 _A64 = Assembler(A64)

@@ -6,12 +6,13 @@ A template is the assembly syntax of one instruction pattern. `Template.format` 
 Elements
 --------
 `text`                 literal; `{{` and `}}` are literal braces. A space stands for any white space.
-`{op:add|sub}`         alternation: the text at the index of the field's value. `!` marks a value without a syntax.
+`{op:add|sub}`         alternation: the text at the index of the field's value. `!` marks a value without a syntax (`!!` is a
+                       literal exclamation mark).
 `{A,R:|l|a|al}`        several fields concatenate, first one highest: here the value is A:R.
 `{Rm}`, `{imm12}`      the unsigned number, decimal. `v{Rd}.16b` and `{ftype:s|d|!|h}{Rn}` make SIMD registers.
 `{Rt:+1}`              number plus a constant; register fields wrap at 32 (`v{Rt:+1}.16b` in register lists).
 `{Rd:KIND}`            a register, KIND one of X W Xsp Wsp (31 is zr or sp), R (W or X by field sf), Rsp (likewise).
-`{Rt:X+1}`             the register after Rt, modulo 32 (CASP).
+`{Rt:X+1}`             the register after Rt, modulo 32; also `{Rt:x=W|X+1}` (CASP).
 `{Rm:opt=W|W|X|X}`     a register whose kind is selected by the field(s) left of `=`.
 `{imm9:s}`             signed. Also `x` (prints hexadecimal) and, after either, an arithmetic suffix:
 `{imm7:s*8}`           ... times a constant; `{imm12:*4}` unsigned.
@@ -46,7 +47,7 @@ CONDITIONS = ("eq", "ne", "cs", "cc", "mi", "pl", "vs", "vc", "hi", "ls", "ge", 
 CONDITION_ALIASES = {"hs": "cs", "lo": "cc"}
 
 NUMBER = r"[+-]?(?:0x[0-9a-f]+|0b[01]+|[0-9]+)"
-LABEL = r"[.a-z_$0-9+-][\w.$+-]*"
+LABEL = r"[.A-Za-z_$0-9+-][\w.$+-]*"
 REGISTER_KINDS = {"X": ("x", "xzr"), "W": ("w", "wzr"), "Xsp": ("x", "sp"), "Wsp": ("w", "wsp")}
 
 
@@ -65,7 +66,7 @@ class Context:
         """The value of a number, a label, or `label+number`; None when it is unknown."""
         if re.fullmatch(NUMBER, text):
             return int(text, 0)
-        match = re.fullmatch(r"([.a-z_$][\w.$]*)([+-]\w+)?", text)
+        match = re.fullmatch(r"([.A-Za-z_$][\w.$]*)([+-]\w+)?", text)
         labels = self.labels or {}
         if match is None or match[1] not in labels:
             return None
@@ -133,7 +134,7 @@ class Choice(Element):
     """An alternation; the value of the fields is the index."""
 
     source: Joined
-    texts: tuple[str, ...]
+    texts: tuple[str | None, ...]
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -141,12 +142,12 @@ class Choice(Element):
 
     @property
     def pattern(self) -> str:  # type: ignore[override]
-        return "|".join(re.escape(t) for t in sorted(set(self.texts) - {"!"}, key=len, reverse=True))
+        texts = {text for text in self.texts if text is not None}
+        return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
 
     def show(self, fields: Mapping[str, int], at: Context) -> str | None:
         index = self.source.get(fields)
-        text = self.texts[index] if index < len(self.texts) else "!"
-        return None if text == "!" else text
+        return self.texts[index] if index < len(self.texts) else None
 
     def read(self, text: str, at: Context) -> list[Fields]:
         return [self.source.put(index) for index, candidate in enumerate(self.texts) if candidate == text]
@@ -283,8 +284,12 @@ class BitmaskImmediate(Element):
 
     def show(self, fields: Mapping[str, int], at: Context) -> str | None:
         width = 64 if not self.has_sf or fields["sf"] else 32
-        mask = bitmask_immediates().get(self.source.get(fields))
-        return None if mask is None else hex(mask & ((1 << width) - 1))
+        value, masks = self.source.get(fields), bitmask_immediates()
+        for rotation_bits in range(6, 0, -1):  # immr may have bits that an element of this size doesn't look at
+            canonical = value & ~(63 << 6) | value & ((1 << rotation_bits) - 1) << 6
+            if canonical in masks:
+                return hex(masks[canonical] & ((1 << width) - 1))
+        return None
 
     def read(self, text: str, at: Context) -> list[Fields]:
         value = int(text, 0)
@@ -461,7 +466,7 @@ class Template:
                 if len(head) > 1:
                     break
             elif isinstance(element, Choice):
-                words = {word + text for word in words for text in element.texts if text != "!"}
+                words = {word + text for word in words for text in element.texts if text is not None}
             elif isinstance(element, Condition):
                 words = {word + text for word in words for text in (*CONDITIONS, *CONDITION_ALIASES)}
             else:
@@ -550,11 +555,11 @@ def _element(body: str, widths: Mapping[str, int]) -> Element:
         by_sf = {"R": ("W", "X"), "Rsp": ("Wsp", "Xsp")}.get(register[1])
         selector = _joined("sf" if by_sf else "", widths)
         return RegisterName(source, selector, by_sf or (register[1],), int(register[2] or 0))
-    selected = re.fullmatch(r"([\w,]+)=(.*)", kind)
+    selected = re.fullmatch(r"([\w,]+)=([^+]*)(\+\d+)?", kind)
     if selected:
-        return RegisterName(source, _joined(selected[1], widths), tuple(selected[2].split("|")))
+        return RegisterName(source, _joined(selected[1], widths), tuple(selected[2].split("|")), int(selected[3] or 0))
     if "|" in kind:
-        return Choice(source, tuple(kind.split("|")))
+        return Choice(source, tuple({"!": None, "!!": "!"}.get(text, text) for text in kind.split("|")))
     wrap = 32 if names.startswith("R") else 0
     reverse = re.fullmatch(r"(\d+)-", kind)
     if reverse:

@@ -50,14 +50,14 @@ def swap(cpu: Any, i: Any) -> None:
     cpu.set_X(i.Rt, cpu.update(cpu.X(i.Rn, sp=True), size, lambda old: value, i.A, i.R))
 
 
-@insn("size:2 001000 1 A:1 1 Rs:5 R:1 ..... Rn:5 Rt:5", feature="FEAT_LSE", asm=f"cas{ORDER}{SIZE} {S}, {T}, [{{Rn:Xsp}}]")
+@insn("size:2 001000 1 A:1 1 Rs:5 R:1 11111 Rn:5 Rt:5", feature="FEAT_LSE", asm=f"cas{ORDER}{SIZE} {S}, {T}, [{{Rn:Xsp}}]")
 def compare_and_swap(cpu: Any, i: Any) -> None:
     """CAS, all sizes and orders."""
     size = 8 << i.size
     cpu.set_X(i.Rs, cpu.compare_swap(cpu.X(i.Rn, sp=True), cpu.X(i.Rs, size), cpu.X(i.Rt, size), i.A, i.R))
 
 
-@insn("0 x:1 001000 0 A:1 1 Rs:5 R:1 ..... Rn:5 Rt:5", feature="FEAT_LSE",
+@insn("0 x:1 001000 0 A:1 1 Rs:5 R:1 11111 Rn:5 Rt:5", feature="FEAT_LSE",
       asm=f"casp{ORDER} {{Rs:x=W|X}}, {{Rs:x=W|X+1}}, {{Rt:x=W|X}}, {{Rt:x=W|X+1}}, [{{Rn:Xsp}}]")
 def compare_and_swap_pair(cpu: Any, i: Any) -> None:
     """CASP, both sizes, all orders."""
@@ -69,8 +69,8 @@ def compare_and_swap_pair(cpu: Any, i: Any) -> None:
     cpu.set_X(cpu.reg(i.Rs, 1), old[2 * width - 1 : width])
 
 
-@insn("0. 001000 0.1 ....1 . ..... ..... .....", over="compare_and_swap_pair")
-@insn("0. 001000 0.1 ....0 . ..... ..... ....1", over="compare_and_swap_pair")
+@insn("0. 001000 0.1 ....1 . 11111 ..... .....", over="compare_and_swap_pair")
+@insn("0. 001000 0.1 ....0 . 11111 ..... ....1", over="compare_and_swap_pair")
 def compare_and_swap_pair_reserved(cpu: Any, i: Any) -> None:
     """CASP of registers that don't start at an even number."""
     cpu.undefined()

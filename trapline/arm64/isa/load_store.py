@@ -24,7 +24,7 @@ def syntax(stem: str, address: str) -> str:
 
 def allocated(f: Any) -> bool:
     """Whether size and opc name a load or store: not a signed load that would have nothing to extend."""
-    return bool(f.opc < 2 or f.size < 4 - f.opc + (f.opc == 2))
+    return bool(f.size < (4, 4, 3, 2)[f.opc])
 
 
 def transfer(cpu: Any, i: Any, address: Bits, unprivileged: bool = False) -> None:

@@ -102,7 +102,7 @@ def exception_return_authenticated(cpu: Any, i: Any) -> None:
 
 
 @insn("11 111 0 00 key:1 imms:1 1 imm9:9 pre:1 1 Rn:5 Rt:5", feature="FEAT_PAuth",
-      asm="ldra{key:a|b} {Rt:X}, [{Rn:Xsp}, #{imms,imm9:s*8}]{pre:|!}")
+      asm="ldra{key:a|b} {Rt:X}, [{Rn:Xsp}, #{imms,imm9:s*8}]{pre:|!!}")
 def load_authenticated(cpu: Any, i: Any) -> None:
     """LDRAA, LDRAB, with offset or pre-index."""
     offset = i.signed("imms") * 4096 + i.imm9 * 8

@@ -142,15 +142,17 @@ def cfinv(cpu: Any, i: Any) -> None:
     cpu.set_flag("C", ~cpu.flag("C"))
 
 
-PSTATE_FIELDS = {(0, 3): "uao", (0, 4): "pan", (0, 5): "spsel", (3, 6): "daifset", (3, 7): "daifclr"}
-"""PSTATE fields of `msr_immediate` by (op1, op2); those that EL0 may always write have functions of their own."""
+@insn("1101010100000 000 0100 ... immbit:1 op2:3 11111", where=lambda f: f.op2 in (3, 4, 5),
+      asm="msr {op2:!|!|!|uao|pan|spsel|!|!}, #{immbit}")
+def msr_privileged_immediate(cpu: Any, i: Any) -> None:
+    """MSR (immediate) to UAO, PAN, SPSel: UNDEFINED at EL0."""
+    cpu.system("msr_imm", i.op2, i.immbit)
 
 
-@insn("1101010100000 op1:3 0100 immcrm:4 op2:3 11111", where=lambda f: (f.op1, f.op2) in PSTATE_FIELDS,
-      asm="msr {op1,op2:" + "|".join(PSTATE_FIELDS.get(divmod(n, 8), "!") for n in range(64)) + "}, #{immcrm}")
-def msr_immediate(cpu: Any, i: Any) -> None:
-    """MSR (immediate) to PAN, UAO, SPSel, DAIFSet, DAIFClr: what may trap or change more than a bit."""
-    cpu.system("msr_imm", i.op1 << 3 | i.op2, i.immcrm)
+@insn("1101010100000 011 0100 immcrm:4 11 clear:1 11111", asm="msr daif{clear:set|clr}, #{immcrm}")
+def msr_daif_immediate(cpu: Any, i: Any) -> None:
+    """MSR DAIFSet, MSR DAIFClr."""
+    cpu.system("msr_imm", 3 << 3 | 6 | i.clear, i.immcrm)
 
 
 @insn("1101010100000 011 0100 ... b:1 001 11111", feature="FEAT_SSBS", asm="msr ssbs, #{b}")
