@@ -92,6 +92,7 @@ class NativeFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], name: str | None, enclosing: dict[str, Any]):
         assert isinstance(function, FunctionType)
         functools.update_wrapper(self, function)
+        self.__qualname__: str = function.__qualname__
         self.function: FunctionType = function
         self.module = function.__module__
         self.name = name or re.sub(r"[^\w.]", "_", function.__qualname__)
@@ -144,7 +145,7 @@ class NativeFunction(Generic[P, R]):
         return self._python
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        values = list(args) + [kwargs.pop(name) for name, _ in self.params_named[len(args) :] if name in kwargs]
+        values: list[Any] = list(args) + [kwargs.pop(name) for name, _ in self.params_named[len(args) :] if name in kwargs]
         if kwargs or len(values) != len(self.params):
             raise TypeError(f"{self.__qualname__}() takes {len(self.params)} arguments")
         converted = [kind(value) if isinstance(kind, IntType) else value for kind, value in zip(self.params, values)]
@@ -152,7 +153,7 @@ class NativeFunction(Generic[P, R]):
         ret = self.ret
         if isinstance(ret, tuple):
             return tuple(kind(v) if isinstance(kind, IntType) else v for kind, v in zip(ret, result))  # type: ignore[return-value]
-        return ret(result) if isinstance(ret, IntType) else result  # type: ignore[return-value,no-any-return]
+        return ret(result) if isinstance(ret, IntType) else result  # type: ignore[return-value]
 
     def emit(self, linkage: str = "internal") -> str:
         """LLVM IR of this function alone; `emit_module` includes what it calls."""
@@ -216,9 +217,7 @@ def emit_module(functions: Sequence[NativeFunction[Any, Any]], linkage: str = "i
     return module_text(_closure(functions), {function.symbol for function in functions}, linkage, wide)
 
 
-def compile_functions(
-    functions: Sequence[NativeFunction[Any, Any]], optimize: int = 1
-) -> dict[str, Callable[..., Any]]:
+def compile_functions(functions: Sequence[NativeFunction[Any, Any]], optimize: int = 1) -> dict[str, Callable[..., Any]]:
     """Compile with LLVM and return Python callables by function name (`fn.name`); structures are passed as instances."""
     from trapline.bits.native_jit import compile_module
 

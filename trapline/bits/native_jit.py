@@ -80,9 +80,7 @@ def _bind(host: Extern) -> Any:
     return callback
 
 
-def compile_module(
-    functions: Sequence[NativeFunction[Any, Any]], text: str, optimize: int
-) -> dict[str, Callable[..., Any]]:
+def compile_module(functions: Sequence[NativeFunction[Any, Any]], text: str, optimize: int) -> dict[str, Callable[..., Any]]:
     """Compile `text`, which defines `functions`; see `native.compile_functions`."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

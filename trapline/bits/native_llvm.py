@@ -46,9 +46,7 @@ def function_text(function: t.Function, linkage: str = "internal") -> str:
     return _Emitter(function).emit(linkage)
 
 
-def module_text(
-    functions: Iterable[t.Function], roots: set[str], linkage: str, wide: Callable[[], list[t.Function]]
-) -> str:
+def module_text(functions: Iterable[t.Function], roots: set[str], linkage: str, wide: Callable[[], list[t.Function]]) -> str:
     """Definitions of `functions`, the tables they use and declarations of host functions.
 
     `wide` gives the functions for the division of u128, if one is needed.
@@ -159,10 +157,7 @@ class _Emitter:
 
     def do_Unpack(self, s: t.Unpack) -> bool:
         whole, text = self.expr(s.call), llvm_return(s.call.type)
-        parts = [
-            None if target is None else self.let(f"extractvalue {text} {whole}, {i}")
-            for i, target in enumerate(s.targets)
-        ]
+        parts = [None if target is None else self.let(f"extractvalue {text} {whole}, {i}") for i, target in enumerate(s.targets)]
         for target, part, kind in zip(s.targets, parts, s.call.type):
             if part is not None:
                 self.store(target, part, kind)
@@ -426,10 +421,7 @@ class _Emitter:
 
     def on_Call(self, e: t.Call) -> str:
         host = isinstance(e.target, Extern)
-        args = [
-            f"{kind.llvm} {extension(kind) + ' ' if host else ''}{self.expr(arg)}"
-            for arg, kind in zip(e.args, e.target.params)
-        ]
+        args = [f"{kind.llvm} {extension(kind) + ' ' if host else ''}{self.expr(arg)}" for arg, kind in zip(e.args, e.target.params)]
         ret: Any = e.target.ret
         attribute = extension(ret) + " " if host and ret is not None else ""
         text = f"call {attribute.lstrip()}{llvm_return(ret)} @{e.target.symbol}({', '.join(args)})"

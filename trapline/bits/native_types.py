@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 
 class NativeError(TypeError):
@@ -29,8 +29,8 @@ class IntType:
         return value - (self.mask + 1) if self.signed and value & self.half else value
 
     def holds(self, value: int) -> bool:
-        """Whether a literal may be written for this type (unsigned types take -1 for all ones)."""
-        return -self.half <= value < (self.half if self.signed else self.mask + 1)
+        """Whether a literal may be written for this type (unsigned types take -1 for all ones, and ~ of any value)."""
+        return -self.half <= value < self.half if self.signed else -self.mask - 1 <= value <= self.mask
 
     def __repr__(self) -> str:
         return self.name
@@ -74,8 +74,18 @@ Return = Type | tuple[Type, ...] | None
 
 if TYPE_CHECKING:
     _T = TypeVar("_T")
-    u1 = u8 = u16 = u32 = u64 = u128 = int
-    s8 = s16 = s32 = s64 = s128 = int
+    # A type checker takes native values for what they are under CPython: ints, and structures.
+    u1: TypeAlias = int
+    u8: TypeAlias = int
+    u16: TypeAlias = int
+    u32: TypeAlias = int
+    u64: TypeAlias = int
+    u128: TypeAlias = int
+    s8: TypeAlias = int
+    s16: TypeAlias = int
+    s32: TypeAlias = int
+    s64: TypeAlias = int
+    s128: TypeAlias = int
     Ptr = Annotated[_T, "pointer"]
 else:
     u1, u8, u16, u32, u64, u128 = (IntType(f"u{width}", width, False) for width in (1, 8, 16, 32, 64, 128))
