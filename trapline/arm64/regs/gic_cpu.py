@@ -12,6 +12,19 @@ from trapline.arm64.regs.el2 import HCR_EL2, ICH_HCR_EL2
 from trapline.arm64.sysreg import RW, Encoding, Sysreg, W, register
 from trapline.registers import Field
 
+LIST_REGISTERS = 4
+"""How many ICH_LR<n>_EL2 there are."""
+
+
+def _never(features: object) -> bool:
+    """No machine has the register: five priority bits need one active priorities register, not four."""
+    return False
+
+
+def _absent_if(absent: bool | int) -> dict[str, Any]:
+    return {"present": _never} if absent else {}
+
+
 GROUP0 = (RW @ ICH_HCR_EL2.TALL0,)
 GROUP1 = (RW @ ICH_HCR_EL2.TALL1,)
 COMMON = (RW @ ICH_HCR_EL2.TC,)
@@ -36,10 +49,12 @@ ICC_EOIR0_EL1 = _icc("ICC_EOIR0_EL1", (3, 0, 12, 8, 1), "End Of Interrupt Regist
 ICC_HPPIR0_EL1 = _icc("ICC_HPPIR0_EL1", (3, 0, 12, 8, 2), "Highest Priority Pending Register 0.", access="RO", traps=GROUP0)
 ICC_BPR0_EL1 = _icc("ICC_BPR0_EL1", (3, 0, 12, 8, 3), "Binary Point Register 0.", traps=GROUP0)
 ICC_AP0R = tuple(
-    _icc(f"ICC_AP0R{n}_EL1", (3, 0, 12, 8, 4 + n), "Active Priorities Group 0 Register.", traps=GROUP0) for n in range(4)
+    _icc(f"ICC_AP0R{n}_EL1", (3, 0, 12, 8, 4 + n), "Active Priorities Group 0 Register.", traps=GROUP0, **_absent_if(n))
+    for n in range(4)
 )
 ICC_AP1R = tuple(
-    _icc(f"ICC_AP1R{n}_EL1", (3, 0, 12, 9, n), "Active Priorities Group 1 Register.", traps=GROUP1) for n in range(4)
+    _icc(f"ICC_AP1R{n}_EL1", (3, 0, 12, 9, n), "Active Priorities Group 1 Register.", traps=GROUP1, **_absent_if(n))
+    for n in range(4)
 )
 ICC_DIR_EL1 = _icc(
     "ICC_DIR_EL1",
@@ -85,7 +100,7 @@ class ICC_SRE_EL1(
     DIB = Field(2)
 
 
-class ICH_VTR_EL2(Sysreg, enc=(3, 4, 12, 11, 1), feature="GICv3", access="RO", reset=4 << 29 | 4 << 26 | 7 << 19 | 3):
+class ICH_VTR_EL2(Sysreg, enc=(3, 4, 12, 11, 1), feature="GICv3", access="RO", reset=4 << 29 | 4 << 26 | 7 << 19 | LIST_REGISTERS - 1):
     """Interrupt Controller VGIC Type Register: 4 list registers, 5 priority and preemption bits, 16-bit INTIDs, no SEIs."""
 
     ListRegs = Field(4, 0)
@@ -151,7 +166,7 @@ ICH_LR = (
     *(
         register(
             f"ICH_LR{n}_EL2", "Interrupt Controller List Register.", (3, 4, 12, 12 + n // 8, n % 8), vncr=0x400 + 8 * n,
-            feature="GICv3", reset=0, after={"irq"},
+            feature="GICv3", reset=0, after={"irq"}, **_absent_if(n // LIST_REGISTERS),
         )
         for n in range(1, 16)
     ),
@@ -159,14 +174,14 @@ ICH_LR = (
 ICH_AP0R = tuple(
     register(
         f"ICH_AP0R{n}_EL2", "Hyp Active Priorities Group 0 Register.", (3, 4, 12, 8, n), vncr=0x480 + 8 * n, feature="GICv3",
-        reset=0, after={"irq"},
+        reset=0, after={"irq"}, **_absent_if(n),
     )
     for n in range(4)
 )
 ICH_AP1R = tuple(
     register(
         f"ICH_AP1R{n}_EL2", "Hyp Active Priorities Group 1 Register.", (3, 4, 12, 9, n), vncr=0x4A0 + 8 * n, feature="GICv3",
-        reset=0, after={"irq"},
+        reset=0, after={"irq"}, **_absent_if(n),
     )
     for n in range(4)
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trapline.arm64.regs.el1 import SCTLR_EL1
+from trapline.arm64.regs.el1 import CPACR_EL1, SCTLR_EL1
+from trapline.arm64.regs.el2 import CPTR_EL2, HCR_EL2
 from trapline.arm64.sysreg import RW, Sysreg
 from trapline.registers import Field
 
@@ -67,7 +68,24 @@ class TCO(Sysreg, enc=(3, 3, 4, 2, 7), feature="MTE2", read="tco_read", write="t
     TCO = Field(25)
 
 
-class FPCR(Sysreg, enc=(3, 3, 4, 4, 0), reset=0, write_mask=0x07C0_0000, after={"fp"}):
+FP_ACCESS = 0x07
+"""Exception class of a trapped use of floating point."""
+
+FP_TRAPS = tuple(
+    trap.with_ec(FP_ACCESS)
+    for trap in (
+        (RW @ CPACR_EL1.FPEN.equals(0)).only(0, 1),
+        (RW @ CPACR_EL1.FPEN.equals(2)).only(0, 1),
+        RW @ CPACR_EL1.FPEN.equals(1),
+        RW @ (CPTR_EL2.TFP & ~HCR_EL2.E2H),
+        RW @ (CPTR_EL2.FPEN.equals(0) & HCR_EL2.E2H),
+        RW @ (CPTR_EL2.FPEN.equals(2) & HCR_EL2.E2H),
+    )
+)
+"""Floating-point registers trap as the instructions do."""
+
+
+class FPCR(Sysreg, enc=(3, 3, 4, 4, 0), reset=0, write_mask=0x07C0_0000, after={"fp"}, traps=FP_TRAPS):
     """Floating-point Control Register. No trapped exceptions, no FZ16, no alternative behaviours."""
 
     RMode = Field(23, 22)
@@ -76,7 +94,7 @@ class FPCR(Sysreg, enc=(3, 3, 4, 4, 0), reset=0, write_mask=0x07C0_0000, after={
     AHP = Field(26)
 
 
-class FPSR(Sysreg, enc=(3, 3, 4, 4, 1), reset=0, write_mask=0x0800_009F):
+class FPSR(Sysreg, enc=(3, 3, 4, 4, 1), reset=0, write_mask=0x0800_009F, traps=FP_TRAPS):
     """Floating-point Status Register: cumulative exception bits and saturation."""
 
     IOC = Field(0)
@@ -88,13 +106,9 @@ class FPSR(Sysreg, enc=(3, 3, 4, 4, 1), reset=0, write_mask=0x0800_009F):
     QC = Field(27)
 
 
-class RNDR(Sysreg, enc=(3, 3, 2, 4, 0), feature="RNG", access="RO", read="rndr_read"):
+class RNDR(Sysreg, enc=(3, 3, 2, 4, 0), feature="RNG", access="RO"):
     """Random Number."""
 
 
-class RNDRRS(Sysreg, enc=(3, 3, 2, 4, 1), feature="RNG", access="RO", read="rndr_read"):
+class RNDRRS(Sysreg, enc=(3, 3, 2, 4, 1), feature="RNG", access="RO"):
     """Reseeded Random Number."""
-
-
-FP_REGISTERS = (FPCR, FPSR)
-"""Registers whose access traps like a floating-point instruction, with exception class 0x07."""
