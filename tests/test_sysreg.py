@@ -106,7 +106,9 @@ def assemble(lines: list[str], tmp_path: Path) -> tuple[list[int], str]:
     source.write_text("\n".join(lines) + "\n")
     run = subprocess.run(
         [str(ASSEMBLER), "-march=armv8.7-a+sve+memtag+rng+profile+sme", "-o", str(result), str(source)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if run.returncode:
         return [], run.stderr

@@ -21,11 +21,11 @@ from trapline.arm64.regs import (
     ID_AA64PFR0_EL1,
     MIDR_EL1,
     OSLSR_EL1,
+    PMCR_EL0,
     SCTLR_EL1,
     TABLE,
     TPIDRRO_EL0,
     VPIDR_EL2,
-    PMCR_EL0,
 )
 from trapline.arm64.regs.system import BY_ENCODING, SYSTEM_OPS
 from trapline.arm64.state import CpuState

@@ -152,9 +152,7 @@ def esr_sysreg(encoding: int, rt: int, read: bool) -> int:
     return int(sysreg_syndrome(encoding, rt, read))
 
 
-def esr_data_abort(
-    fsc: int, *, lower: bool, write: bool = False, cm: bool = False, s1ptw: bool = False, access: int = 0
-) -> int:
+def esr_data_abort(fsc: int, *, lower: bool, write: bool = False, cm: bool = False, s1ptw: bool = False, access: int = 0) -> int:
     """The syndrome of a data abort; `access` holds ISV, SAS, SSE, SRT, SF, AR in place (see `access_syndrome`)."""
     return esr(EC.DATA_ABORT_LOWER if lower else EC.DATA_ABORT, fsc | write << 6 | s1ptw << 7 | cm << 8 | access)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from types import new_class
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trapline.arm64.state import SYSREG_SLOTS
@@ -235,7 +236,7 @@ class Sysreg(Register):
 
 def register(name: str, doc: str, enc: Encoding, **row: Any) -> type[Sysreg]:
     """Declare a register that has no fields of its own: families numbered 0 to n, reserved ID registers."""
-    return type(Sysreg)(name, (Sysreg,), {"__doc__": doc, "__module__": __name__}, enc=enc, **row)
+    return new_class(name, (Sysreg,), {"enc": enc, **row}, lambda body: body.update(__doc__=doc, __module__=__name__))
 
 
 class SysregTable:
@@ -253,9 +254,7 @@ class SysregTable:
             self.by_name[reg.name] = reg
         self._assign_slots()
         self._check_references()
-        self.el12: dict[int, type[Sysreg]] = {
-            encode((reg.enc[0], 5, *reg.enc[2:])): reg for reg in self if reg.el12
-        }
+        self.el12: dict[int, type[Sysreg]] = {encode((reg.enc[0], 5, *reg.enc[2:])): reg for reg in self if reg.el12}
         if clash := self.el12.keys() & self.by_encoding.keys():
             raise TableError(f"_EL12 names collide with {[self.by_encoding[key].name for key in clash]}")
 

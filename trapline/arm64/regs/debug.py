@@ -68,9 +68,7 @@ def _more_than(n: int, count: str) -> Callable[[Features], bool]:
 
 def _family(stem: str, op2: int, doc: str, count: str, first: type[Sysreg] | None = None) -> tuple[type[Sysreg], ...]:
     rest = tuple(
-        register(
-            f"{stem}{n}_EL1", doc, (2, 0, 0, n, op2), reset=0, after={"debug"}, traps=DEBUG, present=_more_than(n, count)
-        )
+        register(f"{stem}{n}_EL1", doc, (2, 0, 0, n, op2), reset=0, after={"debug"}, traps=DEBUG, present=_more_than(n, count))
         for n in range(0 if first is None else 1, 16)
     )
     return rest if first is None else (first, *rest)
@@ -106,9 +104,7 @@ class DBGDTR_EL0(Sysreg, enc=(2, 3, 0, 4, 0), reset=0, write_mask=0, traps=(RW @
     """Debug Data Transfer Register, half-duplex."""
 
 
-class DBGDTRRX_EL0(
-    Sysreg, enc=(2, 3, 0, 5, 0), mnemonic="DBGDTRRX_EL0", reset=0, write_mask=0, traps=(RW @ MDSCR_EL1.TDCC, *CHANNEL)
-):
+class DBGDTRRX_EL0(Sysreg, enc=(2, 3, 0, 5, 0), mnemonic="DBGDTRRX_EL0", reset=0, write_mask=0, traps=(RW @ MDSCR_EL1.TDCC, *CHANNEL)):
     """Debug Data Transfer Register: Receive when read, Transmit (DBGDTRTX_EL0) when written."""
 
 

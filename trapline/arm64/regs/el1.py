@@ -85,8 +85,15 @@ class ACTLR_EL1(Sysreg, enc=(3, 0, 1, 0, 1), vncr=0x118, reset=0, write_mask=0, 
 
 
 class CPACR_EL1(
-    Sysreg, enc=(3, 0, 1, 0, 2), vncr=0x100, at_el2="CPTR_EL2", el12=True, reset=0, write_mask=0x0030_0000,
-    after={"fp"}, traps=(RW @ CPTR_EL2.TCPAC,),
+    Sysreg,
+    enc=(3, 0, 1, 0, 2),
+    vncr=0x100,
+    at_el2="CPTR_EL2",
+    el12=True,
+    reset=0,
+    write_mask=0x0030_0000,
+    after={"fp"},
+    traps=(RW @ CPTR_EL2.TCPAC,),
 ):
     """Architectural Feature Access Control Register."""
 
@@ -97,9 +104,7 @@ class CPACR_EL1(
     E0POE = Field(29)
 
 
-class TTBR0_EL1(
-    Sysreg, enc=(3, 0, 2, 0, 0), vncr=0x200, at_el2="TTBR0_EL2", el12=True, after={"ttbr"}, traps=VM_CONTROL
-):
+class TTBR0_EL1(Sysreg, enc=(3, 0, 2, 0, 0), vncr=0x200, at_el2="TTBR0_EL2", el12=True, after={"ttbr"}, traps=VM_CONTROL):
     """Translation Table Base Register 0 (EL1)."""
 
     CnP = Field(0)
@@ -107,9 +112,7 @@ class TTBR0_EL1(
     ASID = Field(63, 48)
 
 
-class TTBR1_EL1(
-    Sysreg, enc=(3, 0, 2, 0, 1), vncr=0x210, at_el2="TTBR1_EL2", el12=True, after={"ttbr"}, traps=VM_CONTROL
-):
+class TTBR1_EL1(Sysreg, enc=(3, 0, 2, 0, 1), vncr=0x210, at_el2="TTBR1_EL2", el12=True, after={"ttbr"}, traps=VM_CONTROL):
     """Translation Table Base Register 1 (EL1)."""
 
     CnP = Field(0)
@@ -118,9 +121,14 @@ class TTBR1_EL1(
 
 
 class TCR_EL1(
-    Sysreg, enc=(3, 0, 2, 0, 2), vncr=0x120, at_el2="TCR_EL2", el12=True,
+    Sysreg,
+    enc=(3, 0, 2, 0, 2),
+    vncr=0x120,
+    at_el2="TCR_EL2",
+    el12=True,
     write_mask=bits(range(6), range(7, 35), range(36, 39), 41, 42, 51, 52),
-    after={"mmu"}, traps=VM_CONTROL,
+    after={"mmu"},
+    traps=VM_CONTROL,
 ):
     """Translation Control Register (EL1). HA and HD are RES0 while hardware update of flags is absent."""
 
@@ -171,27 +179,19 @@ class FAR_EL1(Sysreg, enc=(3, 0, 6, 0, 0), vncr=0x220, at_el2="FAR_EL2", el12=Tr
     """Fault Address Register (EL1)."""
 
 
-class AFSR0_EL1(
-    Sysreg, enc=(3, 0, 5, 1, 0), vncr=0x128, at_el2="AFSR0_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL
-):
+class AFSR0_EL1(Sysreg, enc=(3, 0, 5, 1, 0), vncr=0x128, at_el2="AFSR0_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL):
     """Auxiliary Fault Status Register 0 (EL1)."""
 
 
-class AFSR1_EL1(
-    Sysreg, enc=(3, 0, 5, 1, 1), vncr=0x130, at_el2="AFSR1_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL
-):
+class AFSR1_EL1(Sysreg, enc=(3, 0, 5, 1, 1), vncr=0x130, at_el2="AFSR1_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL):
     """Auxiliary Fault Status Register 1 (EL1)."""
 
 
-class MAIR_EL1(
-    Sysreg, enc=(3, 0, 10, 2, 0), vncr=0x140, at_el2="MAIR_EL2", el12=True, after={"mmu"}, traps=VM_CONTROL
-):
+class MAIR_EL1(Sysreg, enc=(3, 0, 10, 2, 0), vncr=0x140, at_el2="MAIR_EL2", el12=True, after={"mmu"}, traps=VM_CONTROL):
     """Memory Attribute Indirection Register (EL1): eight attribute bytes."""
 
 
-class AMAIR_EL1(
-    Sysreg, enc=(3, 0, 10, 3, 0), vncr=0x148, at_el2="AMAIR_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL
-):
+class AMAIR_EL1(Sysreg, enc=(3, 0, 10, 3, 0), vncr=0x148, at_el2="AMAIR_EL2", el12=True, reset=0, write_mask=0, traps=VM_CONTROL):
     """Auxiliary Memory Attribute Indirection Register (EL1)."""
 
 
@@ -276,9 +276,7 @@ class TPIDRRO_EL0(Sysreg, enc=(3, 3, 13, 0, 3), write_el=1):
     """EL0 Read-Only Software Thread ID Register."""
 
 
-class SCXTNUM_EL0(
-    Sysreg, enc=(3, 3, 13, 0, 7), feature="CSV2_2", traps=(RW @ SCTLR_EL1.TSCXT, RW @ ~HCR_EL2.EnSCXT)
-):
+class SCXTNUM_EL0(Sysreg, enc=(3, 3, 13, 0, 7), feature="CSV2_2", traps=(RW @ SCTLR_EL1.TSCXT, RW @ ~HCR_EL2.EnSCXT)):
     """EL0 Read/Write Software Context Number."""
 
 
@@ -352,4 +350,3 @@ class ZCR_EL1(Sysreg, enc=(3, 0, 1, 2, 0), vncr=0x1E0, at_el2="ZCR_EL2", feature
 
 class TRFCR_EL1(Sysreg, enc=(3, 0, 1, 2, 1), vncr=0x880, feature="TRF", el12=True):
     """Trace Filter Control Register (EL1)."""
-

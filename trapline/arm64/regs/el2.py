@@ -454,4 +454,3 @@ FINE_GRAINED = tuple(
         ("HAFGRTR_EL2", 3, 1, 6, 0x1E8),
     )
 )
-

@@ -49,12 +49,10 @@ ICC_EOIR0_EL1 = _icc("ICC_EOIR0_EL1", (3, 0, 12, 8, 1), "End Of Interrupt Regist
 ICC_HPPIR0_EL1 = _icc("ICC_HPPIR0_EL1", (3, 0, 12, 8, 2), "Highest Priority Pending Register 0.", access="RO", traps=GROUP0)
 ICC_BPR0_EL1 = _icc("ICC_BPR0_EL1", (3, 0, 12, 8, 3), "Binary Point Register 0.", traps=GROUP0)
 ICC_AP0R = tuple(
-    _icc(f"ICC_AP0R{n}_EL1", (3, 0, 12, 8, 4 + n), "Active Priorities Group 0 Register.", traps=GROUP0, **_absent_if(n))
-    for n in range(4)
+    _icc(f"ICC_AP0R{n}_EL1", (3, 0, 12, 8, 4 + n), "Active Priorities Group 0 Register.", traps=GROUP0, **_absent_if(n)) for n in range(4)
 )
 ICC_AP1R = tuple(
-    _icc(f"ICC_AP1R{n}_EL1", (3, 0, 12, 9, n), "Active Priorities Group 1 Register.", traps=GROUP1, **_absent_if(n))
-    for n in range(4)
+    _icc(f"ICC_AP1R{n}_EL1", (3, 0, 12, 9, n), "Active Priorities Group 1 Register.", traps=GROUP1, **_absent_if(n)) for n in range(4)
 )
 ICC_DIR_EL1 = _icc(
     "ICC_DIR_EL1",
@@ -74,8 +72,14 @@ ICC_IGRPEN1_EL1 = _icc("ICC_IGRPEN1_EL1", (3, 0, 12, 12, 7), "Interrupt Group 1 
 
 SGI_REGISTERS = tuple(
     register(
-        name, "Software Generated Interrupt Register.", (3, 0, 12, 11, op2), feature="GICv3", access="WO",
-        write="sgi_write", reset=0, traps=SGI,
+        name,
+        "Software Generated Interrupt Register.",
+        (3, 0, 12, 11, op2),
+        feature="GICv3",
+        access="WO",
+        write="sgi_write",
+        reset=0,
+        traps=SGI,
     )
     for name, op2 in (("ICC_SGI1R_EL1", 5), ("ICC_ASGI1R_EL1", 6), ("ICC_SGI0R_EL1", 7))
 )
@@ -90,9 +94,7 @@ class ICC_SRE_EL2(Sysreg, enc=(3, 4, 12, 9, 5), feature="GICv3", reset=0xF, writ
     Enable = Field(3)
 
 
-class ICC_SRE_EL1(
-    Sysreg, enc=(3, 0, 12, 12, 5), feature="GICv3", reset=0x7, write_mask=0, res1=0x7, traps=(RW @ ~ICC_SRE_EL2.Enable,)
-):
+class ICC_SRE_EL1(Sysreg, enc=(3, 0, 12, 12, 5), feature="GICv3", reset=0x7, write_mask=0, res1=0x7, traps=(RW @ ~ICC_SRE_EL2.Enable,)):
     """Interrupt Controller System Register Enable (EL1): always enabled."""
 
     SRE = Field(0)
@@ -165,23 +167,41 @@ ICH_LR = (
     ListRegister,
     *(
         register(
-            f"ICH_LR{n}_EL2", "Interrupt Controller List Register.", (3, 4, 12, 12 + n // 8, n % 8), vncr=0x400 + 8 * n,
-            feature="GICv3", reset=0, after={"irq"}, **_absent_if(n // LIST_REGISTERS),
+            f"ICH_LR{n}_EL2",
+            "Interrupt Controller List Register.",
+            (3, 4, 12, 12 + n // 8, n % 8),
+            vncr=0x400 + 8 * n,
+            feature="GICv3",
+            reset=0,
+            after={"irq"},
+            **_absent_if(n // LIST_REGISTERS),
         )
         for n in range(1, 16)
     ),
 )
 ICH_AP0R = tuple(
     register(
-        f"ICH_AP0R{n}_EL2", "Hyp Active Priorities Group 0 Register.", (3, 4, 12, 8, n), vncr=0x480 + 8 * n, feature="GICv3",
-        reset=0, after={"irq"}, **_absent_if(n),
+        f"ICH_AP0R{n}_EL2",
+        "Hyp Active Priorities Group 0 Register.",
+        (3, 4, 12, 8, n),
+        vncr=0x480 + 8 * n,
+        feature="GICv3",
+        reset=0,
+        after={"irq"},
+        **_absent_if(n),
     )
     for n in range(4)
 )
 ICH_AP1R = tuple(
     register(
-        f"ICH_AP1R{n}_EL2", "Hyp Active Priorities Group 1 Register.", (3, 4, 12, 9, n), vncr=0x4A0 + 8 * n, feature="GICv3",
-        reset=0, after={"irq"}, **_absent_if(n),
+        f"ICH_AP1R{n}_EL2",
+        "Hyp Active Priorities Group 1 Register.",
+        (3, 4, 12, 9, n),
+        vncr=0x4A0 + 8 * n,
+        feature="GICv3",
+        reset=0,
+        after={"irq"},
+        **_absent_if(n),
     )
     for n in range(4)
 )

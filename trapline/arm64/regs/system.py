@@ -151,9 +151,7 @@ CACHE_OPS = (
         (_TPU, RW @ HCR_EL2.TICAB),
     ),
     SystemOp("IC IALLU", (1, 0, 7, 5, 0), Cache(CacheOp.INVALIDATE, By.ALL, True), (_TPU, _TOCU)),
-    SystemOp(
-        "IC IVAU", (1, 3, 7, 5, 1), Cache(CacheOp.INVALIDATE, By.VA, True, Shareable.INNER), (_UCI, _TPU, _TOCU)
-    ),
+    SystemOp("IC IVAU", (1, 3, 7, 5, 1), Cache(CacheOp.INVALIDATE, By.VA, True, Shareable.INNER), (_UCI, _TPU, _TOCU)),
     SystemOp("DC IVAC", (1, 0, 7, 6, 1), Cache(CacheOp.INVALIDATE, By.VA), (_TPCP,)),
     SystemOp("DC ISW", (1, 0, 7, 6, 2), Cache(CacheOp.INVALIDATE, By.SET_WAY), (_TSW,)),
     SystemOp("DC CSW", (1, 0, 7, 10, 2), Cache(CacheOp.CLEAN, By.SET_WAY), (_TSW,)),

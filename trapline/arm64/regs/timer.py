@@ -169,9 +169,7 @@ class CNTHP_TVAL_EL2(
     """Counter-timer Hypervisor Physical Timer TimerValue Register."""
 
 
-class CNTHV_CTL_EL2(
-    Sysreg, enc=(3, 4, 14, 3, 1), feature="VHE", reset=0, write_mask=3, read="cnthv_ctl_read", after={"timer", "irq"}
-):
+class CNTHV_CTL_EL2(Sysreg, enc=(3, 4, 14, 3, 1), feature="VHE", reset=0, write_mask=3, read="cnthv_ctl_read", after={"timer", "irq"}):
     """Counter-timer Hypervisor Virtual Timer Control Register."""
 
 
