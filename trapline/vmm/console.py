@@ -135,9 +135,10 @@ def show_help() -> None:
 class InputThread:
     """Reads stdin in a thread until it ends or `stop` is called."""
 
-    def __init__(self, keyboard: Keyboard, fd: int = STDIN) -> None:
+    def __init__(self, keyboard: Keyboard, fd: int = STDIN, at_end: Callable[[], None] = lambda: None) -> None:
         self.keyboard = keyboard
         self.fd = fd
+        self.at_end = at_end
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
 
@@ -161,4 +162,5 @@ class InputThread:
                 if data := os.read(self.fd, READ_BYTES):
                     self.keyboard.typed(data)
                     continue
+            self.at_end()
             return

@@ -56,13 +56,17 @@ class Guest:
 def prepare(cache: Path | None = None) -> Guest:
     """The Debian guest, from the cache or fetched now; progress goes to stderr. BadInput says what to do without a package manager."""
     home = (cache or cache_directory()) / "guests" / "debian"
-    recipe = home / f"initramfs-{recipe_hash()}.cpio"
-    kernel = home / "vmlinuz"
-    if not (kernel.exists() and (home / "busybox").exists() and (home / "modules").exists()):
+    initrd = home / f"initramfs-{recipe_hash()}.cpio"
+    if not is_ready(home):
         fetch(home)
-    if not recipe.exists():
-        write_atomically(recipe, build_initramfs((home / "busybox").read_bytes(), home / "modules"))
-    return Guest(kernel, recipe)
+    if not initrd.exists():
+        write_atomically(initrd, build_initramfs((home / "busybox").read_bytes(), home / "modules"))
+    return Guest(home / "vmlinuz", initrd)
+
+
+def is_ready(home: Path | None = None) -> bool:
+    """Whether the packages have been fetched. The kernel is put there last."""
+    return ((home or cache_directory() / "guests" / "debian") / "vmlinuz").exists()
 
 
 def recipe_hash() -> str:

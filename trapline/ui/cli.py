@@ -1,0 +1,170 @@
+"""The command `trapline`.
+
+Exit status: 0 the guest powered itself off; 3 it asked for a reset under --no-reboot; 124 --timeout; 125 a bad command line or file;
+126 the guest crashed its machine. A guest that prints `EXIT: STATUS=n` before it powers off ends with n >> 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from trapline.errors import GuestCrash, NotSupported, Timeout, TraplineError
+from trapline.ui import options as opt
+
+EXIT_RESET = 3
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+GUEST_PARAMS = "console=ttyAMA0 panic=-1"
+END_OF_FILE = b"\x04"
+
+RUN_EPILOG = """
+Keys: Ctrl-A x quits, Ctrl-A h lists the others (when stdin is a terminal).
+Exit status: 0 power-off, 3 reset with --no-reboot, 124 timeout, 125 bad command line or file, 126 guest crash;
+a guest that prints "EXIT: STATUS=n" before power-off ends with n >> 1.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns the exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on_signal)
+    try:
+        options = make_parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except TraplineError as error:
+        report = getattr(error, "report", "")
+        print(f"trapline: {error}" + (f"\n{report}" if report else ""), file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED
+
+
+def _exit_on_signal(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that the terminal is restored
+
+
+def make_parser() -> opt.Parser:
+    """The whole command line."""
+    parser = opt.Parser(prog="trapline", description="A KVM you can import: run arm64 guests on a hypervisor written in Python.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=opt.Parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str, epilog: str = "") -> opt.Parser:
+        raw = argparse.RawDescriptionHelpFormatter
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=raw)
+        made.set_defaults(command=command)
+        return made
+
+    run = add("run", run_command, "boot a guest", RUN_EPILOG)
+    opt.add_boot_options(run)
+    opt.add_machine_options(run)
+
+    guest = add("guest", guest_command, "boot Debian's arm64 kernel to a busybox shell, or run a command in it", RUN_EPILOG)
+    guest.add_argument("words", nargs="*", metavar="-- COMMAND", help="run this in the guest, then power off; its exit status is ours")
+    guest.add_argument("--quiet", action="store_true", help="no kernel messages")
+    guest.add_argument("--print-files", action="store_true", help="only prepare kernel and initramfs, and print their paths")
+    opt.add_machine_options(guest)
+
+    add("doctor", doctor_command, "say what this host offers and which backend would be used")
+
+    kut = add("kut", kut_command, "run a folder of kvm-unit-tests' flat images and print a table")
+    kut.add_argument("folder", metavar="DIR", help="where the .flat files are")
+    kut.add_argument("tests", nargs="*", metavar="TEST", help="only these tests")
+    kut.add_argument("--backend", choices=opt.BACKENDS, default="auto", help="which KVM (auto)")
+    kut.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="limit for each test, instead of the table's own")
+
+    check = add("check", check_command, "the concurrency checker (not there yet)")
+    check.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """`trapline run`."""
+    return run_guest(options, kernel=options.kernel, initrd=options.initrd, params=options.params, firmware=options.bios)
+
+
+def guest_command(options: argparse.Namespace) -> int:
+    """`trapline guest`: what `make run` does."""
+    from trapline.vmm import guests
+
+    files = guests.prepare()
+    if options.print_files:
+        print(files.kernel, files.initrd, sep="\n")
+        return 0
+    scripted = not options.words and not os.isatty(0)
+    params = [GUEST_PARAMS]
+    if options.console == "virtio":
+        params.append("tty=/dev/hvc0")
+    if options.quiet or options.words or scripted:
+        params.append("quiet")
+    if options.words:
+        params.append(f"run=base64:{base64.b64encode(opt.quote_command(options.words).encode()).decode()}")
+    if scripted:
+        params.append("script")
+    end = END_OF_FILE if scripted else b""
+    return run_guest(options, end_of_input=end, kernel=files.kernel, initrd=files.initrd, params=" ".join(params))
+
+
+def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: object) -> int:
+    """Build the machine, run it, turn its end into an exit status."""
+    from trapline.backends.select import open_system
+    from trapline.devices.virtio.block import Image
+    from trapline.vmm.machine import Software
+    from trapline.vmm.runloop import Outcome
+    from trapline.vmm.session import Session
+
+    config = opt.config_from(options, **boot)
+    software = Software.read(config)
+    software.plan(config.memory)  # refuses what does not fit before the engine is even loaded
+    with ExitStack() as stack:
+        disks = []
+        for path, read_only in config.disks:
+            disks.append(Image(path, read_only))
+            stack.callback(disks[-1].close)
+        system = stack.enter_context(open_system(options.backend))
+        session = Session(system, config, software, disks, end_of_input=end_of_input)
+        try:
+            ending = session.run()
+        except Timeout as timeout:
+            raise Timeout(f"stopped after {config.timeout:g} seconds: {timeout}") from None
+    match ending.outcome:
+        case Outcome.RESET:
+            return EXIT_RESET
+        case Outcome.CRASH:
+            raise GuestCrash(ending.why, ending.report)
+        case Outcome.POWER_OFF:
+            return session.exit_status or 0
+        case Outcome.QUIT:
+            return 0
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """`trapline doctor`."""
+    from trapline.ui.doctor import print_report
+
+    return print_report()
+
+
+def kut_command(options: argparse.Namespace) -> int:
+    """`trapline kut`."""
+    from trapline.ui.kut import run_folder
+
+    return run_folder(options.folder, options.tests, options.backend, options.timeout)
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """`trapline check`."""
+    raise NotSupported("check: the concurrency checker is not there yet")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The options of `trapline run`, and how a word of the user's becomes a value. Wrong words are BadInput: one line, exit status 125."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trapline.errors import BadInput
+from trapline.vmm.board import MiB
+from trapline.vmm.machine import Config
+
+UNITS = {"": MiB, "K": 1 << 10, "M": MiB, "G": 1 << 30, "T": 1 << 40}
+BACKENDS = ("auto", "software", "kvm")
+READ_ONLY_SUFFIX = ",ro"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are errors of this program's, not of the parser's own kind."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain in one line."""
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def size(text: str) -> int:
+    """Bytes from "512M", "2G" or a plain number of MiB."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 512M or 2G")
+    return int(match[1]) * UNITS[match[2].upper()]
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def disk(text: str) -> tuple[Path, bool]:
+    """A disk image, and whether it is read-only: FILE or FILE,ro."""
+    read_only = text.endswith(READ_ONLY_SUFFIX)
+    return Path(text.removesuffix(READ_ONLY_SUFFIX) if read_only else text), read_only
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An option of the contract whose feature is not there yet. It is known, so that asking for it gets an answer and not a guess."""
+
+    flag: str
+    feature: str
+    takes_value: bool = False
+
+
+MISSING = (
+    Missing("--mte", "memory tagging"),
+    Missing("--nested", "nested virtualisation"),
+    Missing("--aarch32", "32-bit guests"),
+    Missing("--gdb", "the gdb stub", takes_value=True),
+    Missing("--trace", "the trace writer", takes_value=True),
+    Missing("--deterministic", "deterministic execution"),
+)
+
+
+class RefuseMissing(argparse.Action):
+    """Refuses an option whose feature is not there yet."""
+
+    def __init__(self, option_strings: list[str], dest: str, feature: str = "", **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, **kwargs)
+        self.feature = feature
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None) -> None:
+        raise BadInput(f"{option}: {self.feature} is not there yet; leave the option out")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Options that shape the machine, whatever it boots."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("-c", "--cpus", type=count, default=1, metavar="N", help="number of CPUs (1)")
+    group.add_argument("-m", "--mem", type=size, default=512 * MiB, metavar="SIZE", help="memory, such as 512M or 2G (512M)")
+    group.add_argument("-d", "--disk", type=disk, action="append", default=[], metavar="FILE[,ro]", help="raw disk image; may be repeated")
+    group.add_argument("--console", choices=("serial", "virtio"), default="serial", help="what stdin and stdout are connected to (serial)")
+    group.add_argument("--gic", choices=("2", "3"), default="3", help="interrupt controller version (3)")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="which KVM: the software machine, /dev/kvm, or the best (auto)")
+    group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
+    group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
+    later = parser.add_argument_group("not there yet (refused)")
+    for option in MISSING:
+        later.add_argument(
+            option.flag, action=RefuseMissing, feature=option.feature, nargs=None if option.takes_value else 0, help=option.feature
+        )
+
+
+def add_boot_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say what to boot."""
+    group = parser.add_argument_group("what to boot")
+    group.add_argument("-k", "--kernel", type=Path, metavar="FILE", help="arm64 Image (plain, gzip or zboot), ELF or flat binary")
+    group.add_argument("-i", "--initrd", type=Path, metavar="FILE", help="initial ramdisk")
+    group.add_argument("-p", "--params", "--append", default="", metavar="CMDLINE", help="kernel command line")
+    group.add_argument("--bios", "--firmware", type=Path, metavar="FILE", dest="bios", help="firmware image for the flash at 0")
+
+
+def config_from(options: argparse.Namespace, **boot: Any) -> Config:
+    """The configuration that the machine options describe; `boot` gives kernel, initrd, params and firmware."""
+    if options.gic != "3":
+        raise BadInput("--gic 2: the GICv2 is not there yet; leave the option out")
+    config = Config(
+        cpus=options.cpus,
+        memory=options.mem,
+        disks=options.disk,
+        virtio_console=options.console == "virtio",
+        reboot=not options.no_reboot,
+        timeout=options.timeout,
+        **boot,
+    )
+    config.check()
+    return config
+
+
+def quote_command(words: Iterable[str]) -> str:
+    """A shell command from the words after `--`: one word is a script, several are a command and its arguments."""
+    listed = list(words)
+    return listed[0] if len(listed) == 1 else shlex.join(listed)
