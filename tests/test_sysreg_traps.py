@@ -203,3 +203,12 @@ def test_os_lock() -> None:
     assert OSLSR_EL1(state.sysreg[OSLSR_EL1.slot]).OSLK == 0
     FUNCTIONS["oslar_write"](state, 1)
     assert OSLSR_EL1(state.sysreg[OSLSR_EL1.slot]).OSLK == 1
+
+
+def test_instructions_name_declared_features() -> None:
+    from trapline.arm64.features import BY_NAME
+    from trapline.arm64.isa import load_a64
+
+    named = {insn.feature.removeprefix("FEAT_") for insn in load_a64().insns if insn.feature}
+    assert named <= BY_NAME.keys()
+    assert all(BY_NAME[name].implemented for name in named)
