@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 HUGE_PAGE = 2 << 20
 PAGE = mmap.PAGESIZE
-ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+MAP_NORESERVE = 0x4000  # not in the mmap module of every supported Python; the same on x86-64 and arm64
+ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 
 
 class GuestMemory:

@@ -1,0 +1,154 @@
+"""Stage-2 aborts: memory that is not mapped yet, and accesses to devices."""
+
+from __future__ import annotations
+
+from errno import EFAULT, ENOSYS
+from typing import TYPE_CHECKING, Final
+
+from trapline.abi.exits import EXIT_REASON_OFFSET, MMIO_LAYOUT, UNION_OFFSET, Ldst64bExit, MmioExit, NisvExit, encode_exit
+from trapline.arm64.regs import FAR_EL2, HPFAR_EL2
+from trapline.errors import KvmError
+from trapline.kvm.arm64 import inject
+from trapline.kvm.arm64.syndrome import (
+    CM,
+    EC,
+    EC_SHIFT,
+    FSC_EXCLUSIVE,
+    FSC_MASK,
+    FSC_PERMISSION,
+    FSC_TRANSLATION,
+    FSC_TYPE_MASK,
+    ISV,
+    LST_MASK,
+    S1PTW,
+    SAS_SHIFT,
+    SERVED_FAULTS,
+    SF,
+    SRT_SHIFT,
+    SSE,
+    WNR,
+)
+
+if TYPE_CHECKING:
+    from trapline.kvm.arm64.vcpu import Arm64Vcpu
+
+HOST_IPA_LIMIT: Final = 48
+PAGE_OFFSET: Final = 0xFFF
+NISV_ISS: Final = 0x1FF_FFFF & ~FSC_MASK
+MMIO_REASON: Final = MmioExit.reason
+FAR, HPFAR = FAR_EL2.slot, HPFAR_EL2.slot
+NOT_PENDING: Final = -1
+
+
+def fault_ipa(hpfar: int) -> int:
+    """The page address that HPFAR_EL2 reports."""
+    return (hpfar & 0xFFF_FFFF_FFF0) << 8
+
+
+def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """An instruction or data abort from the guest. True to go on in the guest, False when kvm_run holds an exit."""
+    far = vcpu.sysreg[FAR]
+    ipa = fault_ipa(vcpu.sysreg[HPFAR]) | far & PAGE_OFFSET
+    instruction = esr >> EC_SHIFT == EC.IABT_LOWER
+    permission = esr & FSC_TYPE_MASK == FSC_PERMISSION
+    # A walk's own access is a read, unless it had to update a descriptor in memory that may only be read.
+    write = not instruction and (permission if esr & S1PTW else bool(esr & WNR and not esr & CM))
+    slots = vcpu.core.vm.memslots.active
+    slot = slots.find(ipa)
+    if slot is None or (write and slot.readonly):
+        if esr & FSC_TYPE_MASK in SERVED_FAULTS:
+            return _outside_memory(vcpu, esr, far, ipa, instruction, slot is None)
+        return _other_fault(vcpu, esr, far, instruction)
+    if esr & FSC_TYPE_MASK not in SERVED_FAULTS:
+        return _other_fault(vcpu, esr, far, instruction)
+    vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, permission)
+    return True
+
+
+def _other_fault(vcpu: Arm64Vcpu, esr: int, far: int, instruction: bool) -> bool:
+    """Faults that no mapping can cure."""
+    if esr & FSC_MASK != FSC_EXCLUSIVE:
+        raise KvmError(EFAULT)
+    inject.external_abort(vcpu, instruction, far)
+    return True
+
+
+def _outside_memory(vcpu: Arm64Vcpu, esr: int, far: int, ipa: int, instruction: bool, nothing: bool) -> bool:
+    """No slot, or a write to one that the guest may only read."""
+    if ipa >> vcpu.vm.ipa_bits and esr & FSC_TYPE_MASK == FSC_TRANSLATION:
+        if ipa >> HOST_IPA_LIMIT:
+            inject.address_size_fault(vcpu, instruction, far)
+        else:
+            inject.external_abort(vcpu, instruction, far)
+        return True
+    if instruction:
+        inject.external_abort(vcpu, True, far)
+        return True
+    if esr & S1PTW:
+        inject.external_abort(vcpu, False, far, walk_level=esr & 3)
+        return True
+    if esr & CM:
+        if nothing:
+            inject.skip_instruction(vcpu)
+            return True
+        return _no_syndrome(vcpu, esr, ipa)
+    if not esr & ISV:
+        return _no_syndrome(vcpu, esr, ipa)
+    return _device_access(vcpu, esr, ipa)
+
+
+def _no_syndrome(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
+    """The abort does not say which register and size: userspace may decode the instruction itself if it asked for that."""
+    if not vcpu.vm.nisv_to_user:
+        raise KvmError(ENOSYS)
+    encode_exit(vcpu.core.run, NisvExit(esr & NISV_ISS, ipa))
+    return False
+
+
+def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
+    """A load or store of one register outside memory: an in-kernel device's, or userspace's."""
+    if esr & LST_MASK and esr & FSC_MASK in range(0x04, 0x10):
+        encode_exit(vcpu.core.run, Ldst64bExit(esr & NISV_ISS, ipa))
+        return False
+    size = 1 << (esr >> SAS_SHIFT & 3)
+    register = esr >> SRT_SHIFT & 31
+    vgic = vcpu.vm.vgic
+    if esr & WNR:
+        value = vcpu.x[register] & (1 << 8 * size) - 1
+        if vgic is not None and vgic.contains(ipa):
+            vgic.mmio(vcpu, ipa, True, size, value)
+            inject.skip_instruction(vcpu)
+            return True
+        run = vcpu.core.run
+        MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
+    else:
+        if vgic is not None and vgic.contains(ipa):
+            _load(vcpu, esr, size, vgic.mmio(vcpu, ipa, False, size))
+            return True
+        run = vcpu.core.run
+        MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, b"", size, 0)
+    run[EXIT_REASON_OFFSET] = MMIO_REASON
+    vcpu.pending_mmio = esr
+    return False
+
+
+def complete_mmio(vcpu: Arm64Vcpu) -> None:
+    """Finish the access that the last exit reported: userspace has put a read's data into kvm_run."""
+    esr, vcpu.pending_mmio = vcpu.pending_mmio, NOT_PENDING
+    if esr & WNR:
+        inject.skip_instruction(vcpu)
+    else:
+        size = 1 << (esr >> SAS_SHIFT & 3)
+        _load(vcpu, esr, size, int.from_bytes(vcpu.core.run[40 : 40 + size], "little"))
+
+
+def _load(vcpu: Arm64Vcpu, esr: int, size: int, value: int) -> None:
+    """Put loaded data into the register, extended as the instruction says, and go to the next instruction."""
+    register = esr >> SRT_SHIFT & 31
+    if register != 31:
+        bits = 8 * size
+        value &= (1 << bits) - 1
+        if esr & SSE and value >> bits - 1:
+            value |= -1 << bits
+        vcpu.x[register] = value & (0xFFFF_FFFF_FFFF_FFFF if esr & SF else 0xFFFF_FFFF)
+    inject.skip_instruction(vcpu)

@@ -1,0 +1,123 @@
+"""KVM/arm64 on a machine: what the core asks of an architecture, before there is a VM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from errno import EBUSY, EINVAL
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trapline.abi.arm64 import VM_TYPE_IPA_SIZE_MASK
+from trapline.abi.caps import Cap
+from trapline.arm64.features import Features
+from trapline.arm64.regs.timer import COUNTER_HZ
+from trapline.errors import KvmError
+from trapline.kvm.arm64 import vcpu as vcpu_module
+from trapline.kvm.arm64 import vm as vm_module
+from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
+from trapline.sync import Clock, Lock
+
+if TYPE_CHECKING:
+    from trapline.kvm.vm import Vm
+
+DEFAULT_IPA_BITS = 40
+MIN_IPA_BITS, MAX_IPA_BITS = 32, 48
+VMID_BITS = 16
+NS_PER_TICK = 1_000_000_000 // COUNTER_HZ
+
+CAPABILITIES: Mapping[int, int] = MappingProxyType(
+    {
+        Cap.IRQCHIP: 1,
+        Cap.SYNC_MMU: 1,
+        Cap.ARM_PSCI: 1,
+        Cap.ARM_PSCI_0_2: 1,
+        Cap.ARM_VM_IPA_SIZE: MAX_IPA_BITS,
+        Cap.ARM_NISV_TO_USER: 1,
+        Cap.ARM_INJECT_EXT_DABT: 1,
+        Cap.ARM_IRQ_LINE_LAYOUT_2: 1,
+        Cap.ARM_SYSTEM_SUSPEND: 1,
+        Cap.VCPU_EVENTS: 1,
+        Cap.MAX_VCPUS: MAX_VCPUS,
+        Cap.MAX_VCPU_ID: MAX_VCPUS,
+    }
+)
+"""What every software machine gives. A capability that is not here does not work, and so is not shown."""
+
+
+class Engine(Protocol):
+    """The machine under the hypervisor: makes processors and maintains their TLBs."""
+
+    def create_cpu(self) -> Any:
+        """A processor, stopped."""
+
+    def tlbi_vmalls12e1(self, vmid: int) -> None:
+        """Forget every translation of a VM, everywhere."""
+
+    def drop_code(self, host_addr: int, size: int) -> None:
+        """Forget what was derived from the contents of host memory: it is about to be something else."""
+
+    def tlbi_ipas2e1is(self, vmid: int, ipa: int, size: int) -> None:
+        """Forget translations of a range of intermediate physical addresses."""
+
+
+class Vmids:
+    """VM identifiers: no two VMs that exist share one, so their translations cannot mix in a TLB."""
+
+    def __init__(self) -> None:
+        self._lock = Lock("vmids", protects="identifiers in use")
+        self._free: list[int] = []
+        self._next = 1
+
+    def take(self) -> int:
+        """An unused identifier."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._next >> VMID_BITS:
+                raise KvmError(EBUSY)
+            self._next += 1
+            return self._next - 1
+
+    def give_back(self, vmid: int) -> None:
+        """The VM is gone, and its translations with it."""
+        with self._lock:
+            self._free.append(vmid)
+
+
+class Arm64:
+    """KVM/arm64 over one engine."""
+
+    modules: Sequence[ModuleType] = (vcpu_module, vm_module)
+
+    def __init__(self, engine: Engine, features: Features) -> None:
+        self.engine = engine
+        self.features = features
+        self.vmids = Vmids()
+        self.clock = Clock()
+        self.reset_values = [(reg.slot, int(value)) for reg, value in features.reset_values().items()]
+        """What every register's storage holds after reset."""
+
+    @classmethod
+    def on_software_machine(cls) -> Arm64:
+        """A new software machine with every default feature."""
+        from trapline.engine import Engine as SoftwareEngine
+
+        features = Features()
+        return cls(SoftwareEngine(features), features)
+
+    def counter(self) -> int:
+        """The system counter, CNTPCT_EL0."""
+        return self.clock.now() // NS_PER_TICK
+
+    def check_extension(self, vm: Vm | None, cap: int) -> int:
+        """Capabilities of this architecture."""
+        if cap in (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC):
+            return int("PAuth" in self.features)
+        return CAPABILITIES.get(cap, 0)
+
+    def create_vm(self, vm: Vm, kind: int) -> Arm64Vm:
+        """The type's low byte is the number of IPA bits; nothing else may be set."""
+        bits = kind & VM_TYPE_IPA_SIZE_MASK or DEFAULT_IPA_BITS
+        if kind & ~VM_TYPE_IPA_SIZE_MASK or not MIN_IPA_BITS <= bits <= MAX_IPA_BITS:
+            raise KvmError(EINVAL)
+        return Arm64Vm(vm, self, bits)

@@ -1,0 +1,406 @@
+"""The arm64 part of a vCPU: initialisation, reset, power states, and the loop that runs the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from errno import EINTR, EINVAL, EIO, ENOENT, ENOEXEC
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from trapline.abi.arm64 import (
+    KVM_ARM_VCPU_INIT,
+    KVM_GET_VCPU_EVENTS,
+    KVM_SET_VCPU_EVENTS,
+    TARGET_GENERIC_V8,
+    Feature,
+    VcpuEvents,
+    VcpuInit,
+)
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET
+from trapline.abi.ioctl import implements
+from trapline.abi.vcpu import MpState
+from trapline.arm64.regs import (
+    CPTR_EL2,
+    ELR_EL2,
+    ESR_EL2,
+    FAR_EL2,
+    HCR_EL2,
+    ICC_SRE_EL2,
+    MIDR_EL1,
+    SPSR_EL2,
+    VMPIDR_EL2,
+    VPIDR_EL2,
+    VTCR_EL2,
+    VTTBR_EL2,
+)
+from trapline.errors import KvmError
+from trapline.kvm.arm64 import hypercalls, inject, onereg, psci, timer
+from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio, handle_abort
+from trapline.kvm.arm64.attributes import VcpuAttributes
+from trapline.kvm.arm64.syndrome import EC, EC_SHIFT, WFX_TIMEOUT, WFX_WFE
+from trapline.kvm.arm64.sysregs import handle_sysreg
+from trapline.kvm.requests import ALL, DEAD, RESET, SLEEP
+from trapline.kvm.vcpu import check_immediate_exit
+from trapline.sync import Lock
+
+if TYPE_CHECKING:
+    from trapline.kvm.arm64.vm import Arm64Vm
+    from trapline.kvm.vcpu import Vcpu
+
+PSTATE_EL1H_MASKED: Final = 0x3C5
+MPIDR_RES1: Final = 1 << 31
+ESR, ELR, SPSR, HCR = ESR_EL2.slot, ELR_EL2.slot, SPSR_EL2.slot, HCR_EL2.slot
+INNER_SHAREABLE: Final = 1
+
+GUEST_HCR: Final = HCR_EL2(
+    VM=1, SWIO=1, PTW=1, FMO=1, IMO=1, AMO=1, FB=1, BSU=INNER_SHAREABLE, TWI=1, TID3=1, TSC=1, TIDCP=1, TACR=1, TSW=1, RW=1
+)  # fmt: skip
+"""What every guest runs under: stage 2 on, interrupts to the hypervisor, and traps of what it answers for itself."""
+
+PIN_BITS: Final = (HCR_EL2.VI.mask, HCR_EL2.VF.mask)
+"""The bits that assert a virtual interrupt when userspace plays the interrupt controller: IRQ and FIQ."""
+
+KNOWN_FEATURES: Final = sum(1 << feature for feature in Feature)
+PTRAUTH: Final = 1 << Feature.PTRAUTH_ADDRESS | 1 << Feature.PTRAUTH_GENERIC
+
+
+class Arm64Vcpu:
+    """One vCPU on one processor of the machine.
+
+    While the guest is not running its PC and PSTATE are in ELR_EL2 and SPSR_EL2, as a hypervisor at EL2 finds them.
+    """
+
+    def __init__(self, core: Vcpu, vm: Arm64Vm) -> None:
+        self.core = core
+        self.vm = vm
+        self.id = core.id
+        self.index = core.index
+        self.affinity = core.id & 0xF | (core.id >> 4 & 0xFF) << 8 | (core.id >> 12 & 0xFF) << 16
+        self.mpidr = self.affinity | MPIDR_RES1
+        self.cpu: Any = vm.machine.engine.create_cpu()
+        self.state = self.cpu.state
+        self.sysreg = self.state.sysreg
+        self.x = self.state.x
+        self.attributes = VcpuAttributes(self)
+        self.initialized = False
+        self.features = 0
+        self.has_run = False
+        self.in_guest = False
+        self.pending_mmio = NOT_PENDING
+        """Syndrome of the access that userspace is completing."""
+        self.timer_lines = 0
+        self.psci_version = psci.VERSION_0_1
+        self.power_lock = Lock("power_lock", protects="mp_state, reset_entry")
+        self.mp_state = MpState.RUNNABLE
+        self.reset_entry: tuple[int, int] | None = None
+        """Where PSCI CPU_ON wants the vCPU to start, and the value for X0."""
+
+    # --- power ---------------------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Wake the vCPU if it sleeps; make it leave the guest if it is there. Others have said why before they call this."""
+        self.core.wait_queue.wake()
+        if self.in_guest:
+            self.cpu.kick()
+
+    def power_state(self) -> int:
+        """KVM_GET_MP_STATE."""
+        return self.mp_state
+
+    def set_power_state(self, state: int) -> None:
+        """KVM_SET_MP_STATE."""
+        if state not in MpState._value2member_map_:
+            raise KvmError(EINVAL)
+        with self.power_lock:
+            self.mp_state = MpState(state)
+        if state != MpState.RUNNABLE:
+            self.core.requests.set(SLEEP)
+
+    def power_off(self, tell: bool) -> None:
+        """Stop the vCPU: it leaves the guest and sleeps until it is turned on. `tell` when another thread runs it."""
+        with self.power_lock:
+            self.mp_state = MpState.STOPPED
+        self.core.requests.set(SLEEP)
+        if tell:
+            self.kick()
+
+    # --- initialisation ------------------------------------------------------------------------------------------------------
+
+    def init(self, target: int, features: int, power_off: bool) -> None:
+        """KVM_ARM_VCPU_INIT after its argument was checked."""
+        vm = self.vm
+        with vm.config_lock:
+            if self.initialized:
+                if features != self.features:
+                    raise KvmError(EINVAL)
+            elif vm.vcpu_features is not None and vm.vcpu_features != features:
+                raise KvmError(EINVAL)
+            vm.vcpu_features = self.features = features
+            self.initialized = True
+        if self.has_run:
+            vm.forget_code()
+        self.psci_version = psci.LATEST if features >> Feature.PSCI_0_2 & 1 else psci.VERSION_0_1
+        self.reset()
+        self.set_power_state(MpState.STOPPED if power_off else MpState.RUNNABLE)
+
+    def reset(self) -> None:
+        """Architectural reset, and the registers with which the hypervisor rules this guest."""
+        state, sysreg = self.state, self.sysreg
+        for register in range(31):
+            self.x[register] = 0
+        for vector in state.v:
+            vector.lo = vector.hi = 0
+        for index in range(len(state.sp_el)):
+            state.sp_el[index] = 0
+        for slot, value in self.vm.machine.reset_values:
+            sysreg[slot] = value
+        hcr = GUEST_HCR
+        if self.features & PTRAUTH:
+            hcr = hcr.replace(API=1, APK=1)
+        sysreg[HCR] = hcr
+        sysreg[CPTR_EL2.slot] = CPTR_EL2.reset_value()
+        sysreg[VPIDR_EL2.slot] = self.vm.id_values()[MIDR_EL1.encoding]
+        sysreg[VMPIDR_EL2.slot] = self.mpidr
+        sysreg[VTTBR_EL2.slot] = self.vm.mmu.vttbr
+        sysreg[VTCR_EL2.slot] = self.vm.mmu.vtcr
+        if self.vm.vgic is None:
+            sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(sysreg[ICC_SRE_EL2.slot]).replace(Enable=0)
+        sysreg[ELR] = 0
+        sysreg[SPSR] = PSTATE_EL1H_MASKED
+        timer.reset(self)
+        self.pending_mmio = NOT_PENDING
+        self.timer_lines = 0
+        if self.vm.vgic is not None:
+            self.vm.vgic.reset_vcpu(self)
+
+    def apply_reset(self) -> None:
+        """Take the start that PSCI CPU_ON left for this vCPU, if it did."""
+        if not self.core.requests.take(RESET):
+            return
+        with self.power_lock:
+            entry, self.reset_entry = self.reset_entry, None
+        if entry is not None:
+            self.reset()
+            self.sysreg[ELR], self.x[0] = entry
+
+    def _first_run(self) -> None:
+        """What is done once, before a vCPU enters the guest for the first time."""
+        if self.vm.vgic is not None:
+            self.vm.vgic.first_run(self)
+        self.vm.timer.check()
+        with self.vm.config_lock:
+            self.vm.id_values()
+            self.vm.has_run = True
+        self.has_run = True
+
+    # --- registers -----------------------------------------------------------------------------------------------------------
+
+    def require_initialized(self) -> None:
+        """ENOEXEC before KVM_ARM_VCPU_INIT; afterwards, a start left by CPU_ON takes effect before anything looks at it."""
+        if not self.initialized:
+            raise KvmError(ENOEXEC)
+        self.apply_reset()
+
+    def read_register(self, reg_id: int) -> int:
+        """KVM_GET_ONE_REG."""
+        self.require_initialized()
+        return onereg.read(self, reg_id)
+
+    def check_register(self, reg_id: int) -> None:
+        """The part of KVM_SET_ONE_REG that comes before the value is fetched."""
+        self.require_initialized()
+        onereg.check_id(reg_id)
+
+    def write_register(self, reg_id: int, value: int) -> None:
+        """KVM_SET_ONE_REG."""
+        onereg.write(self, reg_id, value)
+
+    def register_ids(self) -> list[int]:
+        """KVM_GET_REG_LIST."""
+        self.require_initialized()
+        return onereg.list_ids(self)
+
+    def set_pin(self, number: int, level: bool) -> None:
+        """Drive the IRQ (0) or FIQ (1) pin, when userspace is the interrupt controller."""
+        bit = PIN_BITS[number]
+        with self.power_lock:
+            self.pins = self.pins | bit if level else self.pins & ~bit
+        self.kick()
+
+    pins = 0
+    """Asserted pins, as bits of HCR_EL2."""
+
+    # --- running -------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """KVM_RUN: complete what userspace was asked for, then run the guest until userspace is needed again."""
+        core = self.core
+        if not self.initialized:
+            raise KvmError(ENOEXEC)
+        if not self.has_run:
+            self._first_run()
+        if self.pending_mmio != NOT_PENDING:
+            complete_mmio(self)
+        if core.run[IMMEDIATE_EXIT_OFFSET]:
+            check_immediate_exit(core)
+        cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
+        while True:
+            # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.
+            self.in_guest = True
+            if core.signal or requests.any():
+                self.in_guest = False
+                self._answer_others()
+                continue
+            timer.update_lines(self)
+            if vgic is not None:
+                vgic.flush(self)
+            else:
+                sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | self.pins
+            kind = cpu.enter().kind
+            self.in_guest = False
+            if vgic is not None:
+                vgic.sync(self)
+            if kind == "sync":
+                esr = sysreg[ESR] & 0xFFFF_FFFF
+                handler = TRAPS.get(esr >> EC_SHIFT, _unknown_trap)
+                if not handler(self, esr):
+                    return
+
+    def _answer_others(self) -> None:
+        """Do what other threads asked for. KvmError(EINTR) if that is to return to userspace."""
+        core = self.core
+        if core.interrupted():
+            raise KvmError(EINTR)
+        pending = core.requests.take(ALL & ~RESET)
+        if pending & DEAD:
+            raise KvmError(EIO)
+        if pending & SLEEP:
+            self._sleep_while_off()
+        self.apply_reset()
+
+    def _sleep_while_off(self) -> None:
+        """Sleep until the vCPU is runnable. A signal ends the sleep but not the state."""
+        core = self.core
+        while self.mp_state != MpState.RUNNABLE:
+            core.wait_queue.prepare()
+            if core.signal or core.vm.dead:
+                core.requests.set(SLEEP)
+                return
+            if self.mp_state != MpState.RUNNABLE:
+                core.wait_queue.wait()
+
+    def wait_for_interrupt(self) -> None:
+        """Sleep until an interrupt is pending for the guest, a timer fires, or another thread wants something."""
+        core, vgic = self.core, self.vm.vgic
+        while True:
+            core.wait_queue.prepare()
+            if core.signal or core.requests.any() or self.pins:
+                return
+            timer.update_lines(self)
+            if vgic.pending(self) if vgic is not None else self.timer_lines:
+                return
+            core.wait_queue.wait(self.cpu.next_timer_deadline())
+
+    def destroy(self) -> None:
+        """The VM is gone."""
+        self.initialized = False
+
+
+# --- traps -----------------------------------------------------------------------------------------------------------------------
+
+
+def _unknown_trap(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """A trap that was not asked for: what the guest did does not exist for it."""
+    inject.undefined(vcpu)
+    return True
+
+
+def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """WFI sleeps; WFE, and the forms with a timeout, are only a hint to let others run."""
+    inject.skip_instruction(vcpu)
+    if not esr & (WFX_WFE | WFX_TIMEOUT):
+        vcpu.wait_for_interrupt()
+    return True
+
+
+def _hvc(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """The PC is behind the HVC already."""
+    return hypercalls.call(vcpu)
+
+
+def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """A trapped SMC: the PC is at the instruction. Only immediate 0 is a call."""
+    inject.skip_instruction(vcpu)
+    if esr & 0xFFFF:
+        vcpu.x[0] = hypercalls.NOT_SUPPORTED & hypercalls.WORD
+        return True
+    return hypercalls.call(vcpu)
+
+
+Handler = Callable[[Arm64Vcpu, int], bool]
+
+TRAPS: Mapping[int, Handler] = MappingProxyType(
+    {
+        int(EC.WFX): _wfx,
+        int(EC.HVC64): _hvc,
+        int(EC.SMC64): _smc,
+        int(EC.SYS64): handle_sysreg,
+        int(EC.IABT_LOWER): handle_abort,
+        int(EC.DABT_LOWER): handle_abort,
+    }
+)
+"""What to do for each exception class: True to go on in the guest, False when kvm_run holds an exit."""
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------------------
+
+
+def _features_of(init: VcpuInit, machine_has_pauth: bool) -> int:
+    """The feature bits of an argument, checked: ENOENT for unknown ones, EINVAL for unsupported or contradictory ones."""
+    words = list(init.features)
+    features = words[0] & ~(1 << Feature.POWER_OFF)
+    if any(words[1:]) or features & ~KNOWN_FEATURES:
+        raise KvmError(ENOENT)
+    allowed = 1 << Feature.PSCI_0_2 | (PTRAUTH if machine_has_pauth else 0)
+    if features & ~allowed or features & PTRAUTH not in (0, PTRAUTH):
+        raise KvmError(EINVAL)
+    return features
+
+
+@implements(KVM_ARM_VCPU_INIT)
+def vcpu_init(core: Vcpu, init: VcpuInit) -> int:
+    """Check target and features, then initialise or reset."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    if init.target != TARGET_GENERIC_V8:
+        raise KvmError(EINVAL)
+    features = _features_of(init, "PAuth" in vcpu.vm.machine.features)
+    with core.mutex:
+        vcpu.init(init.target, features, bool(init.features[0] >> Feature.POWER_OFF & 1))
+    return 0
+
+
+@implements(KVM_GET_VCPU_EVENTS)
+def get_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
+    """Only a virtual SError can be pending: everything else takes effect at once."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    with core.mutex:
+        vcpu.require_initialized()
+        events.serror_pending = bool(vcpu.sysreg[HCR] & HCR_EL2.VSE.mask)
+        events.serror_has_esr = events.ext_dabt_pending = events.serror_esr = 0
+    return 0
+
+
+@implements(KVM_SET_VCPU_EVENTS)
+def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
+    """Make an SError pending, or deliver an external abort for the access that exited."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    with core.mutex:
+        vcpu.require_initialized()
+        if events.serror_has_esr:
+            raise KvmError(EINVAL)
+        if events.ext_dabt_pending:
+            vcpu.pending_mmio = NOT_PENDING
+            inject.external_abort(vcpu, False, vcpu.sysreg[FAR_EL2.slot])
+        if events.serror_pending:
+            vcpu.sysreg[HCR] |= HCR_EL2.VSE.mask
+    return 0

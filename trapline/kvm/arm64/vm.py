@@ -1,0 +1,207 @@
+"""The arm64 part of a VM: stage 2, interrupt controller, timers, and what its vCPUs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
+from typing import TYPE_CHECKING, Any
+
+from trapline.abi.arm64 import (
+    KVM_ARM_PREFERRED_TARGET,
+    TARGET_GENERIC_V8,
+    DeviceType,
+    Feature,
+    IrqType,
+    VcpuInit,
+)
+from trapline.abi.caps import Cap
+from trapline.abi.ioctl import implements
+from trapline.arm64.regs import ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
+from trapline.arm64.sysreg import Sysreg
+from trapline.errors import KvmError
+from trapline.kvm.arm64.mmu import Mmu
+from trapline.kvm.arm64.timer import VmTimer
+from trapline.kvm.arm64.vcpu import Arm64Vcpu
+from trapline.kvm.device import DeviceOps
+from trapline.kvm.memslots import Memslot
+from trapline.sync import Lock
+
+if TYPE_CHECKING:
+    from trapline.kvm.arm64.machine import Arm64
+    from trapline.kvm.vcpu import Vcpu
+    from trapline.kvm.vm import Vm
+
+MAX_VCPUS = 64
+
+
+class Arm64Vm:
+    """One VM. `config_lock` protects what is fixed by the first vCPU that is initialised or runs."""
+
+    max_vcpus = MAX_VCPUS
+
+    def __init__(self, core: Vm, machine: Arm64, ipa_bits: int) -> None:
+        self.core = core
+        self.machine = machine
+        self.ipa_bits = ipa_bits
+        self.config_lock = Lock("config_lock", protects="vcpu_features, has_run")
+        self.vmid = machine.vmids.take()
+        self.mmu = Mmu(ipa_bits, self.vmid, machine.engine, core.system.address_space, lambda: core.memslots.active)
+        self.vgic: Any = None
+        self.timer = VmTimer(self)
+        self.vcpu_features: int | None = None
+        """Feature bits that the first KVM_ARM_VCPU_INIT chose for all."""
+        self.has_run = False
+        self.nisv_to_user = False
+        self.system_suspend = False
+        self.has_pan = "PAN" in machine.features
+        self.has_ssbs = "SSBS" in machine.features
+        self.has_mte = "MTE2" in machine.features
+        self._id_values: dict[int, int] | None = None
+
+    @property
+    def vcpus(self) -> list[Arm64Vcpu]:
+        """All vCPUs in order of creation."""
+        return [vcpu.arch for vcpu in self.core.vcpus]  # type: ignore[misc]
+
+    def stop_vcpus(self) -> AbstractContextManager[None]:
+        """Hold every vCPU outside KVM_RUN; EBUSY if one is inside."""
+        return self.core.stop_vcpus()
+
+    def create_vcpu(self, core: Vcpu) -> Arm64Vcpu:
+        """A vCPU, known to the interrupt controller if there is one."""
+        if self.vgic is not None and self.vgic.initialized:
+            raise KvmError(EBUSY)
+        vcpu = Arm64Vcpu(core, self)
+        if self.vgic is not None:
+            self.vgic.add_vcpu(vcpu)
+        return vcpu
+
+    # --- identification ------------------------------------------------------------------------------------------------------
+
+    def id_values(self) -> dict[int, int]:
+        """ID registers as the guest sees them, by encoding; those that are not here read as zero."""
+        if self._id_values is None or not self.has_run:
+            hidden = ["VHE", "VMID16"]
+            if not self.has_feature(Feature.PTRAUTH_ADDRESS):
+                hidden.append("PAuth")
+            if self.vgic is None:
+                hidden.append("GICv3")
+            values: dict[type[Sysreg], int] = self.machine.features.without(*hidden).id_values()
+            values[ID_AA64PFR0_EL1] = ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).replace(EL2=0)
+            values[ID_AA64MMFR1_EL1] = ID_AA64MMFR1_EL1(values.get(ID_AA64MMFR1_EL1, 0)).replace(VMIDBits=0)
+            self._id_values = {reg.encoding: int(value) for reg, value in values.items()}
+        return self._id_values
+
+    def has_feature(self, feature: Feature) -> bool:
+        """Whether the VM's vCPUs were initialised with a feature."""
+        return bool((self.vcpu_features or 0) >> feature & 1)
+
+    # --- memory --------------------------------------------------------------------------------------------------------------
+
+    def prepare_slot(self, slot: Memslot) -> None:
+        """A slot must end within the VM's physical address space."""
+        if slot.end > 1 << self.ipa_bits:
+            raise KvmError(EFAULT)
+
+    def flush_slot(self, slot: Memslot) -> None:
+        """Remove every translation to the slot, and what the machine remembers of its contents."""
+        self.mmu.unmap_slot(slot)
+        self.machine.engine.drop_code(slot.hva, slot.size)
+
+    def forget_code(self) -> None:
+        """Userspace may have put other contents into guest memory while no vCPU ran."""
+        for slot in self.core.memslots.active:
+            self.machine.engine.drop_code(slot.hva, slot.size)
+
+    def write_protect_slot(self, slot: Memslot) -> None:
+        """Make the next write to every page fault."""
+        self.mmu.write_protect_slot(slot)
+
+    # --- configuration -------------------------------------------------------------------------------------------------------
+
+    def enable_cap(self, cap: int, args: Sequence[int]) -> int:
+        """Capabilities that are off until enabled."""
+        if cap == Cap.ARM_NISV_TO_USER:
+            self.nisv_to_user = True
+        elif cap == Cap.ARM_SYSTEM_SUSPEND:
+            self.system_suspend = True
+        else:
+            raise KvmError(EINVAL)
+        return 0
+
+    def create_device(self, kind: int, test: bool) -> DeviceOps | None:
+        """The interrupt controller is the only in-kernel device."""
+        if kind != DeviceType.ARM_VGIC_V3:
+            raise KvmError(ENODEV)
+        if test:
+            return None
+        if self.vgic is not None:
+            raise KvmError(EEXIST)
+        if len(self.core.vcpus) > self.max_vcpus:
+            raise KvmError(E2BIG)
+        if self.has_run:
+            raise KvmError(EBUSY)
+        from trapline.kvm.arm64.vgic import VgicV3
+
+        with self.stop_vcpus():
+            self.vgic = VgicV3(self)
+        return self.vgic  # type: ignore[no-any-return]
+
+    def irq_line(self, irq: int, level: bool) -> None:
+        """KVM_IRQ_LINE: decode the word and drive the line."""
+        number = irq & 0xFFFF
+        kind = irq >> 24 & 0xF
+        vcpu_id = (irq >> 28) << 8 | irq >> 16 & 0xFF
+        if kind == IrqType.CPU:
+            if self.vgic is not None:
+                raise KvmError(ENXIO)
+            if number > 1:
+                raise KvmError(EINVAL)
+            self._vcpu(vcpu_id).set_pin(number, level)
+        elif kind == IrqType.PPI:
+            self._irqchip()
+            vcpu = self._vcpu(vcpu_id)
+            if not 16 <= number <= 31:
+                raise KvmError(EINVAL)
+            self.vgic.inject(vcpu, number, level)
+        elif kind == IrqType.SPI:
+            self._irqchip()
+            if number < 32:
+                raise KvmError(EINVAL)
+            self.vgic.inject(None, number, level)
+        else:
+            raise KvmError(EINVAL)
+
+    def _irqchip(self) -> None:
+        if self.vgic is None:
+            raise KvmError(ENXIO)
+        if not self.vgic.initialized:
+            raise KvmError(EBUSY)
+
+    def _vcpu(self, vcpu_id: int) -> Arm64Vcpu:
+        for vcpu in self.vcpus:
+            if vcpu.id == vcpu_id:
+                return vcpu
+        raise KvmError(EINVAL)
+
+    # --- life ----------------------------------------------------------------------------------------------------------------
+
+    def stop_all(self, me: Arm64Vcpu) -> None:
+        """Power every vCPU off, as PSCI SYSTEM_OFF and SYSTEM_RESET do; the others leave the guest and sleep."""
+        for vcpu in self.vcpus:
+            vcpu.power_off(tell=vcpu is not me)
+
+    def destroy(self) -> None:
+        """Release the tables and the VM's number."""
+        self.mmu.unmap_all()
+        self.forget_code()
+        self.machine.vmids.give_back(self.vmid)
+
+
+@implements(KVM_ARM_PREFERRED_TARGET)
+def preferred_target(vm: Vm, init: VcpuInit) -> int:
+    """The generic target; no feature has to be asked for."""
+    init.target = TARGET_GENERIC_V8
+    init.features[:] = [0] * len(init.features)
+    return 0

@@ -1,0 +1,20 @@
+"""What other threads can ask of a vCPU. A request is set first, then the vCPU is kicked; it looks before each guest entry."""
+
+from __future__ import annotations
+
+SLEEP = 1 << 0
+"""The vCPU was stopped: sleep until it is runnable again."""
+
+RESET = 1 << 1
+"""Another vCPU powered this one on: take the reset state it left."""
+
+INTERRUPT = 1 << 2
+"""Something may be pending at the interrupt controller: nothing to do but to look before entry."""
+
+SUSPEND = 1 << 3
+"""The guest suspended its system: sleep until woken, then tell userspace."""
+
+DEAD = 1 << 4
+"""The VM cannot go on."""
+
+ALL = SLEEP | RESET | INTERRUPT | SUSPEND | DEAD

@@ -1,0 +1,134 @@
+"""A vCPU: its shared kvm_run, its mutex, and the calls every architecture has."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from errno import E2BIG, EINTR, EINVAL, EIO
+from typing import TYPE_CHECKING, Any
+
+from trapline.abi.arm64 import reg_bytes
+from trapline.abi.exits import EXIT_REASON_OFFSET, IMMEDIATE_EXIT_OFFSET, IntrExit
+from trapline.abi.ioctl import implements
+from trapline.abi.vcpu import (
+    KVM_GET_MP_STATE,
+    KVM_GET_ONE_REG,
+    KVM_GET_REG_LIST,
+    KVM_RUN,
+    KVM_SET_MP_STATE,
+    KVM_SET_ONE_REG,
+    MpStateArgument,
+    OneReg,
+)
+from trapline.errors import KvmError
+from trapline.host.user import PAGE_SIZE, copy_from_user, copy_to_user
+from trapline.kvm.device import DeviceOps
+from trapline.sync import Bits, Lock, WaitQueue
+
+if TYPE_CHECKING:
+    from trapline.kvm.vm import Vm
+
+
+class Vcpu:
+    """One vCPU. `mutex` is held during every call on its file; `requests`, `signal` and `wait_queue` are for other threads."""
+
+    def __init__(self, vm: Vm, vcpu_id: int, index: int) -> None:
+        self.vm = vm
+        self.id = vcpu_id
+        self.index = index
+        self.mutex = Lock("vcpu_mutex", protects="the vCPU's state; held during KVM_RUN")
+        self.requests = Bits("requests")
+        self.signal = False
+        """A thread wants the vCPU's own thread back in userspace: what a pending signal is to Linux."""
+        self.wait_queue = WaitQueue("vcpu_sleep")
+        self.run = mmap.mmap(-1, 2 * PAGE_SIZE)
+        """kvm_run and what follows it, shared with userspace."""
+        self.arch = vm.arch.create_vcpu(self)
+
+    @property
+    def attributes(self) -> DeviceOps:
+        """The vCPU's device attributes."""
+        return self.arch.attributes
+
+    def interrupt(self) -> None:
+        """Make KVM_RUN return to userspace soon: the running one, or else the next."""
+        self.signal = True
+        self.arch.kick()
+
+    def interrupted(self) -> bool:
+        """Whether userspace wants its thread back. Consumes the wish, as delivering a signal does."""
+        if self.signal:
+            self.signal = False
+            self.run[EXIT_REASON_OFFSET] = IntrExit.reason
+            return True
+        return False
+
+    def release(self) -> None:
+        """The vCPU's file was closed; the vCPU stays with its VM."""
+
+
+@implements(KVM_RUN)
+def run(vcpu: Vcpu, argument: int) -> int:
+    """Run until an exit."""
+    if argument:
+        raise KvmError(EINVAL)
+    with vcpu.mutex:
+        if vcpu.vm.dead:
+            raise KvmError(EIO)
+        vcpu.arch.run()
+    return 0
+
+
+def check_immediate_exit(vcpu: Vcpu) -> None:
+    """EINTR if userspace asked not to enter the guest at all."""
+    if vcpu.run[IMMEDIATE_EXIT_OFFSET]:
+        vcpu.signal = False
+        raise KvmError(EINTR)
+
+
+@implements(KVM_GET_MP_STATE)
+def get_mp_state(vcpu: Vcpu, state: MpStateArgument) -> int:
+    """Read the power state."""
+    with vcpu.mutex:
+        state.mp_state = vcpu.arch.power_state()
+    return 0
+
+
+@implements(KVM_SET_MP_STATE)
+def set_mp_state(vcpu: Vcpu, state: MpStateArgument) -> int:
+    """Set the power state."""
+    with vcpu.mutex:
+        vcpu.arch.set_power_state(state.mp_state)
+    return 0
+
+
+@implements(KVM_GET_ONE_REG)
+def get_one_reg(vcpu: Vcpu, request: OneReg) -> int:
+    """Fetch a register and write it to user memory."""
+    with vcpu.mutex:
+        value = vcpu.arch.read_register(request.id)
+    copy_to_user(request.addr, value.to_bytes(reg_bytes(request.id), "little"))
+    return 0
+
+
+@implements(KVM_SET_ONE_REG)
+def set_one_reg(vcpu: Vcpu, request: OneReg) -> int:
+    """Read a value from user memory and store it in a register."""
+    with vcpu.mutex:
+        vcpu.arch.check_register(request.id)
+        value = int.from_bytes(copy_from_user(request.addr, reg_bytes(request.id)), "little")
+        vcpu.arch.write_register(request.id, value)
+    return 0
+
+
+@implements(KVM_GET_REG_LIST)
+def get_reg_list(vcpu: Vcpu, registers: Any) -> int:
+    """Fill the caller's list, or say how long it has to be."""
+    with vcpu.mutex:
+        ids = vcpu.arch.register_ids()
+    room, registers.n = registers.n, len(ids)
+    if room < len(ids):
+        raise KvmError(E2BIG)
+    base = ctypes.addressof(registers) + ctypes.sizeof(ctypes.c_uint64)
+    copy_to_user(base, b"".join(value.to_bytes(8, "little") for value in ids))
+    return 0

@@ -1,0 +1,134 @@
+"""A virtual machine: memory slots, vCPUs, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EBUSY, EEXIST, EINVAL
+from typing import TYPE_CHECKING
+
+from trapline.abi.ioctl import implements
+from trapline.abi.vm import (
+    CREATE_DEVICE_TEST,
+    KVM_CREATE_DEVICE,
+    KVM_CREATE_VCPU,
+    KVM_ENABLE_CAP,
+    KVM_GET_DIRTY_LOG,
+    KVM_IRQ_LINE,
+    KVM_SET_USER_MEMORY_REGION,
+    CreateDevice,
+    DirtyLog,
+    EnableCap,
+    IrqLevel,
+    UserspaceMemoryRegion,
+)
+from trapline.errors import KvmError
+from trapline.host.user import copy_to_user
+from trapline.kvm.device import Device, DeviceOps
+from trapline.kvm.memslots import GuestAccess, Memslots
+from trapline.kvm.requests import DEAD
+from trapline.kvm.vcpu import Vcpu
+from trapline.sync import Lock, Srcu
+
+if TYPE_CHECKING:
+    from trapline.kvm.system import System
+
+
+class Vm:
+    """One VM. Lives until its file and those of its vCPUs and devices are closed."""
+
+    attributes: DeviceOps | None = None
+
+    def __init__(self, system: System, kind: int) -> None:
+        self.system = system
+        self.lock = Lock("kvm_lock", protects="vcpus, creation of vCPUs and devices")
+        self.srcu = Srcu("kvm_srcu")
+        self.vcpus: list[Vcpu] = []
+        self.dead = False
+        self.arch = system.arch.create_vm(self, kind)
+        self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize)
+        self.memory = GuestAccess(self.memslots, self.srcu.reading)
+
+    @contextmanager
+    def stop_vcpus(self) -> Iterator[None]:
+        """Hold every vCPU outside KVM_RUN for the time of the block; EBUSY if one is inside."""
+        held: list[Vcpu] = []
+        try:
+            for vcpu in list(self.vcpus):
+                if not vcpu.mutex.try_acquire():
+                    raise KvmError(EBUSY)
+                held.append(vcpu)
+            yield
+        finally:
+            for vcpu in held:
+                vcpu.mutex.release()
+
+    def release(self) -> None:
+        """The VM's file was closed: nobody can run it any more."""
+        self.dead = True
+        for vcpu in self.vcpus:
+            vcpu.requests.set(DEAD)
+            vcpu.arch.kick()
+        for vcpu in self.vcpus:
+            with vcpu.mutex:
+                vcpu.arch.destroy()
+        self.arch.destroy()
+
+
+@implements(KVM_CREATE_VCPU)
+def create_vcpu(vm: Vm, vcpu_id: int) -> int:
+    """A vCPU and its file."""
+    if not 0 <= vcpu_id < vm.arch.max_vcpus:
+        raise KvmError(EINVAL)
+    with vm.lock:
+        if any(vcpu.id == vcpu_id for vcpu in vm.vcpus):
+            raise KvmError(EEXIST)
+        vcpu = Vcpu(vm, vcpu_id, len(vm.vcpus))
+        vm.vcpus.append(vcpu)
+    return vm.system.files.install(vcpu)
+
+
+@implements(KVM_SET_USER_MEMORY_REGION)
+def set_user_memory_region(vm: Vm, region: UserspaceMemoryRegion) -> int:
+    """Change the slots."""
+    vm.memslots.set_region(region)
+    return 0
+
+
+@implements(KVM_GET_DIRTY_LOG)
+def get_dirty_log(vm: Vm, log: DirtyLog) -> int:
+    """Copy out and clear the bits, and see to it that the next write to each page is noticed."""
+    with vm.memslots.slots_lock:
+        slot = vm.memslots.dirty_log(log.slot)
+        assert slot.dirty is not None
+        vm.arch.write_protect_slot(slot)
+        copy_to_user(log.dirty_bitmap, slot.dirty.take())
+    return 0
+
+
+@implements(KVM_IRQ_LINE)
+def irq_line(vm: Vm, line: IrqLevel) -> int:
+    """Set an interrupt line."""
+    vm.arch.irq_line(line.irq, bool(line.level))
+    return 0
+
+
+@implements(KVM_ENABLE_CAP)
+def enable_cap(vm: Vm, request: EnableCap) -> int:
+    """Switch on a capability."""
+    if request.flags:
+        raise KvmError(EINVAL)
+    return vm.arch.enable_cap(request.cap, list(request.args))
+
+
+@implements(KVM_CREATE_DEVICE)
+def create_device(vm: Vm, request: CreateDevice) -> int:
+    """Make a device and its file."""
+    if request.flags & ~CREATE_DEVICE_TEST:
+        raise KvmError(EINVAL)
+    test = bool(request.flags & CREATE_DEVICE_TEST)
+    with vm.lock:
+        device = vm.arch.create_device(request.type, test)
+    if device is not None:
+        request.fd = vm.system.files.install(Device(device))
+    return 0
