@@ -3,6 +3,7 @@
 An operation is assembly text that takes its operands in q0, q1, q2 (the low half of q0 also in x0) and leaves its
 result in q3. One static program holds them all and answers a stream of records; results come with FPSR.
 """
+
 from __future__ import annotations
 
 import functools
@@ -59,8 +60,9 @@ class Oracle:
         source = Path(self.directory.name, "oracle.c")
         source.write_text(PROGRAM.replace("%s", cases))
         self.binary = source.with_suffix("")
-        subprocess.run([COMPILER, "-O1", "-static", "-march=armv8.2-a+fp16+aes+sha2+crc", "-o", self.binary, source],
-                       check=True, timeout=300)
+        subprocess.run(
+            [COMPILER, "-O1", "-static", "-march=armv8.2-a+fp16+aes+sha2+crc", "-o", self.binary, source], check=True, timeout=300
+        )
 
     def run(self, records: Iterable[tuple[str, int, tuple[int, ...]]]) -> list[tuple[int, int]]:
         """For each (operation, FPCR, up to three 128-bit operands): (128-bit result, FPSR)."""

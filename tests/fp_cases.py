@@ -1,4 +1,5 @@
 """Operations, operands and control words with which the floating-point functions are compared."""
+
 from __future__ import annotations
 
 import random
@@ -51,22 +52,36 @@ def simple(n: int) -> Iterator[Operation]:
     yield make("fp_recpx", f"frecpx {d}, {a}", 1)
     for condition in ("eq", "ge", "gt"):
         # The vector form answers all ones; shifting keeps one bit.
-        text = f"fcm{condition} {d}, {a}, {b}\\n ushr d3, d3, #{n - 1}" if n == 64 else \
-            f"fcm{condition} {d}, {a}, {b}\\n umov w1, v3.{letter}[0]\\n lsr w1, w1, #{n - 1}\\n fmov d3, x1"
+        text = (
+            f"fcm{condition} {d}, {a}, {b}\\n ushr d3, d3, #{n - 1}"
+            if n == 64
+            else f"fcm{condition} {d}, {a}, {b}\\n umov w1, v3.{letter}[0]\\n lsr w1, w1, #{n - 1}\\n fmov d3, x1"
+        )
         yield make(f"fp_compare_{condition}", text, 2)
 
 
 def compare(n: int) -> Iterator[Operation]:
     """FCMP and FCMPE."""
     for suffix, signal in (("", 0), ("e", 1)):
-        yield Operation(f"fp_compare{suffix}_{n}",
-                        f"fcmp{suffix} {LETTER[n]}0, {LETTER[n]}1\\n mrs x1, nzcv\\n lsr x1, x1, #28\\n fmov d3, x1",
-                        getattr(MODULE[n], f"fp_compare_{n}"), (n, n),
-                        lambda f, v, fpcr, signal=signal: f(*v, signal, fpcr), half=n == 16)
+        yield Operation(
+            f"fp_compare{suffix}_{n}",
+            f"fcmp{suffix} {LETTER[n]}0, {LETTER[n]}1\\n mrs x1, nzcv\\n lsr x1, x1, #28\\n fmov d3, x1",
+            getattr(MODULE[n], f"fp_compare_{n}"),
+            (n, n),
+            lambda f, v, fpcr, signal=signal: f(*v, signal, fpcr),
+            half=n == 16,
+        )
 
 
-ROUNDINGS = {"n": fp.ROUND_TIEEVEN, "p": fp.ROUND_POSINF, "m": fp.ROUND_NEGINF, "z": fp.ROUND_ZERO,
-             "a": fp.ROUND_TIEAWAY, "i": fp.ROUND_FPCR, "x": fp.ROUND_FPCR}
+ROUNDINGS = {
+    "n": fp.ROUND_TIEEVEN,
+    "p": fp.ROUND_POSINF,
+    "m": fp.ROUND_NEGINF,
+    "z": fp.ROUND_ZERO,
+    "a": fp.ROUND_TIEAWAY,
+    "i": fp.ROUND_FPCR,
+    "x": fp.ROUND_FPCR,
+}
 
 
 def to_integral(n: int) -> Iterator[Operation]:
@@ -74,13 +89,25 @@ def to_integral(n: int) -> Iterator[Operation]:
     letter = LETTER[n]
     for r, mode in ROUNDINGS.items():
         exact = int(r == "x")
-        yield Operation(f"frint{r}_{n}", f"frint{r} {letter}3, {letter}0", getattr(MODULE[n], f"fp_round_int_{n}"), (n,),
-                        lambda f, v, fpcr, mode=mode, exact=exact: f(*v, mode, exact, fpcr), half=n == 16)
+        yield Operation(
+            f"frint{r}_{n}",
+            f"frint{r} {letter}3, {letter}0",
+            getattr(MODULE[n], f"fp_round_int_{n}"),
+            (n,),
+            lambda f, v, fpcr, mode=mode, exact=exact: f(*v, mode, exact, fpcr),
+            half=n == 16,
+        )
     function = getattr(MODULE[n], f"fp_to_fixed_{n}")
 
     def fixed(text: str, size: int, unsigned: int, fbits: int, mode: int) -> Operation:
-        return Operation(f"{text.replace(' ', '_')}_{n}", text.replace("fp", f"{letter}0") + "\\n fmov d3, x1", function, (n,),
-                         lambda f, v, fpcr: f(*v, size, unsigned, fbits, mode, fpcr), half=n == 16)
+        return Operation(
+            f"{text.replace(' ', '_')}_{n}",
+            text.replace("fp", f"{letter}0") + "\\n fmov d3, x1",
+            function,
+            (n,),
+            lambda f, v, fpcr: f(*v, size, unsigned, fbits, mode, fpcr),
+            half=n == 16,
+        )
 
     for unsigned, su in enumerate("su"):
         for size, reg in ((32, "w1"), (64, "x1")):
@@ -91,8 +118,15 @@ def to_integral(n: int) -> Iterator[Operation]:
     if n == 16:
         for unsigned, su in enumerate("su"):
             for fbits in (1, 8, 16):
-                yield Operation(f"fcvtz{su}_h16_{fbits}", f"fcvtz{su} h3, h0, #{fbits}", function, (16,),
-                                lambda f, v, fpcr, u=unsigned, k=fbits: f(*v, 16, u, k, fp.ROUND_ZERO, fpcr), half=True)
+                # The emulator leaves copies of the sign above the result; the manual has zeros there.
+                yield Operation(
+                    f"fcvtz{su}_h16_{fbits}",
+                    f"fcvtz{su} h3, h0, #{fbits}\\n umov w1, v3.h[0]\\n fmov d3, x1",
+                    function,
+                    (16,),
+                    lambda f, v, fpcr, u=unsigned, k=fbits: f(*v, 16, u, k, fp.ROUND_ZERO, fpcr),
+                    half=True,
+                )
 
 
 def from_integer(n: int) -> Iterator[Operation]:
@@ -101,15 +135,25 @@ def from_integer(n: int) -> Iterator[Operation]:
     for unsigned, su in enumerate("su"):
         for size, reg in ((32, "w0"), (64, "x0")):
             for fbits in (0, 1, 13, size - 1, size):
-                def call(f: Any, v: tuple[int, ...], fpcr: int, size: int = size, unsigned: int = unsigned,
-                         fbits: int = fbits) -> tuple[int, int]:
+
+                def call(
+                    f: Any, v: tuple[int, ...], fpcr: int, size: int = size, unsigned: int = unsigned, fbits: int = fbits
+                ) -> tuple[int, int]:
                     value = v[0] & ((1 << size) - 1)
                     if not unsigned and value >> (size - 1):
                         value |= (1 << 64) - (1 << size)
                     return f(value, unsigned, fbits, fpcr)
+
                 suffix = f", #{fbits}" if fbits else ""
-                yield Operation(f"{su}cvtf_{n}_{size}_{fbits}", f"{su}cvtf {LETTER[n]}3, {reg}{suffix}", function, (64,),
-                                call, integer=True, half=n == 16)
+                yield Operation(
+                    f"{su}cvtf_{n}_{size}_{fbits}",
+                    f"{su}cvtf {LETTER[n]}3, {reg}{suffix}",
+                    function,
+                    (64,),
+                    call,
+                    integer=True,
+                    half=n == 16,
+                )
 
 
 def formats() -> Iterator[Operation]:
@@ -117,9 +161,14 @@ def formats() -> Iterator[Operation]:
     for source in LETTER:
         for target in LETTER:
             if source != target:
-                yield Operation(f"fcvt_{source}_{target}", f"fcvt {LETTER[target]}3, {LETTER[source]}0",
-                                getattr(fp_convert, f"fp_convert_{source}_{target}"), (source,), plain,
-                                half=16 in (source, target))
+                yield Operation(
+                    f"fcvt_{source}_{target}",
+                    f"fcvt {LETTER[target]}3, {LETTER[source]}0",
+                    getattr(fp_convert, f"fp_convert_{source}_{target}"),
+                    (source,),
+                    plain,
+                    half=16 in (source, target),
+                )
     yield Operation("fcvtxn", "fcvtxn s3, d0", fp_convert.fp_convert_odd_64_32, (64,), plain)
 
 
@@ -129,10 +178,14 @@ def estimates() -> Iterator[Operation]:
         yield Operation(name, f"{name} v3.2s, v0.2s\\n fmov s3, s3", function, (32,), lambda f, v, fpcr: (f(*v), 0), integer=True)
 
 
-OPERATIONS = {operation.name: operation for operation in [
-    *(operation for n in LETTER for family in (simple, compare, to_integral, from_integer) for operation in family(n)),
-    *formats(), *estimates(),
-]}
+OPERATIONS = {
+    operation.name: operation
+    for operation in [
+        *(operation for n in LETTER for family in (simple, compare, to_integral, from_integer) for operation in family(n)),
+        *formats(),
+        *estimates(),
+    ]
+}
 
 CONTROLS = tuple(mode << fp.RMODE_SHIFT | fz | dn for mode in range(4) for fz in (0, fp.FZ) for dn in (0, fp.DN))
 HALF_CONTROLS = tuple(control | extra for control in CONTROLS for extra in (0, fp.FZ16, fp.AHP))
@@ -142,31 +195,72 @@ def special(n: int) -> list[int]:
     """Bit patterns where something happens, of both signs."""
     f, top = FRACTION[n], TOP[n]
     one = (top >> 1) << f
-    values = [0, 1, 2, 3, (1 << f) - 1, 1 << (f - 1), (1 << (f - 1)) - 1,          # zero, denormals
-              1 << f, (1 << f) + 1, (2 << f) - 1, 2 << f, (2 << f) + 1,             # the smallest normals
-              one, one + 1, one - 1, one + (1 << (f - 1)), one - (1 << f),          # around 1, 1.5, 0.5
-              one + (1 << f), one + (1 << f) + (1 << (f - 1)),                      # 2, 3
-              one + (f << f), one + (f << f) + 1, one + ((f - 1) << f) + 1,         # where the unit is 1, and 0.5
-              (top - 1) << f, (top << f) - 1, ((top - 1) << f) + 1,                 # the largest
-              top << f, (top << f) | 1, (top << f) | (1 << (f - 1)),                # infinity, signalling and quiet NaNs
-              (top << f) | (1 << (f - 1)) | 5, (top << f) | (1 << (f - 2)) | 3]
+    values = [
+        0,
+        1,
+        2,
+        3,
+        (1 << f) - 1,
+        1 << (f - 1),
+        (1 << (f - 1)) - 1,  # zero, denormals
+        1 << f,
+        (1 << f) + 1,
+        (2 << f) - 1,
+        2 << f,
+        (2 << f) + 1,  # the smallest normals
+        one,
+        one + 1,
+        one - 1,
+        one + (1 << (f - 1)),
+        one - (1 << f),  # around 1, 1.5, 0.5
+        one + (1 << f),
+        one + (1 << f) + (1 << (f - 1)),  # 2, 3
+        one + (f << f),
+        one + (f << f) + 1,
+        one + ((f - 1) << f) + 1,  # where the unit is 1, and 0.5
+        (top - 1) << f,
+        (top << f) - 1,
+        ((top - 1) << f) + 1,  # the largest
+        top << f,
+        (top << f) | 1,
+        (top << f) | (1 << (f - 1)),  # infinity, signalling and quiet NaNs
+        (top << f) | (1 << (f - 1)) | 5,
+        (top << f) | (1 << (f - 2)) | 3,
+    ]
     return [sign << (n - 1) | value for value in values for sign in (0, 1)]
 
 
 def integers() -> list[int]:
     """Integers at rounding and saturation boundaries of every format."""
     powers = {1 << k for k in (0, 1, 8, 10, 11, 12, 22, 23, 24, 25, 31, 32, 33, 52, 53, 54, 62, 63)}
-    return sorted({(p + k) % (1 << 64) for p in powers for k in (-3, -2, -1, 0, 1, 2, 3)} |
-                  {-p % (1 << 64) for p in powers} | {0xFFFF_FFFF, 0x7FFF_FFFF, 0xAAAA_AAAA_AAAA_AAAA})
+    return sorted(
+        {(p + k) % (1 << 64) for p in powers for k in (-3, -2, -1, 0, 1, 2, 3)}
+        | {-p % (1 << 64) for p in powers}
+        | {0xFFFF_FFFF, 0x7FFF_FFFF, 0xAAAA_AAAA_AAAA_AAAA}
+    )
 
 
 def random_float(rng: random.Random, n: int) -> int:
     """A bit pattern, mostly with a moderate exponent, and with a fraction of few or many bits."""
     f, top = FRACTION[n], TOP[n]
-    exponent = rng.choice((rng.randrange(top + 1), (top >> 1) + rng.randrange(-4, 5), rng.randrange(0, 3),
-                           (top >> 1) + rng.randrange(-min(70, top // 2), min(70, top // 2)), rng.randrange(top - 2, top + 1)))
-    fraction = rng.choice((rng.getrandbits(f), rng.getrandbits(f) & rng.getrandbits(f) & rng.getrandbits(f),
-                           1 << rng.randrange(f), (1 << f) - (1 << rng.randrange(f + 1)), rng.getrandbits(f) >> rng.randrange(f)))
+    exponent = rng.choice(
+        (
+            rng.randrange(top + 1),
+            (top >> 1) + rng.randrange(-4, 5),
+            rng.randrange(0, 3),
+            (top >> 1) + rng.randrange(-min(70, top // 2), min(70, top // 2)),
+            rng.randrange(top - 2, top + 1),
+        )
+    )
+    fraction = rng.choice(
+        (
+            rng.getrandbits(f),
+            rng.getrandbits(f) & rng.getrandbits(f) & rng.getrandbits(f),
+            1 << rng.randrange(f),
+            (1 << f) - (1 << rng.randrange(f + 1)),
+            rng.getrandbits(f) >> rng.randrange(f),
+        )
+    )
     return rng.getrandbits(1) << (n - 1) | exponent << f | fraction % (1 << f)
 
 
@@ -179,7 +273,7 @@ def random_operands(rng: random.Random, operation: Operation) -> tuple[int, ...]
     if kind == 0 and len(values) == 2:
         n = operation.operands[0]
         values[1] = (values[0] + rng.randrange(-3, 4)) % (1 << n) ^ rng.getrandbits(1) << (n - 1)
-    if kind == 0 and len(values) == 3:                                  # the addend close to minus the product
+    if kind == 0 and len(values) == 3:  # the addend close to minus the product
         n = operation.operands[0]
         product, _ = getattr(MODULE[n], f"fp_mul_{n}")(values[1], values[2], rng.randrange(4) << fp.RMODE_SHIFT)
         values[0] = (product + rng.randrange(-2, 3)) % (1 << n) ^ 1 << (n - 1)

@@ -17,6 +17,7 @@
   CRC32B, H, W, X            crc32 (acc: u32, value: u64, size: u32) -> u32             size in bits, 8..64; value zero-extended
   CRC32CB, H, W, X           crc32c (acc: u32, value: u64, size: u32) -> u32
 """
+
 from __future__ import annotations
 
 from trapline.bits.native import native, u32, u64, u128
@@ -55,7 +56,7 @@ def _crc_table(polynomial: int) -> tuple[int, ...]:
 
 SBOX = _substitution()
 INVERSE_SBOX = bytes(SBOX.index(a) for a in range(256))
-SHIFT_ROWS = bytes((i + 4 * (i % 4)) % 16 for i in range(16))             # where byte i of the result comes from
+SHIFT_ROWS = bytes((i + 4 * (i % 4)) % 16 for i in range(16))  # where byte i of the result comes from
 INVERSE_SHIFT_ROWS = bytes((i - 4 * (i % 4)) % 16 for i in range(16))
 CRC32_TABLE: tuple[u32, ...] = _crc_table(0xEDB8_8320)
 CRC32C_TABLE: tuple[u32, ...] = _crc_table(0x82F6_3B78)
@@ -299,8 +300,10 @@ def polynomial_multiply_halfwords(n: u64, m: u64) -> u64:
 @native
 def polynomial_multiply_long_8(n: u64, m: u64) -> tuple[u64, u64]:
     """PolynomialMult in eight lanes of 8 by 8 bits, giving 16."""
-    return (polynomial_multiply_halfwords(spread_bytes(u32(n)), spread_bytes(u32(m))),
-            polynomial_multiply_halfwords(spread_bytes(u32(n >> 32)), spread_bytes(u32(m >> 32))))
+    return (
+        polynomial_multiply_halfwords(spread_bytes(u32(n)), spread_bytes(u32(m))),
+        polynomial_multiply_halfwords(spread_bytes(u32(n >> 32)), spread_bytes(u32(m >> 32))),
+    )
 
 
 @native

@@ -2,16 +2,33 @@
 
 These are the bodies; fp_half, fp_single and fp_double give them the operand widths of the instructions.
 """
+
 from __future__ import annotations
 
 from trapline.arm64.fp import DZC, IOC
 from trapline.arm64.fp_core import (
-    FINITE, HALF, INFINITY, LEADING_ONE, QNAN, SNAN, ZERO,
-    bias, exact_zero, fp_default_nan, fp_infinity, fp_process_nan, fp_process_nans, fp_round, fp_unpack, fp_zero,
-    fraction_bits, ordering_key, shift_right_sticky, sign_of,
+    ALL_ONES,
+    FINITE,
+    INFINITY,
+    QNAN,
+    SNAN,
+    ZERO,
+    bias,
+    exact_zero,
+    fp_default_nan,
+    fp_infinity,
+    fp_process_nan,
+    fp_process_nans,
+    fp_round,
+    fp_unpack,
+    fp_zero,
+    fraction_bits,
+    ordering_key,
+    shift_right_sticky,
+    sign_of,
 )
 from trapline.arm64.fp_tables import RSQRT_ESTIMATE
-from trapline.bits.native import clz, native, s64, u1, u32, u64, u128
+from trapline.bits.native import clz, native, s64, s128, u1, u32, u64, u128
 
 
 @native
@@ -45,7 +62,7 @@ def fp_add(n: u64, a: u64, b: u64, subtract: u64, fpcr: u32) -> tuple[u64, u32]:
     sign = sign_b if swap else sign_a
     exponent = exponent_b if swap else exponent_a
     distance = u64(exponent_b - exponent_a if swap else exponent_a - exponent_b)
-    large = (significand_b if swap else significand_a) >> 1         # room for a carry
+    large = (significand_b if swap else significand_a) >> 1  # room for a carry
     small = shift_right_sticky((significand_a if swap else significand_b) >> 1, distance)
     total = large + small if sign_a == sign_b else large - small
     if total == 0:
@@ -89,10 +106,10 @@ def divide_significands(a: u64, b: u64) -> u64:
     A reciprocal of 32 bits, from the only division, gives the quotient in two digits with signed remainders.
     """
     divisor = b >> 11
-    reciprocal = u64(0xFFFF_FFFF_FFFF_FFFF) // (b >> 32)                    # 2^96 / b
-    digit = ((a >> 33) * reciprocal) >> 32                                  # a / b in units of 2^-31
+    reciprocal = u64(0xFFFF_FFFF_FFFF_FFFF) // (b >> 32)  # 2^96 / b
+    digit = ((a >> 33) * reciprocal) >> 32  # a / b in units of 2^-31
     remainder = s64(((a >> 11) << 31) - digit * divisor)
-    correction = ((remainder >> 28) * s64(reciprocal)) >> 33                # the same in units of 2^-55
+    correction = ((remainder >> 28) * s64(reciprocal)) >> 33  # the same in units of 2^-55
     quotient = (digit << 24) + u64(correction)
     remainder = s64((u64(remainder) << 24) - u64(correction) * divisor)
     while remainder < 0:
@@ -134,7 +151,7 @@ def fp_div(n: u64, a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
 def reciprocal_root(x: u64) -> u64:
     """About 2^31 / sqrt(x / 2^64), to 29 bits or better, for x >= 2^62."""
     root = u64(RSQRT_ESTIMATE[(x >> 55) - 128]) << 23
-    for step in range(2):                                                     # Newton: r (3 - x r^2) / 2
+    for _step in range(2):  # Newton: r (3 - x r^2) / 2
         product = ((x >> 32) * ((root * root) >> 31)) >> 32
         root = (root * ((u64(3) << 31) - product)) >> 32
     return root
@@ -144,9 +161,10 @@ def reciprocal_root(x: u64) -> u64:
 def square_root_significand(x: u64) -> u64:
     """sqrt(x / 2^64) * 2^64, rounded down to 55 bits, sticky in bit 0; x >= 2^62, result in [2^63, 2^64)."""
     inverse = reciprocal_root(x)
-    approximate = u64((u128(x) * u128(inverse)) >> 31)
-    # Heron's step with the reciprocal instead of a division; the error of x - approximate^2 needs its top bits only.
-    error = s64(u64(((u128(x) << 64) - u128(approximate) * u128(approximate)) >> 70))
+    product = (u128(x) * u128(inverse)) >> 31
+    approximate = u64(product) if product >> 64 == 0 else u64(ALL_ONES)
+    # Heron's step with the reciprocal instead of a division; of x - approximate^2 the top bits are enough.
+    error = s64(s128((u128(x) << 64) - u128(approximate) * u128(approximate)) >> 70)
     root = (approximate + u64((error * s64(inverse)) >> 26)) >> 9
     square = u128(x) << 46
     while u128(root) * u128(root) > square:
@@ -187,7 +205,7 @@ def fp_muladd(n: u64, addend: u64, a: u64, b: u64, scale: s64, fpcr: u32) -> tup
     flags = flags_a | flags_b | flags_c
     kind_p = kind_a | kind_b
     if (kind_p | kind_c) != FINITE:
-        if kind_p == INFINITY | ZERO and kind_c != SNAN:                    # even if the addend is a quiet NaN
+        if kind_p == INFINITY | ZERO and kind_c != SNAN:  # even if the addend is a quiet NaN
             return fp_default_nan(n), flags | IOC
         if (kind_p | kind_c) >= QNAN:
             if kind_c == SNAN or (kind_c == QNAN and kind_p < SNAN):
@@ -280,7 +298,7 @@ def fp_maximum(n: u64, a: u64, b: u64, minimum: u1, numeric: u1, fpcr: u32) -> t
     kind_a, _, _, flags_a = fp_unpack(n, a, fpcr)
     kind_b, _, _, flags_b = fp_unpack(n, b, fpcr)
     flags = flags_a | flags_b
-    a_or_zero = fp_zero(n, sign_of(n, a)) if kind_a == ZERO else a          # a denormal may have been flushed
+    a_or_zero = fp_zero(n, sign_of(n, a)) if kind_a == ZERO else a  # a denormal may have been flushed
     b_or_zero = fp_zero(n, sign_of(n, b)) if kind_b == ZERO else b
     if (kind_a | kind_b) >= QNAN:
         if numeric:

@@ -1,11 +1,30 @@
 """Conversions between formats, to and from integers and fixed point, and rounding to integral values."""
+
 from __future__ import annotations
 
-from trapline.arm64.fp import AHP, FZ, FZ16, DN, IOC, IXC, ROUND_ODD
+from trapline.arm64.fp import AHP, DN, FZ, FZ16, IOC, IXC, ROUND_ODD
 from trapline.arm64.fp_core import (
-    ALL_ONES, FINITE, INFINITY, LEADING_ONE, HALF, QNAN, SNAN, ZERO,
-    bias, explicit_mode, fp_default_nan, fp_infinity, fp_process_nan, fp_round, fp_unpack, fp_zero,
-    fraction_bits, round_pack, round_up, rounding_mode, sign_of,
+    ALL_ONES,
+    FINITE,
+    HALF,
+    INFINITY,
+    LEADING_ONE,
+    QNAN,
+    SNAN,
+    ZERO,
+    bias,
+    explicit_mode,
+    fp_default_nan,
+    fp_infinity,
+    fp_process_nan,
+    fp_round,
+    fp_unpack,
+    fp_zero,
+    fraction_bits,
+    round_pack,
+    round_up,
+    rounding_mode,
+    sign_of,
 )
 from trapline.bits.native import clz, native, s64, u1, u16, u32, u64
 
@@ -17,7 +36,7 @@ def round_to_integer(sign: u64, exponent: s64, significand: u64, mode: u32) -> t
     """(magnitude, inexact) of a finite number below 2^64, rounded to an integer."""
     shift = u64(63 - exponent)
     whole = significand >> shift
-    fraction = significand << (64 - shift) if shift <= 64 else u64(1)       # far below one half: only non-zero counts
+    fraction = significand << (64 - shift) if shift <= 64 else u64(1)  # far below one half: only non-zero counts
     return whole + round_up(mode, sign, whole & 1, fraction), fraction != 0
 
 
@@ -99,12 +118,11 @@ def fp_convert(source: u64, target: u64, a: u64, mode: u32, fpcr: u32) -> tuple[
     kind, exponent, significand, flags = fp_unpack(source, a, fpcr & NOT_FZ16)
     alternative = target == 16 and (fpcr & AHP) != 0
     if kind >= INFINITY and source == 16 and fpcr & AHP:
-        kind = u32(FINITE)                                                  # the format's largest binade
+        kind = u32(FINITE)  # the format's largest binade
         exponent = bias(16) + 1
         significand = (a << 53) | LEADING_ONE
     if kind == FINITE:
-        result, round_flags = round_pack(target, sign, exponent, significand, mode,
-                                         target != 16 and (fpcr & FZ) != 0, alternative)
+        result, round_flags = round_pack(target, sign, exponent, significand, mode, target != 16 and (fpcr & FZ) != 0, alternative)
         return result, flags | round_flags
     if kind == ZERO:
         return fp_zero(target, sign), flags

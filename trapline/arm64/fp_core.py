@@ -7,17 +7,32 @@ A finite non-zero number is (sign, exponent, significand) with the leading one o
 its value is significand * 2^(exponent - 63).  Bits below the format's precision are rounding information, the lowest
 one sticky.  Signs are u64 0 or 1, exponents s64 and unbiased.
 """
+
 from __future__ import annotations
 
-from trapline.arm64.fp import DN, FZ, FZ16, IDC, IOC, IXC, OFC, RMODE_SHIFT, UFC
-from trapline.arm64.fp import ROUND_FPCR, ROUND_NEGINF, ROUND_ODD, ROUND_TIEAWAY, ROUND_TIEEVEN
+from trapline.arm64.fp import (
+    DN,
+    FZ,
+    FZ16,
+    IDC,
+    IOC,
+    IXC,
+    OFC,
+    RMODE_SHIFT,
+    ROUND_FPCR,
+    ROUND_NEGINF,
+    ROUND_ODD,
+    ROUND_TIEAWAY,
+    ROUND_TIEEVEN,
+    UFC,
+)
 from trapline.bits.native import clz, native, s64, u1, u32, u64
 
 # FPType of the manual.  Distinct bits, so that the kinds of several operands can be or-ed and tested at once.
 FINITE, ZERO, INFINITY, QNAN, SNAN = 0, 1, 2, 4, 8
 
 LEADING_ONE = 1 << 63
-HALF = 1 << 63                  # one half, as a fraction of 64 bits
+HALF = 1 << 63  # one half, as a fraction of 64 bits
 ALL_ONES = (1 << 64) - 1
 
 
@@ -92,7 +107,7 @@ def fp_unpack(n: u64, a: u64, fpcr: u32) -> tuple[u32, s64, u64, u32]:
     """FPUnpack: (kind, exponent, significand, flags); the last three count only for FINITE, except IDC in flags."""
     biased = (a >> fraction_bits(n)) & top_exponent(n)
     fraction = a << (64 - fraction_bits(n))
-    if biased - 1 < top_exponent(n) - 1:                    # neither 0, which wraps, nor all ones
+    if biased - 1 < top_exponent(n) - 1:  # neither 0, which wraps, nor all ones
         return FINITE, s64(biased) - bias(n), (fraction >> 1) | LEADING_ONE, 0
     if biased != 0:
         if fraction == 0:
@@ -103,7 +118,7 @@ def fp_unpack(n: u64, a: u64, fpcr: u32) -> tuple[u32, s64, u64, u32]:
     if fraction == 0:
         return ZERO, 0, 0, 0
     if flushes(n, fpcr):
-        if n == 16:                                         # half precision does not report flushed inputs
+        if n == 16:  # half precision does not report flushed inputs
             return ZERO, 0, 0, 0
         return ZERO, 0, 0, IDC
     shift = u64(clz(fraction))
@@ -139,7 +154,7 @@ def round_up(mode: u32, sign: u64, odd: u64, fraction: u64) -> u64:
     """1 if a magnitude whose lowest kept bit is `odd` moves away from zero for the dropped 64-bit `fraction`."""
     if mode == ROUND_TIEEVEN:
         return u64(fraction > HALF - odd)
-    if mode == 1 + u32(sign):                               # ROUND_POSINF of a positive, ROUND_NEGINF of a negative number
+    if mode == 1 + u32(sign):  # ROUND_POSINF of a positive, ROUND_NEGINF of a negative number
         return u64(fraction != 0)
     if mode == ROUND_TIEAWAY:
         return u64(fraction >= HALF)
@@ -157,8 +172,7 @@ def overflow_result(n: u64, sign: u64, mode: u32) -> u64:
 
 
 @native
-def round_pack(n: u64, sign: u64, exponent: s64, significand: u64, mode: u32, flush: u1,
-               alternative: u1) -> tuple[u64, u32]:
+def round_pack(n: u64, sign: u64, exponent: s64, significand: u64, mode: u32, flush: u1, alternative: u1) -> tuple[u64, u32]:
     """FPRoundBase: (result, flags) of a finite non-zero number.
 
     `flush` makes tiny results zero (tininess is detected before rounding); `alternative` selects the alternative

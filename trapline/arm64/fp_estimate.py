@@ -1,14 +1,27 @@
 """Reciprocal and reciprocal square root estimates."""
+
 from __future__ import annotations
 
 from trapline.arm64.fp import DZC, IOC, IXC, OFC, UFC
 from trapline.arm64.fp_core import (
-    INFINITY, QNAN, ZERO,
-    bias, fp_default_nan, fp_infinity, fp_process_nan, fp_unpack, fp_zero, flushes, fraction_bits,
-    overflow_result, rounding_mode, sign_of, top_exponent,
+    INFINITY,
+    QNAN,
+    ZERO,
+    bias,
+    flushes,
+    fp_default_nan,
+    fp_infinity,
+    fp_process_nan,
+    fp_unpack,
+    fp_zero,
+    fraction_bits,
+    overflow_result,
+    rounding_mode,
+    sign_of,
+    top_exponent,
 )
 from trapline.arm64.fp_tables import RECIP_ESTIMATE, RSQRT_ESTIMATE
-from trapline.bits.native import native, s64, u32, u64
+from trapline.bits.native import native, u32, u64
 
 
 @native
@@ -28,8 +41,8 @@ def fp_recip_estimate(n: u64, a: u64, fpcr: u32) -> tuple[u64, u32]:
     if exponent >= bias(n) - 1 and flushes(n, fpcr):
         return fp_zero(n, sign), flags | UFC
     estimate = u64(RECIP_ESTIMATE[(significand >> 55) - 256])
-    biased = bias(n) - 1 - exponent                                         # -1 and 0 are denormal results
-    fraction = estimate << (fraction_bits(n) - 8)                           # with the leading one
+    biased = bias(n) - 1 - exponent  # -1 and 0 are denormal results
+    fraction = estimate << (fraction_bits(n) - 8)  # with the leading one
     if biased <= 0:
         return fp_zero(n, sign) | (fraction >> u64(1 - biased)), flags
     return fp_zero(n, sign) | ((u64(biased - 1) << fraction_bits(n)) + fraction), flags

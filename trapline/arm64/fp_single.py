@@ -1,4 +1,5 @@
 """Single precision: the functions of fp_arith, fp_convert and fp_estimate at 32 bits (see fp for the index)."""
+
 from __future__ import annotations
 
 from trapline.arm64 import fp_arith, fp_convert, fp_estimate

@@ -1,4 +1,5 @@
 """The estimate tables of the manual, computed from its integer definitions."""
+
 from __future__ import annotations
 
 
