@@ -7,6 +7,7 @@ fault come before any register is written, so that a fault leaves the registers 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trapline.bits import Bits, Imm
 
@@ -106,9 +107,21 @@ class Barrier(Effect):
 
 @dataclass(eq=False, slots=True)
 class System(Effect):
-    """An operation on the PE or the machine, by name (`isa/system.py` lists them)."""
+    """An operation on the PE or the machine, by name (`isa/system.py` lists them).
+
+    With `when`, a check: the operation runs only if `when` is 1, and then the instruction does not complete.
+    """
 
     name: str
+    args: tuple[Bits, ...]
+    when: Bits | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Query(Effect):
+    """A call of a native function whose first parameter is the CPU state; it cannot fault."""
+
+    function: Any
     args: tuple[Bits, ...]
 
 

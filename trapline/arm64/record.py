@@ -62,6 +62,8 @@ class Recorder:
         self.writes: list[fx.Write] = []
         self.uses_fp = False
         self.sp_base = False
+        self.after: list[str] = []
+        """What must be looked at again once the writes are done (`sysreg.EFFECTS`)."""
 
     # -- state -----------------------------------------------------------------------------------------------------------
     def _read(self, offset: int | Bits, storage: int, width: int) -> Bits:
@@ -230,11 +232,21 @@ class Recorder:
         """Take a synchronous exception of this kind."""
         self.effects.append(fx.Raise(kind, const(imm, 16)))
 
-    def system(self, name: str, *args: Bits | int | Imm, width: int = 0) -> Bits:
-        """An operation of the PE by name; with `width` it yields a value of that many bits."""
-        operands = tuple(a if isinstance(a, Bits) else const(a, 64) for a in args)
-        effect = fx.System(name, operands)
+    def system(self, name: str, *args: Bits | int | Imm, width: int = 0, when: Bits | None = None) -> Bits:
+        """An operation of the PE by name; it yields a value of `width` bits (64 by default).
+
+        With `when` it is a check that runs only if `when` is 1 and then ends the instruction (a trap).
+        """
+        operands = tuple(a.zext(64) if isinstance(a, Bits) else const(a, 64) for a in args)
+        effect = fx.System(name, operands, when)
         result = Bits("result", (), width or 64)
         effect.result = result
         self.effects.append(effect)
         return result
+
+    def query(self, function: Any, *args: Bits) -> Bits:
+        """Call a native function of the CPU state (first parameter) now, in the order of effects."""
+        effect = fx.Query(function, args)
+        effect.result = Bits("result", (), function.ret.width if function.ret is not None else 64)
+        self.effects.append(effect)
+        return effect.result

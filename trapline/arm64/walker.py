@@ -106,9 +106,15 @@ class Walker:
         return 0
 
     def _system(self, e: fx.System, value: Evaluator) -> int | None:
+        if e.when is not None and not value(e.when):
+            return None
         if e.name == "clrex":
             self.monitor = None
         return self.system("system", e.name, *(value(a) for a in e.args))
+
+    def _query(self, e: fx.Query, value: Evaluator) -> int | None:
+        result = e.function(self.state, *(value(a) for a in e.args))
+        return None if result is None else int(result)
 
     def _raise(self, e: fx.Raise, value: Evaluator) -> int | None:
         return self.system("raise", e.kind, value(e.imm))
@@ -125,6 +131,7 @@ _ANSWERS: dict[type, Callable[[Walker, Any, Evaluator], int | None]] = {
     fx.LoadExclusive: Walker._load_exclusive,
     fx.StoreExclusive: Walker._store_exclusive,
     fx.System: Walker._system,
+    fx.Query: Walker._query,
     fx.Raise: Walker._raise,
     fx.Barrier: Walker._barrier,
 }

@@ -1,0 +1,228 @@
+"""LLVM IR for bit-vector expressions.
+
+`Emitter` appends instructions to the basic block being written and returns the names of values. A node has up to two forms: an
+integer of its width, and a vector of its elements; conversions between them are bitcasts, which LLVM folds into host SIMD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trapline.bits.expr import Bits
+from trapline.bits.ops import ELEMENTWISE, SHIFTS
+
+_VECTOR_ELEMENTS = (8, 16, 32, 64)
+
+
+class Emitter:
+    """Emits expressions as LLVM IR text.
+
+    `leaf(node)` emits a leaf and returns its value's name. Values are remembered by node identity: recordings keep nodes alive.
+    `natives` collects the symbols of the native functions that were called.
+    """
+
+    def __init__(self, leaf: Callable[[Bits], str], prefix: str = "v") -> None:
+        self.lines: list[str] = []
+        self.natives: dict[str, object] = {}
+        self.intrinsics: set[str] = set()
+        self._leaf = leaf
+        self._prefix = prefix
+        self._count = 0
+        self._scalar: dict[int, str] = {}
+        self._vector: dict[tuple[int, int], str] = {}
+
+    def add(self, text: str) -> None:
+        """Append one instruction or label."""
+        self.lines.append(text)
+
+    def name(self) -> str:
+        self._count += 1
+        return f"%{self._prefix}{self._count}"
+
+    def let(self, text: str) -> str:
+        """Append `text` as the value of a fresh name."""
+        name = self.name()
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def set(self, node: Bits, value: str) -> None:
+        """Give a leaf (an effect's result) its value."""
+        self._scalar[id(node)] = value
+
+    def __call__(self, node: Bits) -> str:
+        """The value of `node` as `i<width>`."""
+        key = id(node)
+        found = self._scalar.get(key)
+        if found is None:
+            found = self._scalar[key] = self._integer(node)
+        return found
+
+    # -- forms -----------------------------------------------------------------------------------------------------------
+    def _integer(self, node: Bits) -> str:
+        if node.op == "const":
+            return str(node.attr)
+        if node.op in ELEMENTWISE:
+            op = ELEMENTWISE[node.op]
+            source = node.args[0].width
+            if op.compare and node.width == 1:
+                return self._scalar_op(node, source)
+            if node.esize == node.width and not op.compare:
+                return self._scalar_op(node, node.width)
+            return self._as_integer(self.vector(node, node.esize), node.width, node.esize)
+        structural = getattr(self, "_emit_" + node.op, None)
+        return structural(node) if structural else self._leaf(node)
+
+    def vector(self, node: Bits, esize: int) -> str:
+        """The value of `node` as `<n x i<esize>>`."""
+        key = (id(node), esize)
+        if key not in self._vector:
+            self._vector[key] = self._make_vector(node, esize)
+        return self._vector[key]
+
+    def _make_vector(self, node: Bits, esize: int) -> str:
+        count = node.width // esize
+        vtype = f"<{count} x i{esize}>"
+        if node.op == "const":
+            mask = (1 << esize) - 1
+            return "<" + ", ".join(f"i{esize} {node.attr >> k * esize & mask}" for k in range(count)) + ">"
+        if node.op in ("vzext", "vsext", "vtrunc") and node.esize == esize:
+            source = self.vector(node.args[0], node.attr)
+            return self.let(f"{node.op[1:]} <{count} x i{node.attr}> {source} to {vtype}")
+        if node.op in ELEMENTWISE and node.esize == esize and node.width == node.args[0].width:
+            return self._vector_op(node, vtype, count)
+        if node.op == "cat" and all(a.width == esize for a in node.args):
+            if len({id(a) for a in node.args}) == 1:
+                first = self.let(f"insertelement {vtype} poison, i{esize} {self(node.args[0])}, i64 0")
+                return self.let(f"shufflevector {vtype} {first}, {vtype} poison, <{count} x i32> zeroinitializer")
+            value = "poison"
+            for k, part in enumerate(reversed(node.args)):
+                value = self.let(f"insertelement {vtype} {value}, i{esize} {self(part)}, i64 {k}")
+            return value
+        return self.let(f"bitcast i{node.width} {self(node)} to {vtype}")
+
+    def _as_integer(self, vector: str, width: int, esize: int) -> str:
+        return self.let(f"bitcast <{width // esize} x i{esize}> {vector} to i{width}")
+
+    # -- elementwise -----------------------------------------------------------------------------------------------------
+    def _row(self, op: str, t: str, mangled: str, args: list[str]) -> str:
+        template = ELEMENTWISE[op].llvm
+        text = template.format(*args, t=t, m=mangled)
+        if "@llvm." in text:
+            self.intrinsics.add(f"{text.partition('@')[2].partition('(')[0]}|{t}|{template}")
+        return self.let(text)
+
+    def _scalar_op(self, node: Bits, width: int) -> str:
+        args = [self(a) for a in node.args]
+        t = f"i{width}"
+        if node.op in SHIFTS and node.args[1].op != "const":
+            return self._guarded_shift(node.op, t, t, str(width), str(width - 1), args)
+        if node.op in ("udiv", "sdiv"):
+            return self._divide(node.op, t, width, args)
+        return self._row(node.op, t, t, args)
+
+    def _vector_op(self, node: Bits, vtype: str, count: int) -> str:
+        args = [self.vector(a, node.esize) for a in node.args]
+        mangled = f"v{count}i{node.esize}"
+        if node.op in SHIFTS:
+            width = f"i{node.esize}"
+            splat = "<" + ", ".join([f"{width} {node.esize}"] * count) + ">"
+            last = "<" + ", ".join([f"{width} {node.esize - 1}"] * count) + ">"
+            return self._guarded_shift(node.op, vtype, mangled, splat, last, args)
+        value = self._row(node.op, vtype, mangled, args)
+        if ELEMENTWISE[node.op].compare:
+            return self.let(f"sext <{count} x i1> {value} to {vtype}")
+        return value
+
+    def _guarded_shift(self, op: str, t: str, mangled: str, width: str, last: str, args: list[str]) -> str:
+        """A shift whose count may reach the width, which LLVM leaves undefined."""
+        value, count = args
+        cond_type = "i1" if not t.startswith("<") else t.replace(t[t.index("i") : -1], "i1")
+        fits = self.let(f"icmp ult {t} {count}, {width}")
+        zero = "zeroinitializer" if t.startswith("<") else "0"
+        safe = self.let(f"select {cond_type} {fits}, {t} {count}, {t} {last if op == 'ashr' else zero}")
+        shifted = self.let(f"{op} {t} {value}, {safe}")
+        if op == "ashr":
+            return shifted
+        return self.let(f"select {cond_type} {fits}, {t} {shifted}, {t} {zero}")
+
+    def _divide(self, op: str, t: str, width: int, args: list[str]) -> str:
+        a, b = args
+        zero = self.let(f"icmp eq {t} {b}, 0")
+        bad = zero
+        if op == "sdiv":
+            minimum = self.let(f"icmp eq {t} {a}, {1 << width - 1}")
+            minus = self.let(f"icmp eq {t} {b}, -1")
+            overflow = self.let(f"and i1 {minimum}, {minus}")
+            bad = self.let(f"or i1 {zero}, {overflow}")
+        divisor = self.let(f"select i1 {bad}, {t} 1, {t} {b}")
+        quotient = self.let(f"{op} {t} {a}, {divisor}")
+        return self.let(f"select i1 {zero}, {t} 0, {t} {quotient}")
+
+    # -- structural ------------------------------------------------------------------------------------------------------
+    def _emit_slice(self, node: Bits) -> str:
+        source = node.args[0]
+        aligned = node.width in _VECTOR_ELEMENTS and node.attr % node.width == 0 and source.width in (64, 128)
+        vectors = source.op in ELEMENTWISE and source.esize < source.width or source.op in ("vzext", "vsext", "vtrunc")
+        if aligned and vectors:
+            vector = self.vector(source, node.width)
+            return self.let(
+                f"extractelement <{source.width // node.width} x i{node.width}> {vector}, i64 {node.attr // node.width}"
+            )
+        value = self(source)
+        if node.attr:
+            value = self.let(f"lshr i{source.width} {value}, {node.attr}")
+        return self.let(f"trunc i{source.width} {value} to i{node.width}")
+
+    def _emit_cat(self, node: Bits) -> str:
+        widths = {a.width for a in node.args}
+        esize = node.args[0].width
+        if len(widths) == 1 and esize in _VECTOR_ELEMENTS and node.width in (64, 128):
+            return self._as_integer(self.vector(node, esize), node.width, esize)
+        total, shift = "", 0
+        for part in reversed(node.args):
+            value = self(part)
+            if part.width < node.width:
+                value = self.let(f"zext i{part.width} {value} to i{node.width}")
+            if shift:
+                value = self.let(f"shl i{node.width} {value}, {shift}")
+            total = self.let(f"or i{node.width} {total}, {value}") if total else value
+            shift += part.width
+        return total
+
+    def _emit_zext(self, node: Bits) -> str:
+        return self.let(f"zext i{node.args[0].width} {self(node.args[0])} to i{node.width}")
+
+    def _emit_sext(self, node: Bits) -> str:
+        return self.let(f"sext i{node.args[0].width} {self(node.args[0])} to i{node.width}")
+
+    def _emit_select(self, node: Bits) -> str:
+        cond, a, b = (self(x) for x in node.args)
+        return self.let(f"select i1 {cond}, i{node.width} {a}, i{node.width} {b}")
+
+    def _resized(self, node: Bits) -> str:
+        return self._as_integer(self.vector(node, node.esize), node.width, node.esize)
+
+    _emit_vzext = _emit_vsext = _emit_vtrunc = _resized
+
+    def _emit_call(self, node: Bits) -> str:
+        fn = node.attr
+        self.natives[fn.symbol] = fn
+        rets = fn.ret if isinstance(fn.ret, tuple) else (fn.ret,)
+        ret = f"i{rets[0].width}" if not isinstance(fn.ret, tuple) else "{" + ", ".join(f"i{r.width}" for r in rets) + "}"
+        args = ", ".join(f"i{a.width} {self(a)}" for a in node.args)
+        return self.let(f'call {ret} @"{fn.symbol}"({args})')
+
+    def _emit_item(self, node: Bits) -> str:
+        fn = node.args[0].attr
+        struct = "{" + ", ".join(f"i{r.width}" for r in fn.ret) + "}"
+        return self.let(f"extractvalue {struct} {self(node.args[0])}, {node.attr}")
+
+
+def declare_intrinsics(intrinsics: set[str]) -> list[str]:
+    """Declarations for the LLVM intrinsics that emitters collected."""
+    lines = []
+    for name, t, template in sorted(entry.split("|") for entry in intrinsics):
+        args = template.partition("(")[2].rpartition(")")[0]
+        kinds = ["i1" if a.strip().startswith("i1") else t for a in args.split(", ")]
+        lines.append(f"declare {t} @{name}({', '.join(kinds)})")
+    return lines

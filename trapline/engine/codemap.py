@@ -1,0 +1,91 @@
+"""The map from host pages of guest code to predecoded pages, shared by the vCPUs of an engine, as native functions.
+
+Predecoded pages depend on nothing but the instruction words, so every vCPU and every address space shares them. They are found
+by the host address of the code page; cache maintenance by the guest (IC) resets the records that it names.
+"""
+
+from __future__ import annotations
+
+from trapline.bits.native import Ptr, cas64, fence, load64, native, store64, u64
+from trapline.engine.state import PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, Shared
+
+HASH = 0x9E37_79B9_7F4A_7C15
+
+
+@native
+def find_records(shared: Ptr[Shared], page: u64) -> u64:
+    """Records of a host code page, or 0 if it has none yet."""
+    at = ((page >> 12) * HASH) >> 20
+    key = u64(1)
+    while key != 0:
+        entry = shared.map + ((at & shared.map_mask) << 4)
+        key = load64(entry)
+        if key == page:
+            return load64(entry + 8)
+        at = at + 1
+    return 0
+
+
+@native
+def lock_code(shared: Ptr[Shared], address: u64) -> None:
+    """Take the spin lock at `address` (held for microseconds only)."""
+    while cas64(address, 0, 1) != 0:
+        fence()
+
+
+@native
+def add_records(shared: Ptr[Shared], page: u64, lock: u64) -> u64:
+    """Make the predecoded page of a host page, all records undecoded; 0 if there is no room left."""
+    lock_code(shared, lock)
+    records = find_records(shared, page)
+    if records == 0 and shared.code_next + PAGE_BYTES <= shared.code_end:
+        base = shared.code_next
+        shared.code_next = base + PAGE_BYTES
+        records = base + PAGE_HEADER
+        store64(base, page)
+        reset_records(shared, records, 0, PAGE_INSNS)
+        store64(records + PAGE_INSNS * RECORD_SIZE, shared.page_end)
+        insert(shared, page, records)
+    store64(lock, 0)
+    return records
+
+
+@native
+def insert(shared: Ptr[Shared], page: u64, records: u64) -> None:
+    """Enter a page into the hash table; its value is visible before its key."""
+    at = ((page >> 12) * HASH) >> 20
+    entry = shared.map + ((at & shared.map_mask) << 4)
+    while load64(entry) != 0:
+        at = at + 1
+        entry = shared.map + ((at & shared.map_mask) << 4)
+    store64(entry + 8, records)
+    fence()
+    store64(entry, page)
+
+
+@native
+def reset_records(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
+    """Forget what was decoded of `count` instructions."""
+    at = records + first * RECORD_SIZE
+    end = at + count * RECORD_SIZE
+    while at != end:
+        store64(at, shared.undecoded)
+        at = at + RECORD_SIZE
+
+
+@native
+def reset_line(shared: Ptr[Shared], host: u64, line: u64) -> None:
+    """Forget the decoded instructions of the `line` bytes around a host address (IC IVAU)."""
+    records = find_records(shared, host & ~u64(4095))
+    if records != 0:
+        first = (host & 4095 & ~(line - 1)) >> 2
+        reset_records(shared, records, first, line >> 2)
+
+
+@native
+def reset_everything(shared: Ptr[Shared]) -> None:
+    """Forget all decoded instructions (IC IALLU)."""
+    at = shared.code_start
+    while at != shared.code_next:
+        reset_records(shared, at + PAGE_HEADER, 0, PAGE_INSNS)
+        at = at + PAGE_BYTES

@@ -1,0 +1,113 @@
+"""One software PE, as the hypervisor sees it: state, entry, exits, kicks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from trapline.arm64.sysreg import Sysreg
+from trapline.engine.state import CpuState, EngineState, Exit
+
+if TYPE_CHECKING:
+    from trapline.engine.engine import Engine
+
+NS_PER_TICK = 16
+"""Nanoseconds of one tick of the system counter."""
+NEVER = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """Why the PE is at EL2: `sync` (look at ESR_EL2), `irq` (a physical interrupt or a kick) or `serror`."""
+
+    kind: Literal["sync", "irq", "serror"]
+
+
+SYNC, IRQ, SERROR = EngineExit("sync"), EngineExit("irq"), EngineExit("serror")
+
+
+class Cpu:
+    """A PE of the software machine. Between `enter` calls it is at EL2, in the hypervisor's hands."""
+
+    def __init__(self, engine: Engine, index: int) -> None:
+        self.engine = engine
+        self.index = index
+        self.state = EngineState()
+        self.address = ctypes.addressof(self.state)
+        self._sysreg = self.state.sysreg
+        self._entry = engine.entry
+        state = self.state
+        state.shared = engine.shared_address
+        state.index = index
+        state.el, state.spsel, state.daif = 2, 1, 15
+        self.reset()
+
+    def reset(self) -> None:
+        """Give every system register its reset value; the PE stays at EL2."""
+        values = self.engine.reset_values
+        for slot, value in values.items():
+            self._sysreg[slot] = value
+        self._entry.flush_all(self.address)
+
+    def __getitem__(self, reg: type[Sysreg]) -> int:
+        """The stored value of a system register."""
+        return self._sysreg[reg.slot]
+
+    def __setitem__(self, reg: type[Sysreg], value: int) -> None:
+        self._sysreg[reg.slot] = value
+
+    def enter(self) -> EngineExit:
+        """Return from EL2 to the guest (ELR_EL2, SPSR_EL2) and run it until the next exception to EL2."""
+        entry, address, state = self._entry, self.address, self.state
+        code = entry.enter(address)
+        while True:
+            if code == Exit.EL2_SYNC:
+                state.running = 0
+                return SYNC
+            if code == Exit.EL2_IRQ:
+                state.running = 0
+                return IRQ
+            self._outside(code)
+            code = entry.proceed(address)
+
+    def _outside(self, code: int) -> None:
+        """Work that compiled code leaves to Python in the middle of a run."""
+        if code == Exit.COMPILE:
+            self.engine.compile_for(self)
+        elif code == Exit.TIMER:
+            self.engine.timers.arm(self)
+        elif code == Exit.CODE_FULL:
+            self.engine.flush_code(self)
+        else:
+            raise AssertionError(f"unknown exit {code}")
+
+    def kick(self) -> None:
+        """Make `enter` return soon; from any thread, and remembered if the guest is not running."""
+        self.state.poll_kick = 1
+
+    def request_flush(self) -> None:
+        """Have this PE forget its translations before it runs on."""
+        self._entry.request_sync(self.address)
+
+    def wait_flush(self) -> None:
+        """Wait until a requested flush is done, or the PE is not running (it flushes before it does)."""
+        state = self.state
+        target = state.sync_request
+        while state.running and state.sync_done < target:
+            os.sched_yield()
+
+    def timer_lines(self) -> int:
+        """Timer interrupt outputs: bit 0 the virtual timer, bit 1 the EL1 physical timer. They count as reported now."""
+        lines = self._entry.lines(self.address)
+        self.state.timer_reported = lines
+        return lines
+
+    def next_timer_deadline(self) -> int | None:
+        """When a timer output rises next, in host monotonic nanoseconds; None if none will."""
+        count = self._entry.next_count(self.address)
+        return None if count == NEVER else count * NS_PER_TICK
+
+
+__all__ = ["Cpu", "CpuState", "EngineExit"]

@@ -1,0 +1,567 @@
+"""Handlers: one compiled function per instruction shape.
+
+A handler gets pointers to the CPU, to its predecoded record and to the data TLB in fixed host registers (`preserve_none`), does
+the instruction and tail-calls the handler of the next record. Operands that differ between instructions of the shape are read
+from the record; `SlotLayout` decides where they lie, and the predecoder's fill function writes them there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from trapline.arm64 import effects as fx
+from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
+from trapline.arm64.record import Recorder
+from trapline.arm64.state import CpuState
+from trapline.bits import Bits
+from trapline.bits.to_llvm import Emitter
+from trapline.engine.state import (
+    ITLB_BITS,
+    PAGE_INSNS,
+    RECORD_SHIFT,
+    RECORD_SIZE,
+    TLB_BITS,
+    EngineState,
+    ItlbEntry,
+    TlbEntry,
+)
+
+CC = "preserve_nonecc"
+PROTOTYPE = "ptr %cpu, ptr %rec, ptr %tlb, i64 %aux"
+_UNLIKELY = "!prof !0"
+
+WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, PAIR = 0x100, 0x200, 0x400, 0x800, 0x1000
+"""Flags of the `meta` argument of slow memory paths; the low byte is the access size in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An operand in the record: byte offset, bytes, and whether it is read sign-extended."""
+
+    offset: int
+    size: int
+    signed: bool
+    expr: Bits
+
+
+class SlotLayout:
+    """Assigns record space (bytes 8 to 31) to the decode-time expressions of a shape."""
+
+    def __init__(self) -> None:
+        self.slots: dict[tuple[object, ...], Slot] = {}
+        self._free = set(range(8, RECORD_SIZE))
+
+    def place(self, node: Bits) -> Slot:
+        """The slot of a `decoded` leaf."""
+        expr = node.args[0]
+        if expr.key in self.slots:
+            return self.slots[expr.key]
+        lo, hi = node.attr if node.attr else (0, (1 << expr.width) - 1)
+        size = next(s for s in (1, 2, 4, 8) if (-(1 << 8 * s - 1) <= lo and hi < 1 << 8 * s - 1) or 0 <= lo and hi < 1 << 8 * s)
+        signed = lo < 0
+        for start in range(8, RECORD_SIZE - size + 1, size):
+            span = set(range(start, start + size))
+            if span <= self._free:
+                self._free -= span
+                slot = self.slots[expr.key] = Slot(start, size, signed, expr)
+                return slot
+        raise ValueError("a record has no room for this shape's operands")
+
+
+class Handler:
+    """Emits the handler of one recorded shape."""
+
+    def __init__(self, name: str, recording: Recorder, far: bool, counting: bool = False) -> None:
+        self.name, self.recording, self.far, self.counting = name, recording, far, counting
+        self.layout = SlotLayout()
+        self.emit = Emitter(self._leaf)
+        self.externs: set[str] = set()
+        self._labels = 0
+        self._slot_values: dict[int, str] = {}
+
+    # -- leaves ----------------------------------------------------------------------------------------------------------
+    def _field(self, offset: int, base: str = "%cpu") -> str:
+        return self.emit.let(f"getelementptr i8, ptr {base}, i64 {offset}")
+
+    def _load_field(self, field: str, width: int) -> str:
+        return self.emit.let(f"load i{width}, ptr {self._field(getattr(EngineState, field).offset)}")
+
+    def _store_field(self, field: str, width: int, value: str) -> None:
+        self.emit.add(f"store i{width} {value}, ptr {self._field(getattr(EngineState, field).offset)}")
+
+    def _slot(self, slot: Slot, width: int) -> str:
+        pointer = self._field(slot.offset, "%rec")
+        raw = self.emit.let(f"load i{8 * slot.size}, ptr {pointer}, align {slot.size}")
+        have = 8 * slot.size
+        if have == width:
+            return raw
+        if have > width:
+            return self.emit.let(f"trunc i{have} {raw} to i{width}")
+        return self.emit.let(f"{'sext' if slot.signed else 'zext'} i{have} {raw} to i{width}")
+
+    def _leaf(self, node: Bits) -> str:
+        if node.op == "decoded":
+            return self._slot(self.layout.place(node), node.width)
+        if node.op == "state":
+            pointer = self._state_pointer(node.attr if node.attr is not None else node.args[0])
+            align = min(node.width // 8, 16)
+            return self.emit.let(f"load i{node.width}, ptr {pointer}, align {align}")
+        if node.op == "pc":
+            return self._pc()
+        raise ValueError(f"unexpected leaf {node!r}")
+
+    def _state_pointer(self, offset: int | Bits) -> str:
+        if isinstance(offset, int):
+            return self._field(offset)
+        index = self.emit.let(f"zext i{offset.width} {self.emit(offset)} to i64")
+        return self.emit.let(f"getelementptr i8, ptr %cpu, i64 {index}")
+
+    def _pc(self) -> str:
+        here = self.emit.let("ptrtoint ptr %rec to i64")
+        base = self._load_field("records", 64)
+        distance = self.emit.let(f"sub i64 {here}, {base}")
+        offset = self.emit.let(f"lshr i64 {distance}, {RECORD_SHIFT}")
+        return self.emit.let(f"add i64 {self._load_field('page_va', 64)}, {offset}")
+
+    def _label(self, hint: str) -> str:
+        self._labels += 1
+        return f"{hint}{self._labels}"
+
+    # -- control ---------------------------------------------------------------------------------------------------------
+    def _jump(self, record: str) -> None:
+        """Tail-call the handler of a record."""
+        handler = self.emit.let(f"load ptr, ptr {record}, align 32")
+        self.emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr {record}, ptr %tlb, i64 poison)")
+        self.emit.add("ret void")
+
+    def _tail(self, function: str, record: str = "%rec", aux: str = "poison") -> None:
+        self.externs.add(f"declare {CC} void @{function}(ptr, ptr, ptr, i64)")
+        self.emit.add(f"musttail call {CC} void @{function}(ptr %cpu, ptr {record}, ptr %tlb, i64 {aux})")
+        self.emit.add("ret void")
+
+    def _next(self, poll: bool = False) -> None:
+        following = self.emit.let(f"getelementptr i8, ptr %rec, i64 {RECORD_SIZE}")
+        if poll:
+            self._poll(following)
+        self._jump(following)
+
+    def _poll(self, record: str) -> None:
+        """Leave straight-line execution if something waits for this vCPU."""
+        pending = self._load_field_volatile("poll_kick", 32)
+        clear = self.emit.let(f"icmp eq i32 {pending}, 0")
+        go, serve = self._label("go"), self._label("serve")
+        self.emit.add(f"br i1 {clear}, label %{go}, label %{serve}, {_UNLIKELY}")
+        self.emit.add(f"{serve}:")
+        self._tail("trapline_poll", record)
+        self.emit.add(f"{go}:")
+
+    def _load_field_volatile(self, field: str, width: int) -> str:
+        pointer = self._field(getattr(EngineState, field).offset)
+        return self.emit.let(f"load volatile i{width}, ptr {pointer}")
+
+    def _goto(self, target: str) -> None:
+        """Continue at a virtual address: probe the instruction TLB, else leave it to the runtime."""
+        emit = self.emit
+        page = emit.let(f"and i64 {target}, -4096")
+        index = emit.let(f"lshr i64 {target}, 12")
+        index = emit.let(f"and i64 {index}, {(1 << ITLB_BITS) - 1}")
+        offset = emit.let(f"mul i64 {index}, {ctypes.sizeof(ItlbEntry)}")
+        itlb = emit.let(f"load ptr, ptr {self._field(EngineState.itlb.offset)}")
+        entry = emit.let(f"getelementptr i8, ptr {itlb}, i64 {offset}")
+        tag = emit.let(f"load i64, ptr {entry}")
+        misaligned = emit.let(f"and i64 {target}, 3")
+        want = emit.let(f"or i64 {page}, {misaligned}")
+        hit = emit.let(f"icmp eq i64 {tag}, {want}")
+        found, missed = self._label("found"), self._label("missed")
+        emit.add(f"br i1 {hit}, label %{found}, label %{missed}, {_UNLIKELY}")
+        emit.add(f"{missed}:")
+        self._tail("trapline_goto", aux=target)
+        emit.add(f"{found}:")
+        records_at = self._field(ItlbEntry.records.offset, entry)
+        records = emit.let(f"load i64, ptr {records_at}")
+        low = emit.let(f"and i64 {target}, 4095")
+        distance = emit.let(f"shl i64 {low}, {RECORD_SHIFT}")
+        self._store_field("page_va", 64, page)
+        self._store_field("records", 64, records)
+        address = emit.let(f"add i64 {records}, {distance}")
+        record = emit.let(f"inttoptr i64 {address} to ptr")
+        self._poll(record)
+        self._jump(record)
+
+    # -- the function ----------------------------------------------------------------------------------------------------
+    def text(self) -> str:
+        """IR of the handler function."""
+        emit, recording = self.emit, self.recording
+        if self.counting:
+            count = self._load_field("icount", 64)
+            self._store_field("icount", 64, emit.let(f"add i64 {count}, 1"))
+        if recording.uses_fp:
+            self._check_fp()
+        branch: fx.Branch | None = None
+        ended = False
+        for effect in recording.effects:
+            if isinstance(effect, fx.Branch):
+                branch = effect
+                continue
+            ended = _EMIT[type(effect)](self, effect) or ended
+        if not ended:
+            if branch is not None:
+                self._branch(branch)
+            else:
+                self._commit()
+                self._finish()
+        lines = "\n".join(emit.lines)
+        return f"define internal {CC} void @{self.name}({PROTOTYPE}) {{\nentry:\n{lines}\n}}\n"
+
+    def _finish(self) -> None:
+        """Go on after the last effect, looking again at whatever the writes changed."""
+        words = set(self.recording.after) & AFTER.keys()
+        if not words:
+            self._next()
+            return
+        mask = sum(AFTER[w] for w in words)
+        self.externs.add("declare void @trapline_after(ptr, i32)")
+        following = None if words <= _KEEP_GOING else self.emit.let(f"add i64 {self._pc()}, 4")
+        self.emit.add(f"call void @trapline_after(ptr %cpu, i32 {mask})")
+        if following is None:
+            self._next(poll=True)
+            return
+        self.emit.add(f"store i64 {following}, ptr {self._field(CpuState.pc.offset)}")
+        self._tail("trapline_resume")
+
+    def _commit(self) -> None:
+        values = [self.emit(w.value) for w in self.recording.writes]
+        for write, value in zip(self.recording.writes, values, strict=True):
+            if write.value.width < write.storage:
+                value = self.emit.let(f"zext i{write.value.width} {value} to i{write.storage}")
+            pointer = (
+                self._field(write.offset)
+                if isinstance(write.offset, int)
+                else self._state_pointer(Bits("decoded", (write.offset,), 16))
+            )
+            self.emit.add(f"store i{write.storage} {value}, ptr {pointer}, align {min(write.storage // 8, 16)}")
+
+    def _branch(self, branch: fx.Branch) -> None:
+        when = self.emit(branch.when) if branch.when is not None else None
+        target = None if branch.delta is not None and not self.far else self.emit(branch.target)
+        self._commit()
+        if when is not None:
+            taken, fall = self._label("taken"), self._label("fall")
+            self.emit.add(f"br i1 {when}, label %{taken}, label %{fall}")
+            self.emit.add(f"{fall}:")
+            self._next()
+            self.emit.add(f"{taken}:")
+        if target is not None:
+            self._goto(target)
+            return
+        delta = self._delta(branch)
+        record = self.emit.let(f"getelementptr i8, ptr %rec, i64 {delta}")
+        self._poll(record)
+        self._jump(record)
+
+    def _delta(self, branch: fx.Branch) -> str:
+        """Distance in record bytes of an in-page direct branch."""
+        if isinstance(branch.delta, int):
+            return str(branch.delta << RECORD_SHIFT)
+        assert branch.delta is not None
+        scaled = branch.delta * (1 << RECORD_SHIFT)
+        limit = PAGE_INSNS * RECORD_SIZE
+        node = Bits("decoded", (scaled.bits,), 64, attr=(max(scaled.lo, -limit), min(scaled.hi, limit)))
+        return self._slot(self.layout.place(node), 64)
+
+    def _check_fp(self) -> None:
+        disabled = self._load_field("fp_disabled", 32)
+        enabled = self.emit.let(f"icmp eq i32 {disabled}, 0")
+        go, trap = self._label("fp"), self._label("nofp")
+        self.emit.add(f"br i1 {enabled}, label %{go}, label %{trap}, {_UNLIKELY}")
+        self.emit.add(f"{trap}:")
+        self._tail("trapline_fp_trap")
+        self.emit.add(f"{go}:")
+
+    # -- memory ----------------------------------------------------------------------------------------------------------
+    def _probe(self, addr: str, size: int, write: bool, access: fx.Access) -> tuple[str, str, str]:
+        """Look `addr` up in the data TLB. Returns (hit condition, host pointer, meta); the pointer is valid on a hit."""
+        emit = self.emit
+        tlb = "%tlb"
+        if access.unprivileged:
+            tlb = self._field(EngineState.dtlb.offset)
+        shifted = emit.let(f"lshr i64 {addr}, 7")
+        index = emit.let(f"and i64 {shifted}, {((1 << TLB_BITS) - 1) << 5}")
+        entry = emit.let(f"getelementptr i8, ptr {tlb}, i64 {index}")
+        field = TlbEntry.write_tag if write else TlbEntry.read_tag
+        tag = emit.let(f"load i64, ptr {self._field(field.offset, entry)}")
+        if access.aligned:
+            page = emit.let(f"and i64 {addr}, {-4096 | size - 1}")
+        else:
+            last = emit.let(f"add i64 {addr}, {size - 1}") if size > 1 else addr
+            page = emit.let(f"and i64 {last}, -4096")
+        hit = emit.let(f"icmp eq i64 {tag}, {page}")
+        addend = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
+        host = emit.let(f"add i64 {addr}, {addend}")
+        meta = size | (WRITE if write else 0) | (UNPRIVILEGED if access.unprivileged else 0) | (ALIGNED if access.aligned else 0)
+        return hit, emit.let(f"inttoptr i64 {host} to ptr"), str(meta)
+
+    def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: bool = False) -> str:
+        """A host pointer for the access, through the TLB or the slow path; a fault leaves the handler."""
+        emit = self.emit
+        hit, fast, meta = self._probe(addr, size, write, access)
+        done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "memory"))
+        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
+        emit.add(f"{slow}:")
+        self.externs.add("declare i64 @trapline_slow_host(ptr, ptr, i64, i32)")
+        flags = int(meta) | (ATOMIC if atomic else 0)
+        found = emit.let(f"call i64 @trapline_slow_host(ptr %cpu, ptr %rec, i64 {addr}, i32 {flags})")
+        bad = emit.let(f"icmp eq i64 {found}, 0")
+        pointer = emit.let(f"inttoptr i64 {found} to ptr")
+        emit.add(f"br i1 {bad}, label %{failed}, label %{merged}")
+        emit.add(f"{failed}:")
+        self._tail("trapline_resume")
+        emit.add(f"{done}:")
+        emit.add(f"br label %{merged}")
+        emit.add(f"{merged}:")
+        return emit.let(f"phi ptr [ {fast}, %{done} ], [ {pointer}, %{slow} ]")
+
+    def _load(self, e: fx.Load) -> None:
+        pointer = self._translate(self.emit(e.addr), e.width // 8, False, e.access)
+        assert e.result is not None
+        self.emit.set(e.result, self._read_memory(pointer, e.width))
+        if e.access.acquire:
+            self.emit.add("fence acquire")
+
+    def _read_memory(self, pointer: str, width: int) -> str:
+        if width == 128:
+            pair = self.emit.let(f"load <2 x i64>, ptr {pointer}, align 1")
+            return self.emit.let(f"bitcast <2 x i64> {pair} to i128")
+        return self.emit.let(f"load i{width}, ptr {pointer}, align 1")
+
+    def _store(self, e: fx.Store) -> None:
+        emit = self.emit
+        size = e.value.width // 8
+        addr, value = emit(e.addr), emit(e.value)
+        if e.access.release:
+            emit.add("fence release")
+        hit, fast, meta = self._probe(addr, size, True, e.access)
+        done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "stored"))
+        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
+        emit.add(f"{slow}:")
+        low = emit.let(f"trunc i128 {value} to i64") if size == 16 else "0" if size == 64 else value
+        low = low if size >= 8 else emit.let(f"zext i{8 * size} {value} to i64")
+        high = "0"
+        if size == 16:
+            high = emit.let(f"trunc i128 {emit.let(f'lshr i128 {value}, 64')} to i64")
+        self.externs.add("declare i32 @trapline_slow_store(ptr, ptr, i64, i64, i64, i32)")
+        call = f"call i32 @trapline_slow_store(ptr %cpu, ptr %rec, i64 {addr}, i64 {low}, i64 {high}, i32 {meta})"
+        ok = emit.let(f"icmp ne i32 {emit.let(call)}, 0")
+        emit.add(f"br i1 {ok}, label %{merged}, label %{failed}")
+        emit.add(f"{failed}:")
+        self._tail("trapline_resume")
+        emit.add(f"{done}:")
+        if size == 64:
+            emit.add(f"store <8 x i64> zeroinitializer, ptr {fast}, align 1")
+        elif size == 16:
+            pair = emit.let(f"bitcast i128 {value} to <2 x i64>")
+            emit.add(f"store <2 x i64> {pair}, ptr {fast}, align 1")
+        else:
+            emit.add(f"store i{8 * size} {value}, ptr {fast}, align 1")
+        emit.add(f"br label %{merged}")
+        emit.add(f"{merged}:")
+        if e.access.release:
+            emit.add("fence seq_cst")
+
+    def _update(self, e: fx.Update) -> None:
+        emit = self.emit
+        assert e.result is not None
+        pointer = self._translate(emit(e.addr), e.width // 8, True, e.access, atomic=True)
+        t = f"i{e.width}"
+        new = e.new
+        direct = _ATOMICS.get(new.op) if new.op != "state" else None
+        if direct and new.args[0] is e.result and new.esize == e.width:
+            old = emit.let(f"atomicrmw {direct} ptr {pointer}, {t} {emit(new.args[1])} seq_cst")
+            emit.set(e.result, old)
+            return
+        begin, loop, done = self._label("begin"), self._label("retry"), self._label("updated")
+        for operand in _operands(new, e.result):
+            emit(operand)
+        emit.add(f"br label %{begin}")
+        emit.add(f"{begin}:")
+        first = emit.let(f"load {t}, ptr {pointer}, align {e.width // 8}")
+        emit.add(f"br label %{loop}")
+        emit.add(f"{loop}:")
+        old = emit.name()
+        again = emit.name()
+        emit.add(f"{old} = phi {t} [ {first}, %{begin} ], [ {again}, %{loop} ]")
+        emit.set(e.result, old)
+        value = emit(new)
+        pair = emit.let(f"cmpxchg ptr {pointer}, {t} {old}, {t} {value} seq_cst seq_cst, align {e.width // 8}")
+        emit.add(f"{again} = extractvalue {{ {t}, i1 }} {pair}, 0")
+        ok = emit.let(f"extractvalue {{ {t}, i1 }} {pair}, 1")
+        emit.add(f"br i1 {ok}, label %{done}, label %{loop}")
+        emit.add(f"{done}:")
+
+    def _compare_swap(self, e: fx.CompareSwap) -> None:
+        emit = self.emit
+        assert e.result is not None
+        t = f"i{e.expected.width}"
+        expected, new = emit(e.expected), emit(e.new)
+        pointer = self._translate(emit(e.addr), e.expected.width // 8, True, e.access, atomic=True)
+        pair = emit.let(f"cmpxchg ptr {pointer}, {t} {expected}, {t} {new} seq_cst seq_cst, align {e.expected.width // 8}")
+        emit.set(e.result, emit.let(f"extractvalue {{ {t}, i1 }} {pair}, 0"))
+
+    def _load_exclusive(self, e: fx.LoadExclusive) -> None:
+        emit = self.emit
+        assert e.result is not None
+        addr = emit(e.addr)
+        pointer = self._translate(addr, e.width // 8, False, e.access)
+        data = self._read_memory(pointer, e.width)
+        emit.set(e.result, data)
+        self._store_field("excl_valid", 64, "1")
+        self._store_field("excl_addr", 64, addr)
+        self._store_field("excl_size", 64, str(e.width // 8))
+        low = data if e.width == 64 else emit.let(f"{'trunc' if e.width > 64 else 'zext'} i{e.width} {data} to i64")
+        self._store_field("excl_lo", 64, low)
+        if e.width == 128:
+            self._store_field("excl_hi", 64, emit.let(f"trunc i128 {emit.let(f'lshr i128 {data}, 64')} to i64"))
+        emit.add("fence acquire")
+
+    def _store_exclusive(self, e: fx.StoreExclusive) -> None:
+        emit = self.emit
+        assert e.result is not None
+        width = e.value.width
+        t = f"i{width}"
+        addr, value = emit(e.addr), emit(e.value)
+        pointer = self._translate(addr, width // 8, True, e.access, atomic=True)
+        valid = emit.let(f"icmp ne i64 {self._load_field('excl_valid', 64)}, 0")
+        same = emit.let(f"icmp eq i64 {self._load_field('excl_addr', 64)}, {addr}")
+        fits = emit.let(f"icmp eq i64 {self._load_field('excl_size', 64)}, {width // 8}")
+        held = emit.let(f"and i1 {emit.let(f'and i1 {valid}, {same}')}, {fits}")
+        self._store_field("excl_valid", 64, "0")
+        before, attempt, done = self._label("monitor"), self._label("attempt"), self._label("status")
+        emit.add(f"br label %{before}")
+        emit.add(f"{before}:")
+        emit.add(f"br i1 {held}, label %{attempt}, label %{done}")
+        emit.add(f"{attempt}:")
+        low = self._load_field("excl_lo", 64)
+        if width == 128:
+            high = self._load_field("excl_hi", 64)
+            wide = emit.let(f"shl i128 {emit.let(f'zext i64 {high} to i128')}, 64")
+            expected = emit.let(f"or i128 {wide}, {emit.let(f'zext i64 {low} to i128')}")
+        else:
+            expected = low if width == 64 else emit.let(f"trunc i64 {low} to {t}")
+        pair = emit.let(f"cmpxchg ptr {pointer}, {t} {expected}, {t} {value} seq_cst seq_cst, align {width // 8}")
+        ok = emit.let(f"extractvalue {{ {t}, i1 }} {pair}, 1")
+        failed = emit.let(f"xor i1 {ok}, true")
+        emit.add(f"br label %{done}")
+        emit.add(f"{done}:")
+        status = emit.let(f"phi i1 [ true, %{before} ], [ {failed}, %{attempt} ]")
+        emit.set(e.result, emit.let(f"zext i1 {status} to i32"))
+
+    # -- the rest --------------------------------------------------------------------------------------------------------
+    def _barrier(self, e: fx.Barrier) -> None:
+        if e.kind in ("dmb", "dsb"):
+            loads_or_stores_only = {1: "acquire", 2: "release"}
+            self.emit.add(f"fence {loads_or_stores_only.get(e.option & 3, 'seq_cst')}")
+        if e.kind == "dsb":
+            self._call_system("dsb", [], None)
+
+    def _system(self, e: fx.System) -> None:
+        function = STATE_FUNCTIONS.get(e.name)
+        if function is not None:
+            args = tuple(a.trunc(p.width) for a, p in zip(e.args, function.params[1:], strict=True))
+            self._query(fx.Query(function, args, result=e.result))
+            return
+        if e.when is None:
+            self._call_system(e.name, [self.emit(a) for a in e.args], e.result)
+            return
+        trap, go = self._label("trap"), self._label("granted")
+        args = [self.emit(a) for a in e.args]
+        self.emit.add(f"br i1 {self.emit(e.when)}, label %{trap}, label %{go}, !prof !1")
+        self.emit.add(f"{trap}:")
+        self._call_system(e.name, args, None)
+        self.emit.add(f"br label %{go}")
+        self.emit.add(f"{go}:")
+
+    def _call_system(self, name: str, args: list[str], result: Bits | None) -> None:
+        """Call the runtime's operation; a status other than 0 means that execution continues elsewhere."""
+        emit = self.emit
+        symbol = f"trapline_sys_{name}"
+        types = ", ".join(["ptr", "ptr"] + ["i64"] * len(args))
+        self.externs.add(f"declare i32 @{symbol}({types})")
+        values = ", ".join(["ptr %cpu", "ptr %rec"] + [f"i64 {a}" for a in args])
+        status = emit.let(f"call i32 @{symbol}({values})")
+        same = emit.let(f"icmp eq i32 {status}, 0")
+        go, leave = self._label("done"), self._label("leave")
+        emit.add(f"br i1 {same}, label %{go}, label %{leave}, {_UNLIKELY}")
+        emit.add(f"{leave}:")
+        self._tail("trapline_resume")
+        emit.add(f"{go}:")
+        if result is not None:
+            value = self._load_field("result", 64)
+            if result.width < 64:
+                value = emit.let(f"trunc i64 {value} to i{result.width}")
+            elif result.width > 64:
+                high = emit.let(f"zext i64 {self._load_field('result_hi', 64)} to i128")
+                wide = emit.let(f"shl i128 {high}, 64")
+                value = emit.let(f"or i128 {wide}, {emit.let(f'zext i64 {value} to i128')}")
+            emit.set(result, value)
+
+    def _query(self, e: fx.Query) -> None:
+        emit = self.emit
+        fn = e.function
+        emit.natives[fn.symbol] = fn
+        args = ", ".join(["ptr %cpu"] + [f"i{a.width} {emit(a)}" for a in e.args])
+        if fn.ret is None:
+            emit.add(f'call void @"{fn.symbol}"({args})')
+            return
+        assert e.result is not None
+        emit.set(e.result, emit.let(f'call i{fn.ret.width} @"{fn.symbol}"({args})'))
+
+    def _raise(self, e: fx.Raise) -> bool:
+        kind = RAISE_KINDS.index(e.kind)
+        imm = self.emit.let(f"zext i16 {self.emit(e.imm)} to i64")
+        self.externs.add("declare void @trapline_raise(ptr, ptr, i64, i64)")
+        self.emit.add(f"call void @trapline_raise(ptr %cpu, ptr %rec, i64 {kind}, i64 {imm})")
+        self._tail("trapline_resume")
+        return True
+
+
+STATE_FUNCTIONS = {f.name: f for f in (pac_add, pac_auth, pac_strip, pac_generic)}
+"""System operations that are plain functions of the CPU state: called in place, with no status."""
+
+AFTER = {"mmu": 1, "ttbr": 2, "pstate": 4, "irq": 8, "timer": 16, "fp": 32}
+"""Bits of the argument of `trapline_after`: what a register write may have changed."""
+
+_KEEP_GOING = {"irq", "timer"}
+"""Changes that leave the address space and the TLBs in use alone."""
+
+RAISE_KINDS = ("undefined", "svc", "hvc", "smc", "brk", "hlt", "dcps1", "dcps2", "dcps3")
+"""Exception kinds of `Raise` effects, numbered for the runtime."""
+
+_ATOMICS = {"add": "add", "and": "and", "or": "or", "xor": "xor", "smax": "max", "smin": "min", "umax": "umax", "umin": "umin"}
+
+
+def _operands(node: Bits, old: Bits) -> list[Bits]:
+    """The largest parts of `node` that do not depend on `old`; they are computed before the retry loop."""
+    if node is old:
+        return []
+    if not _depends(node, old):
+        return [node]
+    return [part for arg in node.args for part in _operands(arg, old)]
+
+
+def _depends(node: Bits, old: Bits) -> bool:
+    return node is old or any(_depends(a, old) for a in node.args)
+
+
+_EMIT = {
+    fx.Load: Handler._load,
+    fx.Store: Handler._store,
+    fx.Update: Handler._update,
+    fx.CompareSwap: Handler._compare_swap,
+    fx.LoadExclusive: Handler._load_exclusive,
+    fx.StoreExclusive: Handler._store_exclusive,
+    fx.Barrier: Handler._barrier,
+    fx.System: Handler._system,
+    fx.Query: Handler._query,
+    fx.Raise: Handler._raise,
+}

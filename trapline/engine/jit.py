@@ -1,0 +1,117 @@
+"""Machine code: LLVM IR to objects, objects to memory, and the disk cache between.
+
+Objects are linked by name into one MCJIT engine; its memory is either writable or executable, never both. `libllvmlite` is
+large, so this module is imported only when a software machine is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+SOURCES = ("bits", "arm64", "engine")
+"""Packages whose text decides what compiled code looks like."""
+
+
+def cache_root() -> Path:
+    """Where compiled code and downloads are kept: `$XDG_CACHE_HOME/trapline` or `~/.cache/trapline`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "trapline"
+
+
+def source_key(package: Path, configuration: str) -> str:
+    """A digest of everything that decides the compiled code: sources, features, LLVM, host CPU."""
+    digest = hashlib.sha256(configuration.encode())
+    for name in SOURCES:
+        for path in sorted((package / name).rglob("*.py")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    digest.update(repr((llvmlite.__version__, llvm.llvm_version_info, llvm.get_host_cpu_name())).encode())
+    digest.update(llvm.get_host_cpu_features().flatten().encode())
+    return digest.hexdigest()[:20]
+
+
+class ObjectCache:
+    """Object files on disk, by name, in one directory per source key. An unusable directory only costs time."""
+
+    def __init__(self, key: str, root: Path | None = None) -> None:
+        self.path = (root or cache_root() / "code") / key
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError:
+            return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store atomically: readers see all of the file or none."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path, delete=False) as out:
+                out.write(data)
+            os.replace(out.name, self.path / name)
+        except OSError:
+            return
+
+    def names(self, suffix: str) -> list[str]:
+        try:
+            return sorted(p.name for p in self.path.iterdir() if p.name.endswith(suffix))
+        except OSError:
+            return []
+
+
+class Jit:
+    """Compiles IR and loads objects into this process."""
+
+    def __init__(self) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        target = llvm.Target.from_default_triple()
+        self._machine = target.create_target_machine(
+            cpu=llvm.get_host_cpu_name(),
+            features=llvm.get_host_cpu_features().flatten(),
+            opt=2,
+            reloc="pic",
+            codemodel="small",
+        )
+        empty = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n')
+        self._engine = llvm.create_mcjit_compiler(empty, self._machine)
+        self._objects: list[object] = []
+
+    def compile(self, ir: str, speed: int = 2) -> bytes:
+        """Optimise and compile a module to an object file."""
+        module = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n' + ir)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=speed)
+        options.loop_vectorization = options.slp_vectorization = False
+        builder = llvm.create_pass_builder(self._machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return self._machine.emit_object(module)
+
+    def load(self, data: bytes) -> None:
+        """Link an object file; its symbols become known to later objects."""
+        obj = llvm.ObjectFileRef.from_data(data)
+        self._engine.add_object_file(obj)
+        self._engine.finalize_object()
+        self._objects.append(obj)
+
+    def address(self, symbol: str) -> int:
+        """Address of a loaded symbol; KeyError if there is none."""
+        found = self._engine.get_global_value_address(symbol) or self._engine.get_function_address(symbol)
+        if not found:
+            raise KeyError(symbol)
+        return found
+
+    def define(self, symbol: str, address: int) -> None:
+        """Make a host function known by name."""
+        llvm.add_symbol(symbol, address)
+
+    def table(self, symbol: str, count: int) -> list[int]:
+        """Read a loaded constant table of `count` addresses."""
+        return list((ctypes.c_uint64 * count).from_address(self.address(symbol)))

@@ -1,0 +1,324 @@
+"""What compiled handlers call: slow memory paths, instruction fetch, exceptions and interrupts, as native functions.
+
+Functions that handlers call by name take the vCPU and usually the address of the current record, from which the PC follows.
+"""
+
+from __future__ import annotations
+
+from trapline.arm64.exceptions import (
+    EC,
+    EC_SHIFT,
+    FP_ISS,
+    IL,
+    NO_EXCEPTION,
+    V_IRQ,
+    V_SYNC,
+    access_syndrome,
+    exception_return,
+    fold_sp,
+    fp_trap,
+    hvc_outcome,
+    pending_virtual_exception,
+    route_debug,
+    route_sync,
+    smc_outcome,
+    take_exception,
+    take_virtual_exception,
+    unfold_sp,
+)
+from trapline.arm64.gic_virtual import maintenance_pending
+from trapline.arm64.regs import HPFAR_EL2
+from trapline.arm64.sysreg_functions import next_timer_count, system_counter, timer_lines
+from trapline.arm64.walk import ACCESS_EXEC, translate
+from trapline.bits.native import (
+    Ptr,
+    addressof,
+    extern,
+    fence,
+    load8,
+    load16,
+    load32,
+    load64,
+    native,
+    s32,
+    store8,
+    store16,
+    store32,
+    store64,
+    u1,
+    u8,
+    u32,
+    u64,
+)
+from trapline.engine.codemap import add_records, find_records
+from trapline.engine.handler import ALIGNED, ATOMIC, RAISE_KINDS, UNPRIVILEGED, WRITE
+from trapline.engine.state import (
+    ITLB_ENTRIES,
+    PAGE_HEADER,
+    RECORD_SHIFT,
+    EngineState,
+    Exit,
+    Shared,
+)
+from trapline.engine.tlb import fill_data, flush_all, flush_nonglobal, note_size, select_regime, serve_sync
+
+CODE_LOCK = Shared.code_lock.offset
+
+
+# ---- timers -------------------------------------------------------------------------------------------------------------------
+
+
+@native
+def lines(cpu: Ptr[EngineState]) -> u32:
+    """Timer interrupt outputs now: bit 0 the virtual timer, bit 1 the EL1 physical timer."""
+    return timer_lines(cpu, system_counter())
+
+
+@native
+def next_count(cpu: Ptr[EngineState]) -> u64:
+    """The count of the system counter at which a timer output rises next (or rose); all ones if none will."""
+    return next_timer_count(cpu, system_counter())
+
+
+# ---- exceptions ---------------------------------------------------------------------------------------------------------------
+
+
+@native
+def current_pc(cpu: Ptr[EngineState], rec: u64) -> u64:
+    """Virtual address of the instruction whose record is `rec`."""
+    return cpu.page_va + ((rec - cpu.records) >> RECORD_SHIFT)
+
+
+@native
+def current_word(cpu: Ptr[EngineState]) -> u32:
+    """The instruction word at arch.pc, which lies in the current code page."""
+    return load32(load64(cpu.records - PAGE_HEADER) + (cpu.pc & 4095))
+
+
+@native
+def refresh(cpu: Ptr[EngineState]) -> None:
+    """After a change of exception level or controls: select TLBs, look at FP traps and pending interrupts again."""
+    select_regime(cpu)
+    cpu.fp_disabled = fp_trap(cpu)
+    look_for_interrupts(cpu)
+
+
+@native
+def look_for_interrupts(cpu: Ptr[EngineState]) -> None:
+    """Ask for a stop at the next branch if a virtual interrupt or a maintenance interrupt can be taken."""
+    if pending_virtual_exception(cpu) != NO_EXCEPTION or maintenance_pending(cpu):
+        cpu.poll_irq = 1
+
+
+@native
+def settle(cpu: Ptr[EngineState], code: u32) -> None:
+    """After an exception was taken: at EL2 the run ends with this exit code, else go on at the new level."""
+    cpu.excl_valid = 0
+    if cpu.el == 2:
+        fold_sp(cpu)
+        cpu.exit_code = code
+    else:
+        refresh(cpu)
+
+
+@native
+def enter_exception(cpu: Ptr[EngineState], target: u32, esr: u64, far: u64, kind: u32, return_pc: u64) -> None:
+    """Take an exception; one to EL2 ends the run, for the hypervisor is outside."""
+    take_exception(cpu, target, esr, far, kind, return_pc)
+    settle(cpu, Exit.EL2_SYNC if kind == V_SYNC else u32(Exit.EL2_IRQ))
+
+
+@native
+def undefined(cpu: Ptr[EngineState]) -> None:
+    """The instruction at arch.pc is UNDEFINED."""
+    enter_exception(cpu, route_sync(cpu), IL, 0, V_SYNC, cpu.pc)
+
+
+SVC, HVC, SMC, BRK = (RAISE_KINDS.index(k) for k in ("svc", "hvc", "smc", "brk"))
+EC_SVC, EC_HVC, EC_SMC, EC_BRK = int(EC.SVC64), int(EC.HVC64), int(EC.SMC64), int(EC.BRK64)
+EC_FP, EC_PC, EC_ILLEGAL = int(EC.FP_ACCESS), int(EC.PC_ALIGNMENT), int(EC.ILLEGAL)
+EC_IABT, EC_DABT = int(EC.INSN_ABORT_LOWER), int(EC.DATA_ABORT_LOWER)
+
+
+@native
+def raise_(cpu: Ptr[EngineState], rec: u64, kind: u64, imm: u64) -> None:
+    """An instruction that generates an exception (`RAISE_KINDS`)."""
+    pc = current_pc(cpu, rec)
+    cpu.pc = pc
+    if kind == SVC:
+        enter_exception(cpu, route_sync(cpu), u64(EC_SVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
+        return
+    if kind == HVC and hvc_outcome(cpu) == 2:
+        enter_exception(cpu, 2, u64(EC_HVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
+        return
+    if kind == SMC and smc_outcome(cpu) == 2:
+        enter_exception(cpu, 2, u64(EC_SMC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc)
+        return
+    if kind == BRK:
+        enter_exception(cpu, route_debug(cpu), u64(EC_BRK) << EC_SHIFT | IL | imm, 0, V_SYNC, pc)
+        return
+    undefined(cpu)
+
+
+@native
+def fp_exception(cpu: Ptr[EngineState], rec: u64) -> None:
+    """An FP or SIMD instruction while access to them is trapped."""
+    pc = current_pc(cpu, rec)
+    enter_exception(cpu, fp_trap(cpu), u64(EC_FP) << EC_SHIFT | IL | FP_ISS, 0, V_SYNC, pc)
+
+
+@native
+def transfer_syndrome(word: u32) -> u64:
+    """ISV, SAS, SSE, SRT, SF, AR of a data abort's ISS: valid for one general register and no writeback, else 0."""
+    size = word >> 30
+    opc = word >> 22 & 3
+    rt = word & 31
+    ordered = word & 0x3FBFFC00 == 0x089FFC00
+    plain = word & 0x3F000000 == 0x39000000
+    unscaled = word & 0x3F200400 == 0x38000000
+    register_offset = word & 0x3F200C00 == 0x38200800
+    if ordered:
+        return access_syndrome(size, False, rt, size == 3, True)
+    if word & 0x3F000000 == 0x18000000:
+        return access_syndrome(2 if size != 1 else u32(3), size == 2, rt, size != 0, False)
+    if plain or unscaled or register_offset:
+        wide = size == 3 or opc == 2
+        return access_syndrome(size, opc >= 2, rt, wide, False)
+    return 0
+
+
+FAULT_STAGE2, FAULT_S1PTW = 0x100, 0x80
+"""Flags beside the fault status code in the first result of `translate`."""
+
+
+@native
+def data_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, write: u1) -> None:
+    """Take a data abort for the instruction at arch.pc. `fault`: FSC, and where it happened."""
+    same: u64 = 0
+    iss = u64(fault & 0x3F) | u64(write) << 6
+    if fault & FAULT_STAGE2 != 0:
+        cpu.sysreg[HPFAR_EL2.slot] = ipa >> 12 << 4
+        if fault & FAULT_S1PTW != 0:
+            iss = iss | FAULT_S1PTW
+        else:
+            iss = iss | transfer_syndrome(current_word(cpu))
+        enter_exception(cpu, 2, u64(EC_DABT) << EC_SHIFT | IL | iss, va, V_SYNC, cpu.pc)
+        return
+    target = route_sync(cpu)
+    if u32(cpu.el) == target:
+        same = 1
+    enter_exception(cpu, target, (u64(EC_DABT) + same) << EC_SHIFT | IL | iss, va, V_SYNC, cpu.pc)
+
+
+@native
+def instruction_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64) -> None:
+    """Take an instruction abort at `va`."""
+    same: u64 = 0
+    iss = u64(fault & 0x3F)
+    if fault & FAULT_STAGE2 != 0:
+        cpu.sysreg[HPFAR_EL2.slot] = ipa >> 12 << 4
+        iss = iss | u64(fault & FAULT_S1PTW)
+        enter_exception(cpu, 2, u64(EC_IABT) << EC_SHIFT | IL | iss, va, V_SYNC, va)
+        return
+    target = route_sync(cpu)
+    if u32(cpu.el) == target:
+        same = 1
+    enter_exception(cpu, target, (u64(EC_IABT) + same) << EC_SHIFT | IL | iss, va, V_SYNC, va)
+
+
+@native
+def service(cpu: Ptr[EngineState]) -> None:
+    """At a branch, with arch.pc the next instruction: do what the poll bytes ask for."""
+    if cpu.poll_sync != 0:
+        serve_sync(cpu)
+    if cpu.poll_kick != 0:
+        cpu.poll_kick = 0
+        interrupt_hypervisor(cpu)
+        return
+    if cpu.poll_timer != 0:
+        cpu.poll_timer = 0
+        if lines(cpu) & ~cpu.timer_reported != 0:
+            interrupt_hypervisor(cpu)
+            return
+    if cpu.poll_irq != 0:
+        cpu.poll_irq = 0
+        if maintenance_pending(cpu):
+            interrupt_hypervisor(cpu)
+            return
+        kind = pending_virtual_exception(cpu)
+        if kind != NO_EXCEPTION:
+            cpu.excl_valid = 0
+            take_virtual_exception(cpu, kind)
+            refresh(cpu)
+
+
+@native
+def interrupt_hypervisor(cpu: Ptr[EngineState]) -> None:
+    """A physical interrupt is taken to EL2."""
+    enter_exception(cpu, 2, 0, 0, V_IRQ, cpu.pc)
+
+
+# ---- instruction fetch --------------------------------------------------------------------------------------------------------
+
+
+@native
+def lookup(cpu: Ptr[EngineState]) -> u64:
+    """The record at arch.pc, taking exceptions as fetching it makes them due; 0 when the run ends."""
+    while cpu.exit_code == Exit.NONE:
+        pc = cpu.pc
+        page = pc & ~u64(4095)
+        entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
+        if cpu.il != 0:
+            enter_exception(cpu, route_sync(cpu), u64(EC_ILLEGAL) << EC_SHIFT | IL, 0, V_SYNC, pc)
+        elif pc & 3 != 0:
+            enter_exception(cpu, route_sync(cpu), u64(EC_PC) << EC_SHIFT | IL, pc, V_SYNC, pc)
+        elif load64(entry) == page:
+            cpu.page_va = page
+            cpu.records = load64(entry + 8)
+            return cpu.records + ((pc & 4095) << RECORD_SHIFT)
+        else:
+            fetch_page(cpu, pc, entry)
+    return 0
+
+
+@native
+def fetch_page(cpu: Ptr[EngineState], pc: u64, entry: u64) -> None:
+    """Enter the page of `pc` into the instruction TLB, or take the abort that prevents it."""
+    fault, host, ipa, info = translate(cpu, pc, ACCESS_EXEC)
+    if fault != 0:
+        instruction_abort(cpu, fault, pc, ipa)
+        return
+    shared = Ptr[Shared](cpu.shared)
+    code = host & ~u64(4095)
+    records = find_records(shared, code)
+    if records == 0:
+        records = add_records(shared, code, cpu.shared + CODE_LOCK)
+    if records == 0:
+        cpu.exit_code = Exit.CODE_FULL
+        return
+    store64(entry + 8, records)
+    store64(entry, pc & ~u64(4095))
+    note_size(cpu, pc, info >> 8)
+
+
+# ---- entry --------------------------------------------------------------------------------------------------------------------
+
+
+@native
+def begin(cpu: Ptr[EngineState]) -> None:
+    """The hypervisor's ERET: go to the guest's state in ELR_EL2 and SPSR_EL2."""
+    unfold_sp(cpu)
+    exception_return(cpu)
+    cpu.excl_valid = 0
+    refresh(cpu)
+    cpu.poll_timer = 1
+    continue_(cpu)
+
+
+@native
+def continue_(cpu: Ptr[EngineState]) -> None:
+    """Start or go on running: from here on other vCPUs wait for this one's answers."""
+    cpu.exit_code = Exit.NONE
+    cpu.running = 1
+    fence()
+    service(cpu)

@@ -1,0 +1,139 @@
+"""Slow memory paths: TLB misses, page crossings, alignment, faults, as native functions that handlers call by name."""
+
+from __future__ import annotations
+
+from trapline.arm64.exceptions import EC, EC_SHIFT, IL, V_SYNC, route_sync
+from trapline.arm64.regs import SCTLR_EL1
+from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate
+from trapline.bits.native import (
+    Ptr,
+    addressof,
+    load8,
+    native,
+    store8,
+    store16,
+    store32,
+    store64,
+    u1,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+from trapline.engine.codemap import reset_everything, reset_line
+from trapline.engine.handler import ALIGNED, ATOMIC, UNPRIVILEGED, WRITE
+from trapline.engine.runtime import current_pc, data_abort, enter_exception
+from trapline.engine.state import EngineState, Shared
+from trapline.engine.tlb import DTLB_OFFSET, broadcast_flush, fill_data
+
+BOUNCE = EngineState.bounce.offset
+FSC_ALIGNMENT = 0x21
+EC_DABT = int(EC.DATA_ABORT_LOWER)
+INVALID_HOST = 0
+
+
+@native
+def alignment_fault(cpu: Ptr[EngineState], va: u64, write: u1) -> None:
+    """Take an alignment fault for the instruction at pc."""
+    data_abort(cpu, FSC_ALIGNMENT, va, 0, write)
+
+
+@native
+def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
+    """Does this misaligned access fault?
+
+    With SCTLR_ELx.A all do; atomic, exclusive and ordered ones do when they leave an aligned 16-byte block (FEAT_LSE2).
+    """
+    if va & (size - 1) == 0 or size == 64:
+        return False
+    if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask != 0:
+        return True
+    return meta & (ALIGNED | ATOMIC) != 0 and (va & 15) + size > 16
+
+
+@native
+def host_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> u64:
+    """Host address of one byte, entering its page into the TLB; 0 after taking the abort."""
+    access: u32 = ACCESS_WRITE if write else u32(ACCESS_READ)
+    regime = cpu.tlb
+    if meta & UNPRIVILEGED != 0:
+        access = access | ACCESS_UNPRIVILEGED
+        regime = addressof(cpu) + DTLB_OFFSET
+    fault, host, ipa, info = translate(cpu, va, access)
+    if fault != 0:
+        data_abort(cpu, fault, va, ipa, write)
+        return 0
+    if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask == 0:
+        fill_data(cpu, regime, va, host, info & 1 != 0, info & 2 != 0, info & 4 != 0, info >> 8)
+    return host
+
+
+@native
+def slow_host(cpu: Ptr[EngineState], rec: u64, va: u64, meta: u32) -> u64:
+    """Host address for a load or an atomic access; 0 after an exception. A load that crosses pages is gathered aside."""
+    cpu.pc = current_pc(cpu, rec)
+    size = u64(meta & 0xFF)
+    write = meta & WRITE != 0
+    if must_align(cpu, va, size, meta):
+        alignment_fault(cpu, va, write)
+        return 0
+    host = host_page(cpu, va, write, meta)
+    first = 4096 - (va & 4095)
+    if host == 0 or first >= size:
+        return host
+    rest = host_page(cpu, va + first, write, meta)
+    if rest == 0:
+        return 0
+    bounce = addressof(cpu) + BOUNCE
+    k: u64 = 0
+    while k != size:
+        store8(bounce + k, load8(host + k if k < first else rest + (k - first)))
+        k = k + 1
+    return bounce
+
+
+@native
+def put(at: u64, value: u64, size: u64) -> None:
+    """Store 1, 2, 4 or 8 bytes."""
+    if size == 8:
+        store64(at, value)
+    elif size == 4:
+        store32(at, u32(value))
+    elif size == 2:
+        store16(at, u16(value))
+    else:
+        store8(at, u8(value))
+
+
+@native
+def slow_store(cpu: Ptr[EngineState], rec: u64, va: u64, low: u64, high: u64, meta: u32) -> u32:
+    """Store up to 16 bytes, or 64 zero bytes; 0 after an exception, in which case nothing was stored."""
+    cpu.pc = current_pc(cpu, rec)
+    size = u64(meta & 0xFF)
+    if must_align(cpu, va, size, meta):
+        alignment_fault(cpu, va, True)
+        return 0
+    host = host_page(cpu, va, True, meta)
+    if host == 0:
+        return 0
+    first = 4096 - (va & 4095)
+    k: u64 = 0
+    if first >= size:
+        if size == 64:
+            while k != 64:
+                store64(host + k, 0)
+                k = k + 8
+        elif size == 16:
+            store64(host, low)
+            store64(host + 8, high)
+        else:
+            put(host, low, size)
+        return 1
+    rest = host_page(cpu, va + first, True, meta)
+    if rest == 0:
+        return 0
+    while k != size:
+        byte = u8(low >> (k << 3)) if k < 8 else u8(high >> ((k - 8) << 3))
+        store8(host + k if k < first else rest + (k - first), byte)
+        k = k + 1
+    return 1

@@ -1,0 +1,121 @@
+"""What the engine keeps for each vCPU besides architectural state: TLBs, the current code page, pending work.
+
+Compiled code addresses these structures directly; the layout is declared here once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_uint8, c_uint32, c_uint64
+
+from trapline.arm64.state import CpuState
+
+TLB_BITS = 9
+TLB_ENTRIES = 1 << TLB_BITS
+"""Entries of each data TLB (direct-mapped, one 4 KiB page each)."""
+ITLB_BITS = 8
+ITLB_ENTRIES = 1 << ITLB_BITS
+REGIMES = 4
+"""Data TLBs: EL0, EL1 with PAN clear, EL1 with PAN set, EL2."""
+
+TLB_INVALID = 1
+"""A tag that no page address equals."""
+
+RECORD_SIZE = 32
+"""Bytes of a predecoded instruction: handler address and operands."""
+RECORD_SHIFT = 3
+"""Record offset = instruction offset << RECORD_SHIFT."""
+PAGE_INSNS = 1024
+PAGE_HEADER = 64
+"""Bytes before the first record of a predecoded page; the first word is the host address of the code."""
+PAGE_BYTES = PAGE_HEADER + (PAGE_INSNS + 2) * RECORD_SIZE
+
+
+class Exit:
+    """Why compiled code returned (`EngineState.exit_code`)."""
+
+    NONE = 0
+    EL2_SYNC = 1
+    EL2_IRQ = 2
+    EL2_SERROR = 3
+    COMPILE = 4
+    CODE_FULL = 5
+    TIMER = 6
+
+
+class TlbEntry(ctypes.Structure):
+    """One data TLB entry: tags are page addresses (or TLB_INVALID); host = virtual + addend."""
+
+    _fields_ = [("read_tag", c_uint64), ("write_tag", c_uint64), ("addend", c_uint64), ("nonglobal", c_uint64)]
+
+
+class ItlbEntry(ctypes.Structure):
+    """One instruction TLB entry: virtual page to predecoded records."""
+
+    _fields_ = [("tag", c_uint64), ("records", c_uint64)]
+
+
+class EngineState(CpuState):
+    """One vCPU of the engine: architectural state, and after it what only the engine knows.
+
+    The four `poll_` bytes lie in one aligned word that handlers test at every taken branch: each is a reason to stop and look
+    (`runtime.service`), and each has a byte of its own so that other threads set it with a plain store.
+    """
+
+    _fields_ = [
+        ("page_va", c_uint64),
+        ("records", c_uint64),
+        ("poll_kick", c_uint8),
+        ("poll_irq", c_uint8),
+        ("poll_timer", c_uint8),
+        ("poll_sync", c_uint8),
+        ("fp_disabled", c_uint32),
+        ("exit_code", c_uint32),
+        ("running", c_uint32),
+        ("result", c_uint64),
+        ("result_hi", c_uint64),
+        ("tlb", c_uint64),
+        ("itlb", c_uint64),
+        ("excl_valid", c_uint64),
+        ("excl_addr", c_uint64),
+        ("excl_size", c_uint64),
+        ("excl_lo", c_uint64),
+        ("excl_hi", c_uint64),
+        ("bounce", c_uint64 * 4),
+        ("shared", c_uint64),
+        ("index", c_uint64),
+        ("sync_request", c_uint64),
+        ("sync_done", c_uint64),
+        ("sync_wait", c_uint64),
+        ("deadline", c_uint64),
+        ("large_2m", c_uint64),
+        ("large_1g", c_uint64),
+        ("timer_reported", c_uint32),
+        ("missing_word", c_uint32),
+        ("icount", c_uint64),
+        ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
+        ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
+    ]
+
+
+MAX_CPUS = 64
+
+
+class Shared(ctypes.Structure):
+    """What all vCPUs of one engine share: the code map and the list of vCPUs."""
+
+    _fields_ = [
+        ("handlers", c_uint64),
+        ("fills", c_uint64),
+        ("undecoded", c_uint64),
+        ("page_end", c_uint64),
+        ("cpu_count", c_uint64),
+        ("cpus", c_uint64 * MAX_CPUS),
+        ("code_lock", c_uint64),
+        ("code_start", c_uint64),
+        ("code_next", c_uint64),
+        ("code_end", c_uint64),
+        ("map", c_uint64),
+        ("map_mask", c_uint64),
+        ("counter_base", c_uint64),
+    ]

@@ -1,0 +1,253 @@
+"""System operations that handlers call by name, as native functions: `trapline_sys_<name>(cpu, record, arguments)`.
+
+Each returns 0 when the instruction is complete and the next one follows, 1 when execution continues at `pc` (an exception, a
+return, a new address space) or the run ends. A value goes to `result`.
+"""
+
+from __future__ import annotations
+
+from trapline.arm64.exceptions import (
+    EC,
+    EC_SHIFT,
+    IL,
+    LINE_FIQ,
+    LINE_IRQ,
+    V_SYNC,
+    exception_return,
+    sysreg_syndrome,
+    virtual_interrupt_lines,
+    wait_trap,
+)
+from trapline.arm64.regs import HCR_EL2, PAR_EL1
+from trapline.arm64.regs.system import TlbiBy
+from trapline.arm64.traps import access_outcome, take_access_exception, unallocated_outcome
+from trapline.arm64.walk import address_translate
+from trapline.bits.native import Ptr, addressof, extern, native, store8, u1, u8, u32, u64
+from trapline.engine.codemap import reset_everything, reset_line
+from trapline.engine.handler import AFTER
+from trapline.engine.runtime import (
+    current_pc,
+    current_word,
+    enter_exception,
+    look_for_interrupts,
+    refresh,
+    settle,
+    undefined,
+)
+from trapline.engine.slow import host_page
+from trapline.engine.state import EngineState, Exit, Shared
+from trapline.engine.tlb import broadcast_flush, flush_all, flush_nonglobal, flush_page, wait_sync
+
+sched_yield = extern("sched_yield", u32, ())
+
+AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFTER["pstate"], AFTER["fp"]
+AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
+EC_WFX, EC_ERET = int(EC.WFX), int(EC.ERET)
+BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
+LINE_BYTES = 64
+EVENT = EngineState.event.offset
+
+
+@native
+def after(cpu: Ptr[EngineState], what: u32) -> None:
+    """A register was written that matters to the engine (bits of `AFTER`)."""
+    if what & AFTER_MMU != 0:
+        flush_all(cpu)
+    elif what & AFTER_TTBR != 0:
+        flush_nonglobal(cpu)
+    if what & (AFTER_MMU | AFTER_PSTATE | AFTER_FP) != 0:
+        refresh(cpu)
+    if what & AFTER_TIMER != 0:
+        cpu.timer_reported = 0
+        cpu.exit_code = Exit.TIMER
+    if what & AFTER_IRQ != 0:
+        look_for_interrupts(cpu)
+
+
+@native
+def mrs(cpu: Ptr[EngineState], rec: u64, number: u64) -> u32:
+    """MRS of a register that the machine does not have."""
+    return absent(cpu, rec, number | 0x8000, False)
+
+
+@native
+def msr(cpu: Ptr[EngineState], rec: u64, number: u64, value: u64) -> u32:
+    """MSR to a register that the machine does not have."""
+    return absent(cpu, rec, number | 0x8000, True)
+
+
+@native
+def sys(cpu: Ptr[EngineState], rec: u64, number: u64, value: u64) -> u32:
+    """SYS with an operation that the machine does not have."""
+    return absent(cpu, rec, number | 0x4000, True)
+
+
+@native
+def sysl(cpu: Ptr[EngineState], rec: u64, number: u64) -> u32:
+    """SYSL: no operation with a result exists."""
+    return absent(cpu, rec, number | 0x4000, False)
+
+
+@native
+def absent(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u1) -> u32:
+    """An unallocated encoding: UNDEFINED, or trapped from EL1 when it is implementation defined (HCR_EL2.TIDCP)."""
+    cpu.pc = current_pc(cpu, rec)
+    rt = current_word(cpu) & 31
+    take_access_exception(cpu, unallocated_outcome(cpu, u32(encoding)), u32(encoding), rt, not write)
+    settle(cpu, Exit.EL2_SYNC)
+    return 1
+
+
+@native
+def trap_to_el2(cpu: Ptr[EngineState], encoding: u64, write: u1) -> None:
+    """Take a trapped system register access at pc to EL2."""
+    esr = sysreg_syndrome(u32(encoding), current_word(cpu) & 31, not write)
+    enter_exception(cpu, 2, esr, 0, V_SYNC, cpu.pc)
+
+
+@native
+def trap_el2(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u32:
+    """An access whose trap to EL2 is on."""
+    cpu.pc = current_pc(cpu, rec)
+    trap_to_el2(cpu, encoding, write != 0)
+    return 1
+
+
+@native
+def sysreg_trap(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u32:
+    """An access that is UNDEFINED here or trapped: take the exception that the register's row asks for."""
+    cpu.pc = current_pc(cpu, rec)
+    rt = current_word(cpu) & 31
+    outcome = access_outcome(cpu, u32(encoding), write != 0)
+    take_access_exception(cpu, outcome, u32(encoding), rt, write == 0)
+    settle(cpu, Exit.EL2_SYNC)
+    return 1
+
+
+@native
+def msr_imm(cpu: Ptr[EngineState], rec: u64, number: u64, value: u64) -> u32:
+    """MSR (immediate) to a PSTATE field, from EL0: UNDEFINED or trapped."""
+    cpu.pc = current_pc(cpu, rec)
+    undefined(cpu)
+    return 1
+
+
+@native
+def eret(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """Exception return."""
+    cpu.pc = current_pc(cpu, rec)
+    if cpu.el == 0:
+        undefined(cpu)
+        return 1
+    exception_return(cpu)
+    cpu.excl_valid = 0
+    refresh(cpu)
+    return 1
+
+
+@native
+def interrupt_waits(cpu: Ptr[EngineState]) -> u1:
+    """Would a virtual interrupt end WFI now, masked or not?"""
+    return virtual_interrupt_lines(cpu) & (LINE_IRQ | LINE_FIQ) != 0
+
+
+@native
+def wfi(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """WFI: returns at once if something waits, traps if told to, else gives the host CPU away for a moment."""
+    return wait(cpu, rec, False)
+
+
+@native
+def wfe(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """WFE: as WFI, and an event register that is set ends it."""
+    if cpu.event != 0:
+        cpu.event = 0
+        return 0
+    return wait(cpu, rec, True)
+
+
+@native
+def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
+    """The common part of WFI and WFE."""
+    if interrupt_waits(cpu):
+        return 0
+    target = wait_trap(cpu, is_wfe)
+    if target != 0:
+        cpu.pc = current_pc(cpu, rec)
+        enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | 0xE00000 | u64(is_wfe), 0, V_SYNC, cpu.pc)
+        return 1
+    sched_yield()
+    return 0
+
+
+@native
+def sev(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """SEV: set every PE's event register."""
+    shared = Ptr[Shared](cpu.shared)
+    for k in range(shared.cpu_count):
+        store8(shared.cpus[k] + EVENT, 1)
+    return 0
+
+
+@native
+def sevl(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """SEVL: set this PE's event register."""
+    cpu.event = 1
+    return 0
+
+
+@native
+def clrex(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """CLREX."""
+    cpu.excl_valid = 0
+    return 0
+
+
+@native
+def dsb(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """DSB: TLB and instruction cache maintenance started before is complete everywhere."""
+    if cpu.sync_wait != 0:
+        wait_sync(cpu, Ptr[Shared](cpu.shared))
+    return 0
+
+
+@native
+def tlbi(cpu: Ptr[EngineState], rec: u64, by: u64, shareable: u64, operand: u64) -> u32:
+    """TLBI of the EL1&0 regime."""
+    if by == BY_VA or by == BY_VA_ANY:
+        flush_page(cpu, operand << 12)
+    elif by == BY_ASID:
+        flush_nonglobal(cpu)
+    else:
+        flush_all(cpu)
+    if shareable != 0 or cpu.sysreg[HCR_EL2.slot] & HCR_EL2.FB.mask != 0:
+        broadcast_flush(cpu, Ptr[Shared](cpu.shared))
+    cpu.pc = current_pc(cpu, rec) + 4
+    return 1
+
+
+@native
+def ic_ivau(cpu: Ptr[EngineState], rec: u64, va: u64) -> u32:
+    """IC IVAU: forget the decoded instructions of a line; they are shared by all vCPUs."""
+    cpu.pc = current_pc(cpu, rec)
+    host = host_page(cpu, va, False, 0)
+    if host == 0:
+        return 1
+    reset_line(Ptr[Shared](cpu.shared), host, LINE_BYTES)
+    cpu.sync_wait = 1
+    return 0
+
+
+@native
+def ic_iallu(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """IC IALLU, IC IALLUIS."""
+    reset_everything(Ptr[Shared](cpu.shared))
+    cpu.sync_wait = 1
+    return 0
+
+
+@native
+def at(cpu: Ptr[EngineState], rec: u64, stages: u64, el: u64, write: u64, pan: u64, va: u64) -> u32:
+    """AT: translate into PAR_EL1."""
+    cpu.sysreg[PAR_EL1.slot] = address_translate(cpu, va, u32(stages), u32(el), write != 0, pan != 0)
+    return 0
