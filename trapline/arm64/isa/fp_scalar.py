@@ -113,7 +113,7 @@ def fp_compare(cpu, i):
     set_compare_flags(cpu, cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
 
 
-@insn("00011110 ftype:2 1 00000 001000 Rn:5 E:1 1000", asm="fcmp{E:|e} {ftype:s|d}{Rn}, #0.0", where=single_or_double)
+@insn("00011110 ftype:2 1 ..... 001000 Rn:5 E:1 1000", asm="fcmp{E:|e} {ftype:s|d}{Rn}, #0.0", where=single_or_double)
 def fp_compare_zero(cpu, i):
     """FCMP, FCMPE (zero)."""
     width = width_of(i)

@@ -101,9 +101,17 @@ def vector_width(i: Any) -> int:
 
 
 # -- saturation --------------------------------------------------------------------------------------------------------------
+def set_saturation(cpu: Any, elements: Vec) -> None:
+    """Set FPSR.QC if any element is not zero."""
+    cpu.or_fpsr((elements.bits != 0).zext(32) << 27)
+
+
 def saturated(cpu: Any, result: Vec, exact: Vec) -> Vec:
-    """`result`, with FPSR.QC set if it differs from `exact` (the value modulo the element size) in any element."""
-    cpu.or_fpsr(((result.bits ^ exact.bits) != 0).zext(32) << 27)
+    """`result`, with FPSR.QC set if it differs from `exact` (the value modulo the element size) in any element.
+
+    Right for sums and for narrowing, where a saturated element always differs; a left shift may wrap to the limit itself.
+    """
+    set_saturation(cpu, result ^ exact)
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trapline.arm64.fp import ROUND_ZERO
-from trapline.arm64.isa.simd_common import Fp, choose, each, half, saturated, set_half, vector_width
+from trapline.arm64.isa.simd_common import Fp, choose, each, half, set_half, set_saturation, vector_width
 from trapline.arm64.isa.simd_two_misc import narrow_signed, narrow_signed_to_unsigned, narrow_unsigned
 from trapline.bits import Imm, Vec
 
@@ -51,24 +51,27 @@ def insert_left(cpu: Any, d: Vec, n: Vec, amount: Amount) -> Vec:
 
 def saturating_left_signed(cpu: Any, d: Vec, n: Vec, amount: Amount) -> Vec:
     """SQSHL (immediate)."""
-    exact = n << amount
-    limit = n.asr(n.esize - 1) ^ (1 << n.esize - 1) - 1
-    return saturated(cpu, choose(exact.asr(amount) == n, exact, limit), exact)
+    shifted = n << amount
+    fits = shifted.asr(amount) == n
+    set_saturation(cpu, ~fits)
+    return choose(fits, shifted, n.asr(n.esize - 1) ^ (1 << n.esize - 1) - 1)
 
 
 def saturating_left_unsigned(cpu: Any, d: Vec, n: Vec, amount: Amount) -> Vec:
     """UQSHL (immediate)."""
-    exact = n << amount
-    return saturated(cpu, exact | (exact >> amount != n), exact)
+    shifted = n << amount
+    overflow = shifted >> amount != n
+    set_saturation(cpu, overflow)
+    return shifted | overflow
 
 
 def saturating_left_signed_to_unsigned(cpu: Any, d: Vec, n: Vec, amount: Amount) -> Vec:
-    """SQSHLU: negative numbers become zero; one that shifts to zero modulo the size must still count as saturated."""
-    positive = n.smax(0)
-    exact = positive << amount
-    result = exact | (exact >> amount != positive)
-    cpu.or_fpsr((((result ^ exact) | n.slt(0)).bits != 0).zext(32) << 27)
-    return result
+    """SQSHLU: negative numbers become zero."""
+    negative = n.slt(0)
+    shifted = n << amount
+    overflow = shifted >> amount != n
+    set_saturation(cpu, negative | overflow)
+    return (shifted | overflow) & ~negative
 
 
 RIGHT = (

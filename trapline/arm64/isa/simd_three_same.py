@@ -15,6 +15,7 @@ from trapline.arm64.isa.simd_common import (
     no_1d,
     odds,
     saturated,
+    set_saturation,
     vector_width,
 )
 from trapline.bits import Bits, Vec, call, cat
@@ -56,7 +57,9 @@ def saturating_register_shift(signed: bool, rounding: bool) -> Operation:
         back = shifted.asr(left) if signed else shifted >> left
         exact = choose(is_right, _right(n, right, signed, rounding), shifted)
         limit = n.asr(n.esize - 1) ^ (1 << n.esize - 1) - 1 if signed else n.like(-1)
-        return saturated(cpu, choose(is_right | (back == n), exact, limit), exact)
+        fits = is_right | (back == n)
+        set_saturation(cpu, ~fits)
+        return choose(fits, exact, limit)
 
     return operation
 
