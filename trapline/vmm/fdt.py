@@ -96,7 +96,9 @@ def encode(name: str, value: Value) -> fdt.Property:
     if isinstance(value, bytes):
         return fdt.PropBytes(name, data=value)
     items = value if isinstance(value, tuple) else (value,)
-    return (fdt.PropStrings if isinstance(items[0], str) else fdt.PropWords)(name, *items)
+    if isinstance(items[0], str):  # as bytes: the library's own class refuses empty strings
+        return fdt.PropBytes(name, data=b"".join(str(item).encode() + b"\0" for item in items))
+    return fdt.PropWords(name, *items)
 
 
 def cells(value: int) -> tuple[int, int]:
