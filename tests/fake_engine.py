@@ -30,6 +30,9 @@ class FakeCpu:
         self.entries += 1
         return SimpleNamespace(kind=self.script.pop(0)(self) or "sync")
 
+    def reset(self) -> None:
+        self.script.clear()
+
     def kick(self) -> None:
         self.kicks += 1
 

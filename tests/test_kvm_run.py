@@ -403,9 +403,7 @@ def test_external_abort_from_userspace_replaces_the_completion(guest: Guest) -> 
     with_vectors(guest)
     guest.cpu.script = [mmio(False, UART, register=4)]
     guest.vcpu.run()
-    events = arm64.VcpuEvents()
-    events.ext_dabt_pending = 1
-    guest.vm.backend.ioctl(guest.vcpu.file, arm64.KVM_SET_VCPU_EVENTS, events)
+    guest.vcpu.inject_external_abort()
     assert in_el1(guest) == (0x8200, 0x25 << 26 | 1 << 25 | 0x10, 0x5000)
     guest.vcpu.immediate_exit = True
     guest.vcpu.run()

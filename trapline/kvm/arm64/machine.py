@@ -84,6 +84,28 @@ class Vmids:
             self._free.append(vmid)
 
 
+class Processors:
+    """Processors of the machine. Those of VMs that are gone serve the next ones."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = Lock("processors", protects="processors without a vCPU")
+        self._idle: list[Any] = []
+
+    def take(self) -> Any:
+        """A processor for a new vCPU."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._engine.create_cpu()
+
+    def give_back(self, cpu: Any) -> None:
+        """The vCPU is gone; nobody is in `enter` any more."""
+        cpu.reset()
+        with self._lock:
+            self._idle.append(cpu)
+
+
 class Arm64:
     """KVM/arm64 over one engine."""
 
@@ -93,6 +115,7 @@ class Arm64:
         self.engine = engine
         self.features = features
         self.vmids = Vmids()
+        self.processors = Processors(engine)
         self.clock = Clock()
         self.reset_values = [(reg.slot, int(value)) for reg, value in features.reset_values().items()]
         """What every register's storage holds after reset."""

@@ -77,7 +77,7 @@ class Arm64Vcpu:
         self.index = core.index
         self.affinity = core.id & 0xF | (core.id >> 4 & 0xFF) << 8 | (core.id >> 12 & 0xFF) << 16
         self.mpidr = self.affinity | MPIDR_RES1
-        self.cpu: Any = vm.machine.engine.create_cpu()
+        self.cpu: Any = vm.machine.processors.take()
         self.state = self.cpu.state
         self.sysreg = self.state.sysreg
         self.x = self.state.x
@@ -302,8 +302,9 @@ class Arm64Vcpu:
             core.wait_queue.wait(self.cpu.next_timer_deadline())
 
     def destroy(self) -> None:
-        """The VM is gone."""
+        """The VM is gone, and KVM_RUN is refused from now on."""
         self.initialized = False
+        self.vm.machine.processors.give_back(self.cpu)
 
 
 # --- traps -----------------------------------------------------------------------------------------------------------------------
