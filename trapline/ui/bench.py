@@ -1,0 +1,198 @@
+"""`make bench`: Trapline and QEMU side by side, alternating, medians; written to docs/PERFORMANCE.md and docs/performance.json.
+
+    python -m trapline.ui.bench [--runs N] [--skip-first-run] [--output DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import select
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trapline.vmm import guests
+
+MARKER = b"BOOT-OK"
+PARAMS = 'console=ttyAMA0 panic=-1 run="report"'
+MEMORY_MIB = 512
+LIMIT_SECONDS = 300
+
+MMIO_ROUNDS = 20_000
+MMIO_ADDRESS = 0x0B00_0000
+CODE_ADDRESS = 0x4000_0000
+MMIO_LOOP = (0xB940_0001, 0x17FF_FFFF)
+"""LDR W1, [X0]; B to it: a guest that does nothing but read a device."""
+
+
+@dataclass(slots=True)
+class Boot:
+    """One boot, from starting the process to its end. Times in seconds, memory in MiB."""
+
+    marker: float
+    exit: float
+    cpu: float
+    resident: float
+
+
+def trapline_command(files: guests.Guest, cpus: int) -> list[str]:
+    """Our side."""
+    command = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software"]
+    command += ["--kernel", str(files.kernel), "--initrd", str(files.initrd)]
+    return [*command, "--params", PARAMS, "--mem", f"{MEMORY_MIB}M", "--cpus", str(cpus), "--no-reboot"]
+
+
+def qemu_command(files: guests.Guest, cpus: int) -> list[str]:
+    """The peer's side: same machine, same guest, its fastest comparable CPU."""
+    command = ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "cortex-a57", "-accel", "tcg", "-m", str(MEMORY_MIB)]
+    command += ["-smp", str(cpus), "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
+    return [*command, "-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", PARAMS]
+
+
+def boot(command: list[str], environment: dict[str, str] | None = None) -> Boot:
+    """Run one boot and measure it; RuntimeError if it does not reach the marker and power off."""
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None and process.stderr is not None
+    marker, seen = 0.0, bytearray()
+    while time.monotonic() - start < LIMIT_SECONDS:
+        ready, _, _ = select.select([process.stdout], [], [], 1)
+        if not ready:
+            continue
+        data = os.read(process.stdout.fileno(), 65536)
+        if not data:
+            break
+        seen += data
+        if not marker and MARKER in seen:
+            marker = time.monotonic() - start
+    else:
+        process.kill()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or not marker:
+        words = process.stderr.read().decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"{command[0]}: status {process.returncode}, {'marker seen' if marker else 'no marker'}: {' '.join(words[:3])}")
+    process.stdout.close()
+    process.stderr.close()
+    return Boot(marker, time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def medians(boots: list[Boot]) -> Boot:
+    """The median of each column."""
+    return Boot(*(statistics.median(column) for column in zip(*(asdict(one).values() for one in boots), strict=True)))
+
+
+def alternate(runs: int, sides: dict[str, Callable[[], Boot]]) -> dict[str, list[Boot]]:
+    """Run the sides in turn, so that a noisy neighbour disturbs them alike."""
+    results: dict[str, list[Boot]] = {name: [] for name in sides}
+    for number in range(runs):
+        for name, side in sides.items():
+            results[name].append(side())
+            print(f"  {number + 1}/{runs} {name:9} {results[name][-1].exit:6.2f} s", file=sys.stderr)
+    return results
+
+
+def first_run(files: guests.Guest) -> Boot:
+    """A boot on a machine that has never compiled anything: an empty cache."""
+    with tempfile.TemporaryDirectory(prefix="trapline-bench-") as cache:
+        return boot(trapline_command(files, 1), {**os.environ, "XDG_CACHE_HOME": cache})
+
+
+def mmio_exit_microseconds(rounds: int = MMIO_ROUNDS) -> float:
+    """One MMIO read, from the guest to a Python handler and back, in microseconds."""
+    import trapline
+
+    with trapline.open("software") as kvm, kvm.create_vm() as vm:
+        memory = vm.add_memory(CODE_ADDRESS, 2 << 20)
+        memory[0:8] = b"".join(word.to_bytes(4, "little") for word in MMIO_LOOP)
+        vcpu = vm.create_vcpu()
+        vcpu.regs.pc, vcpu.regs.x0 = CODE_ADDRESS, MMIO_ADDRESS
+        for _ in range(100):
+            vcpu.run()
+        start = time.perf_counter()
+        for _ in range(rounds):
+            exit = vcpu.run()
+            exit.data = 0x1234  # type: ignore[attr-defined]
+        return (time.perf_counter() - start) / rounds * 1e6
+
+
+def describe_host() -> str:
+    """The machine the figures are from."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"{model}, {os.cpu_count()} CPUs, Linux {platform.release()}, CPython {platform.python_version()}, load average {load}"
+
+
+def table(results: dict[str, dict[str, list[Boot]]]) -> list[str]:
+    """The boots as rows of Markdown."""
+    rows = ["| boot | marker s | exit s | CPU s | resident MiB |", "|---|---|---|---|---|"]
+    for name, sides in results.items():
+        for side, boots in sides.items():
+            m = medians(boots)
+            rows.append(f"| {name}, {side} | {m.marker:.2f} | {m.exit:.2f} | {m.cpu:.2f} | {m.resident:.0f} |")
+        if len(sides) == 2:
+            ours, peer = (medians(boots) for boots in sides.values())
+            rows.append(f"| {name}, ratio | {ours.marker / peer.marker:.2f} | {ours.exit / peer.exit:.2f} | {ours.cpu / peer.cpu:.2f} | |")
+    return rows
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=5, help="runs of each side (5)")
+    parser.add_argument("--skip-first-run", action="store_true", help="leave out the boot with an empty cache")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the two files (docs)")
+    options = parser.parse_args()
+
+    files = guests.prepare()
+    peer = shutil.which("qemu-system-aarch64")
+    if peer is None:
+        print("qemu-system-aarch64 is not installed (Debian package qemu-system-arm): measuring our side only", file=sys.stderr)
+    boot(trapline_command(files, 1))  # fills our caches, and the host's for both
+    results: dict[str, dict[str, list[Boot]]] = {}
+    for cpus in (1, 2):
+        print(f"{cpus} CPU:", file=sys.stderr)
+        sides: dict[str, Callable[[], Boot]] = {"Trapline": lambda cpus=cpus: boot(trapline_command(files, cpus))}  # type: ignore[misc]
+        if peer:
+            sides["QEMU"] = lambda cpus=cpus: boot(qemu_command(files, cpus))  # type: ignore[misc]
+        results[f"{cpus} CPU"] = alternate(options.runs, sides)
+    if not options.skip_first_run:
+        results["first run ever, 1 CPU"] = {"Trapline": [first_run(files)]}
+    mmio = [mmio_exit_microseconds() for _ in range(options.runs)]
+
+    version = subprocess.run([peer, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0] if peer else "absent"
+    text = [
+        "# Performance",
+        "",
+        f"Written by `make bench`. {describe_host()}. Peer: {version}, `-cpu cortex-a57 -accel tcg`.",
+        f"Medians of {options.runs} runs, the two sides alternating. The guest is Debian's arm64 cloud kernel with {MEMORY_MIB} MiB: from "
+        "the start of the process to the init's marker, and to the end of the process after power-off.",
+        "",
+        *table(results),
+        "",
+        f"A bare MMIO exit to a Python handler and back: {statistics.median(mmio):.1f} microseconds.",
+        "",
+    ]
+    (options.output / "PERFORMANCE.md").write_text("\n".join(text))
+    record = {name: {side: [asdict(one) for one in boots] for side, boots in sides.items()} for name, sides in results.items()}
+    document = {"host": describe_host(), "peer": version, "boots": record, "mmio_exit_microseconds": mmio}
+    (options.output / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
+    print("\n".join(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
