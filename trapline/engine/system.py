@@ -18,7 +18,8 @@ from trapline.arm64.exceptions import (
     virtual_interrupt_lines,
     wait_trap,
 )
-from trapline.arm64.regs import HCR_EL2, PAR_EL1
+from trapline.arm64.pauth import pac_auth
+from trapline.arm64.regs import ELR_EL1, HCR_EL2, PAR_EL1
 from trapline.arm64.regs.system import TlbiBy
 from trapline.arm64.traps import access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate
@@ -42,7 +43,7 @@ sched_yield = extern("sched_yield", u32, ())
 
 AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFTER["pstate"], AFTER["fp"]
 AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
-EC_WFX, EC_ERET = int(EC.WFX), int(EC.ERET)
+EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
 BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
 LINE_BYTES = 64
 EVENT = EngineState.event.offset
@@ -142,6 +143,26 @@ def eret(cpu: Ptr[EngineState], rec: u64) -> u32:
     exception_return(cpu)
     cpu.excl_valid = 0
     refresh(cpu)
+    return 1
+
+
+@native
+def eret_auth(cpu: Ptr[EngineState], rec: u64, key: u64, modifier: u64) -> u32:
+    """ERETAA, ERETAB: return to the authenticated ELR; the register itself keeps its code."""
+    if cpu.el == 0:
+        return eret(cpu, rec)
+    signed_address = cpu.sysreg[ELR_EL1.slot]
+    cpu.sysreg[ELR_EL1.slot] = pac_auth(cpu, key, signed_address, modifier)
+    status = eret(cpu, rec)
+    cpu.sysreg[ELR_EL1.slot] = signed_address
+    return status
+
+
+@native
+def pac_trap(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """Pointer authentication trapped to EL2 (HCR_EL2.API is 0)."""
+    cpu.pc = current_pc(cpu, rec)
+    enter_exception(cpu, 2, u64(EC_PAC) << EC_SHIFT | IL, 0, V_SYNC, cpu.pc)
     return 1
 
 
