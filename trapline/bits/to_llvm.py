@@ -17,7 +17,7 @@ _VECTOR_ELEMENTS = (8, 16, 32, 64)
 class Emitter:
     """Emits expressions as LLVM IR text.
 
-    `leaf(node)` emits a leaf and returns its value's name. Values are remembered by node identity: recordings keep nodes alive.
+    `leaf(node)` emits a leaf and returns its value's name. Values are remembered by node identity, so emitted nodes are kept.
     `natives` collects the symbols of the native functions that were called.
     """
 
@@ -30,6 +30,7 @@ class Emitter:
         self._count = 0
         self._scalar: dict[int, str] = {}
         self._vector: dict[tuple[int, int], str] = {}
+        self._kept: list[Bits] = []
 
     def add(self, text: str) -> None:
         """Append one instruction or label."""
@@ -55,6 +56,7 @@ class Emitter:
         found = self._scalar.get(key)
         if found is None:
             found = self._scalar[key] = self._integer(node)
+            self._kept.append(node)
         return found
 
     # -- forms -----------------------------------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ class Emitter:
         key = (id(node), esize)
         if key not in self._vector:
             self._vector[key] = self._make_vector(node, esize)
+            self._kept.append(node)
         return self._vector[key]
 
     def _make_vector(self, node: Bits, esize: int) -> str:
