@@ -38,6 +38,13 @@ NISV_ISS: Final = 0x1FF_FFFF & ~FSC_MASK
 MMIO_REASON: Final = MmioExit.reason
 FAR, HPFAR = FAR_EL2.slot, HPFAR_EL2.slot
 NOT_PENDING: Final = -1
+INSTRUCTION: Final = int(EC.IABT_LOWER)
+DEVICE_MASK: Final = 0x3F << EC_SHIFT | ISV | LST_MASK | CM | S1PTW | FSC_TYPE_MASK
+DEVICE_VALUE: Final = EC.DABT_LOWER << EC_SHIFT | ISV | FSC_TRANSLATION
+"""A data abort with a valid syndrome, by an ordinary load or store, because nothing is mapped."""
+
+LST_FAULTS: Final = range(0x04, 0x10)
+"""Fault status codes with which the load/store type field means something."""
 
 
 def fault_ipa(hpfar: int) -> int:
@@ -49,19 +56,19 @@ def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
     """An instruction or data abort from the guest. True to go on in the guest, False when kvm_run holds an exit."""
     far = vcpu.sysreg[FAR]
     ipa = fault_ipa(vcpu.sysreg[HPFAR]) | far & PAGE_OFFSET
-    instruction = esr >> EC_SHIFT == EC.IABT_LOWER
-    permission = esr & FSC_TYPE_MASK == FSC_PERMISSION
-    # A walk's own access is a read, unless it had to update a descriptor in memory that may only be read.
-    write = not instruction and (permission if esr & S1PTW else bool(esr & WNR and not esr & CM))
     slots = vcpu.core.vm.memslots.active
     slot = slots.find(ipa)
+    if slot is None and esr & DEVICE_MASK == DEVICE_VALUE and not ipa >> vcpu.vm.ipa_bits:
+        return _device_access(vcpu, esr, ipa)  # what most aborts of a booted guest are
+    kind = esr & FSC_TYPE_MASK
+    instruction = esr >> EC_SHIFT == INSTRUCTION
+    # A walk's own access is a read, unless it had to update a descriptor in memory that may only be read.
+    write = not instruction and (kind == FSC_PERMISSION if esr & S1PTW else bool(esr & WNR and not esr & CM))
+    if kind not in SERVED_FAULTS:
+        return _other_fault(vcpu, esr, far, instruction)
     if slot is None or (write and slot.readonly):
-        if esr & FSC_TYPE_MASK in SERVED_FAULTS:
-            return _outside_memory(vcpu, esr, far, ipa, instruction, slot is None)
-        return _other_fault(vcpu, esr, far, instruction)
-    if esr & FSC_TYPE_MASK not in SERVED_FAULTS:
-        return _other_fault(vcpu, esr, far, instruction)
-    vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, permission)
+        return _outside_memory(vcpu, esr, far, ipa, instruction, slot is None)
+    vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, kind == FSC_PERMISSION)
     return True
 
 
@@ -107,7 +114,7 @@ def _no_syndrome(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
 
 def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
     """A load or store of one register outside memory: an in-kernel device's, or userspace's."""
-    if esr & LST_MASK and esr & FSC_MASK in range(0x04, 0x10):
+    if esr & LST_MASK and esr & FSC_MASK in LST_FAULTS:
         encode_exit(vcpu.core.run, Ldst64bExit(esr & NISV_ISS, ipa))
         return False
     size = 1 << (esr >> SAS_SHIFT & 3)

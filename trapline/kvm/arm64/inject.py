@@ -38,14 +38,16 @@ M_MASK: Final = 0x1F
 VECTOR_SAME_SP0, VECTOR_SAME_SPX, VECTOR_LOWER = 0x000, 0x200, 0x400
 SYNCHRONOUS, SERROR = 0x000, 0x180
 
+ELR, SPSR = ELR_EL2.slot, SPSR_EL2.slot
+SKIP_KEEPS: Final = 0xFFFF_FFFF & ~(BTYPE | SS)
 ENTRY_CLEARS: Final = M_MASK | DAIF | BTYPE | SSBS | IL_BIT | SS | UAO | TCO
 
 
 def skip_instruction(vcpu: Arm64Vcpu) -> None:
     """The instruction was emulated: go to the next one. Clears BTYPE and completes a software step, as executing it would."""
     sysreg = vcpu.sysreg
-    sysreg[ELR_EL2.slot] += 4
-    sysreg[SPSR_EL2.slot] &= ~(BTYPE | SS)
+    sysreg[ELR] += 4
+    sysreg[SPSR] &= SKIP_KEEPS
 
 
 def in_el0(vcpu: Arm64Vcpu) -> bool:

@@ -244,6 +244,7 @@ class Arm64Vcpu:
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
         cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
+        interrupted = True
         while True:
             # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.
             self.in_guest = True
@@ -251,7 +252,9 @@ class Arm64Vcpu:
                 self.in_guest = False
                 self._answer_others()
                 continue
-            timer.update_lines(self)
+            if interrupted or self.timer_lines:
+                # A timer that rises stops the guest, also right at its entry; one that falls does not, so high lines are watched.
+                timer.update_lines(self)
             if vgic is not None:
                 vgic.flush(self)
             else:
@@ -260,6 +263,7 @@ class Arm64Vcpu:
             self.in_guest = False
             if vgic is not None:
                 vgic.sync(self)
+            interrupted = kind == "irq"
             if kind == "sync":
                 esr = sysreg[ESR] & 0xFFFF_FFFF
                 handler = TRAPS.get(esr >> EC_SHIFT, _unknown_trap)
