@@ -231,7 +231,7 @@ def range_limits(a: u8, b: u8) -> tuple[u32, u8]:
     for i in range(b, a):
         rounds += 1
         seen ^= i
-    for i in range(255, b, -200):
+    for _ in range(255, b, -200):
         rounds += 1000
     return rounds, seen
 

@@ -50,11 +50,13 @@ READ0, WRITE0, EXEC0, READ1, WRITE1, EXEC1 = 1, 2, 4, 8, 16, 32
 PERM_BITS = 0x3F
 PERM_ALL = 0x3F
 ATTR_NONGLOBAL = 0x40
+ATTR_FLAT = 0x80
 LEVEL_SHIFT = 8
 SIZE_SHIFT = 12
 MEMATTR_SHIFT = 20
 SHARE_SHIFT = 28
-"""A leaf in one word: permissions, nG, level at 8, log2 of the size at 12, attribute byte at 20, shareability at 28."""
+"""A leaf in one word: permissions, nG, "stage 1 is off" (where PAN has no effect), level at 8, log2 of the size at 12, attribute
+byte at 20, shareability at 28."""
 
 OUTPUT_BITS = bytes((32, 36, 40, 42, 44, 48, 48, 48))
 """Output address size by TCR.IPS or VTCR.PS, limited to the 48 bits there are."""
@@ -287,7 +289,7 @@ def stage1_flat(va: u64, tbi: u1, attribute: u32) -> tuple[u32, u64, u32, u64]:
     share: u32 = OUTER_SHAREABLE
     if attribute == NORMAL_WB:
         share = 0
-    return 0, va & ADDRESS, PERM_ALL | 12 << SIZE_SHIFT | attribute << MEMATTR_SHIFT | share << SHARE_SHIFT, 0
+    return 0, va & ADDRESS, PERM_ALL | ATTR_FLAT | 12 << SIZE_SHIFT | attribute << MEMATTR_SHIFT | share << SHARE_SHIFT, 0
 
 
 @native
@@ -349,7 +351,7 @@ def permitted(leaf: u32, el0: u1, pan: u1) -> u32:
     """What one exception level may do, as ACCESS_ flags."""
     if el0:
         return leaf & (READ0 | WRITE0 | EXEC0)
-    if pan and leaf & READ0 != 0:
+    if pan and leaf & (READ0 | ATTR_FLAT) == READ0:
         leaf &= ~(READ1 | WRITE1)
     return leaf >> 3 & 7
 

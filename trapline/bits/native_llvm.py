@@ -211,7 +211,7 @@ class _Emitter:
         self.branch(self.let(f"icmp {sign}{'lt' if up else 'gt'} {ty} {first}, {stop}"), body, end)
         self.start(body)
         current = self.let(f"load {ty}, ptr {counter}")
-        self.put(f"store {ty} {current}, ptr %v.{s.name}")
+        self.store(None if s.name == "_" else s.name, current, kind)
         self.loops.append((step, end))
         if self.block(s.body):
             self.jump(step)
@@ -414,10 +414,23 @@ class _Emitter:
             return ""
         if name == "addressof":
             return self.let(f"ptrtoint ptr {args[0]} to i64")
+        if name.startswith("float_"):
+            return self.host_float(name.removeprefix("float_"), kind, args)
         if name in ("min", "max"):
             return self.call_intrinsic(f"{'s' if kind.signed else 'u'}{name}", kind, args)
         names = {"clz": "ctlz", "ctz": "cttz", "popcount": "ctpop"}
         return self.call_intrinsic(names.get(name, name), kind, args, "false" if name in ("clz", "ctz") else "")
+
+    def host_float(self, name: str, kind: IntType, args: list[str]) -> str:
+        """An operation of `native_float`."""
+        real = {32: "float", 64: "double"}[kind.width]
+        values = [f"{real} {self.let(f'bitcast {kind.llvm} {arg} to {real}')}" for arg in args]
+        intrinsic = {"sqrt": "sqrt", "muladd": "fma"}.get(name)
+        if intrinsic:
+            result = self.let(f"call {real} @llvm.{intrinsic}.f{kind.width}({', '.join(values)})")
+        else:
+            result = self.let(f"f{name} {values[0]}, {values[1].split()[1]}")
+        return self.let(f"bitcast {real} {result} to {kind.llvm}")
 
     def on_Call(self, e: t.Call) -> str:
         host = isinstance(e.target, Extern)

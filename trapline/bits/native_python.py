@@ -172,10 +172,9 @@ class _Writer:
         call = self.bind(e.intrinsic.name, e.intrinsic.python)
         if not e.intrinsic.sized:
             return f"{call}({', '.join(args)})"
-        value = args[0]
         if e.type.signed:
-            value = f"({value} & {e.type.mask:#x})"
-        return self.wrap(f"{call}({value}, {width})", e.type)
+            args[0] = f"({args[0]} & {e.type.mask:#x})"
+        return self.wrap(f"{call}({', '.join(args)}, {width})", e.type)
 
     def on_Call(self, e: t.Call) -> str:
         target = e.target

@@ -44,7 +44,7 @@ def divide128(a: u128, b: u128) -> tuple[u128, u128]:
     step = b << shift
     remainder = a
     result: u128 = 0
-    for _unused in range(shift + 1):
+    for _ in range(shift + 1):
         result = result << 1
         if remainder >= step:
             remainder -= step
