@@ -188,6 +188,8 @@ OPERATIONS = {
 }
 
 CONTROLS = tuple(mode << fp.RMODE_SHIFT | fz | dn for mode in range(4) for fz in (0, fp.FZ) for dn in (0, fp.DN))
+# With IXC known to be set, where the host's arithmetic may be used.
+HOST_CONTROLS = (fp.IXC, fp.IXC, fp.IXC, fp.IXC | fp.DN, fp.IXC | fp.FZ, fp.IXC | fp.ROUND_ZERO << fp.RMODE_SHIFT)
 HALF_CONTROLS = tuple(control | extra for control in CONTROLS for extra in (0, fp.FZ16, fp.AHP))
 
 
@@ -282,4 +284,4 @@ def random_operands(rng: random.Random, operation: Operation) -> tuple[int, ...]
 
 def controls(operation: Operation) -> tuple[int, ...]:
     """The FPCR values that may matter to the operation."""
-    return HALF_CONTROLS if operation.half else CONTROLS
+    return HALF_CONTROLS if operation.half else CONTROLS + HOST_CONTROLS

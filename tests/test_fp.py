@@ -45,11 +45,12 @@ def random_cases(rng: random.Random, operation: Operation, count: int) -> list[C
 def check(cases: list[Case], functions: dict[str, Callable[..., Any]]) -> None:
     """Compare with the oracle and show the first differences."""
     oracle = arm_oracle.oracle_for(tuple((o.name, o.text) for o in OPERATIONS.values()))
-    answers = oracle.run((operation.name, fpcr, operands) for operation, fpcr, operands in cases)
+    answers = oracle.run((operation.name, fpcr & ~fp.IXC, operands) for operation, fpcr, operands in cases)
     wrong = []
     for (operation, fpcr, operands), wanted in zip(cases, answers, strict=True):
+        known = fpcr & fp.IXC
         got = operation.call(functions[operation.function.name], operands, fpcr)
-        if tuple(got) != wanted:
+        if (got[0], got[1] | known) != (wanted[0], wanted[1] | known):
             wrong.append(
                 f"{operation.name} fpcr={fpcr:#x} {[f'{v:#x}' for v in operands]}: "
                 f"got {got[0]:#x}, {got[1]:#x}, not {wanted[0]:#x}, {wanted[1]:#x}"

@@ -1,7 +1,9 @@
 """Floating point of A64: constants, and the index of the functions.
 
 The functions are `@native` and pure.  Operands and results are bit patterns; `fpcr` is FPCR[31:0]; every result
-that can raise exceptions comes with the FPSR bits to accumulate (IOC, DZC, OFC, UFC, IXC, IDC: see FPSR below).
+that can raise exceptions comes with the FPSR bits to accumulate (IOC, DZC, OFC, UFC, IXC, IDC: see below).
+Bit 4 of `fpcr`, which FPCR itself does not use, may repeat FPSR.IXC: FPCR | FPSR & IXC.  When set, "inexact" need not be
+reported again, and ordinary results in the default rounding mode come from the host's own arithmetic, many times faster.
 `w` is 16, 32 or 64, `uw` the unsigned type of that width.  Negation and absolute value are plain bit operations and
 are the caller's (FMSUB negates an operand of FMADD, FNMUL the result of FMUL, FABD takes the absolute value of FSUB).
 
@@ -41,6 +43,7 @@ IXC = 1 << 4
 IDC = 1 << 7
 
 # Control bits of FPCR.
+RMODE = 3 << 22
 FZ16 = 1 << 19
 RMODE_SHIFT = 22
 FZ = 1 << 24

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trapline.arm64 import fp_double, fp_half, fp_single
+from trapline.arm64.fp import IXC
 from trapline.arm64.insn import insn
 from trapline.bits import Bits, Vec, call, cat, const, select
 
@@ -199,7 +200,8 @@ class Fp:
 
     def __init__(self, cpu: Any) -> None:
         self.cpu = cpu
-        self.fpcr = cpu.sysreg("FPCR").trunc(32)
+        # The functions take FPSR.IXC next to the controls: once it is set, the host's own arithmetic will do.
+        self.fpcr = cpu.sysreg("FPCR").trunc(32) | cpu.sysreg("FPSR").trunc(32) & IXC
         self.flags: Bits | None = None
 
     def __enter__(self) -> Fp:
