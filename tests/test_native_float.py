@@ -31,7 +31,7 @@ def without_payload(bits: int, width: int) -> int | str:
 def test_definition_and_compiled_code_agree(function, width):
     compiled = compile_functions([function])[function.name]
     rng = random.Random(width)
-    for _ in range(4000):
+    for _ in range(3000):
         operands = [random_float(rng, width) if rng.randrange(4) else rng.choice(special(width)) for _ in range(3)]
         if rng.randrange(3) == 0:  # a sum that nearly cancels
             operands[2] = (function(*operands)[2] + rng.randrange(-2, 3)) % (1 << width) ^ 1 << width - 1

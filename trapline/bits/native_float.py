@@ -47,8 +47,10 @@ def _square_root(a: int, width: int) -> int:
 
 def _multiply_add(a: int, b: int, c: int, width: int) -> int:
     x, y, z = _value(a, width), _value(b, width), _value(c, width)
-    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
+    if not (math.isfinite(x) and math.isfinite(y)):
         return _bits(x * y + z, width)
+    if not math.isfinite(z):
+        return _bits(z, width)
     exact = Fraction(x) * Fraction(y) + Fraction(z)
     if not exact:
         return _bits(0.0 if x and y else x * y + z, width)
