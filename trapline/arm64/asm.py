@@ -7,6 +7,7 @@
 The syntax is that of the manual in lower case; the template language is described in `asm_template`. Disassembly prints
 canonical instructions; the assembler also knows the common aliases (`asm_alias`).
 """
+
 from __future__ import annotations
 
 import re
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from trapline.arm64.asm_alias import expand_alias
-from trapline.arm64.asm_template import AsmError, Context, Template
+from trapline.arm64.asm_elements import AsmError, Context
+from trapline.arm64.asm_template import Template
 from trapline.arm64.decode import Decoder
 from trapline.arm64.insn import A64, Insn, InstructionSet, Pattern
 

@@ -1,11 +1,12 @@
 """Aliases: other spellings of an instruction, rewritten as text before the templates see them."""
+
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from trapline.arm64.asm_template import CONDITION_ALIASES, CONDITIONS, NUMBER
+from trapline.arm64.asm_elements import CONDITION_ALIASES, CONDITIONS, NUMBER
 
 R = r"([xw](?:\d+|zr)|lr|fp)"
 SP = r"([xw](?:\d+|zr)|lr|fp|w?sp)"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trapline.arm64.asm import assemble
-from trapline.arm64.asm_template import AsmError, Context
+from trapline.arm64.asm_elements import AsmError, Context
 
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')

@@ -3,6 +3,7 @@
 Those over `Bits` are used inside instruction bodies. The `@native` ones work on immediate operands: the recorder evaluates
 them when an instruction is predecoded (`i.derived`), so that a handler sees finished masks and counts.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -106,7 +107,7 @@ CRC32C_TABLE: tuple[u32, ...] = _crc_table(0x82F63B78)
 @native
 def crc32_update(accumulator: u32, data: u64, count: u32) -> u32:
     """Poly32Mod2() over the low `count` bytes of `data`, polynomial 0x04C11DB7."""
-    for k in range(count):
+    for _ in range(count):
         accumulator = CRC32_TABLE[(accumulator ^ u32(data)) & 255] ^ accumulator >> 8
         data = data >> 8
     return accumulator
@@ -115,7 +116,7 @@ def crc32_update(accumulator: u32, data: u64, count: u32) -> u32:
 @native
 def crc32c_update(accumulator: u32, data: u64, count: u32) -> u32:
     """The same with polynomial 0x1EDC6F41."""
-    for k in range(count):
+    for _ in range(count):
         accumulator = CRC32C_TABLE[(accumulator ^ u32(data)) & 255] ^ accumulator >> 8
         data = data >> 8
     return accumulator

@@ -1,10 +1,11 @@
 """FEAT_LSE: atomic operations on memory. The ST<op> forms are these with the zero register as target."""
+
 from __future__ import annotations
 
 from typing import Any
 
 from trapline.arm64.insn import insn
-from trapline.bits import Bits, cat, select
+from trapline.bits import Bits, cat
 
 ORDER = "{A,R:|l|a|al}"
 SIZE = "{size:b|h||}"
@@ -22,14 +23,8 @@ def _operation(opc: int, old: Bits, value: Bits) -> Bits:
             return old ^ value
         case 3:
             return old | value
-        case 4:
-            return select(old.sgt(value), old, value)
-        case 5:
-            return select(old.slt(value), old, value)
-        case 6:
-            return select(old.ugt(value), old, value)
-        case _:
-            return select(old.ult(value), old, value)
+    a, b = old.lanes(old.width), value.lanes(old.width)
+    return (a.smax, a.smin, a.umax, a.umin)[opc - 4](b).bits
 
 
 @insn("size:2 111 0 00 A:1 R:1 1 Rs:5 0 opc:3 00 Rn:5 Rt:5", feature="FEAT_LSE",

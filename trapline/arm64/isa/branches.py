@@ -1,4 +1,5 @@
 """Branches, except those with pointer authentication, and exception return."""
+
 from __future__ import annotations
 
 from typing import Any

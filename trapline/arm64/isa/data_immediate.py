@@ -1,4 +1,5 @@
 """Data processing -- immediate."""
+
 from __future__ import annotations
 
 from typing import Any

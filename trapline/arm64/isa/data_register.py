@@ -1,4 +1,5 @@
 """Data processing -- register, with FEAT_CRC32 and FEAT_FlagM."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -2,8 +2,10 @@
 
 CONSTRAINED UNPREDICTABLE cases, here and in the other load/store modules: all accesses come first, then register writes in the
 order of the body. So a load that writes back to its own target leaves the address there, a store that writes back to its own
-source stores the old value, and a pair loaded into one register leaves the second element.
+source stores the old value. A pair loaded into one general-purpose register leaves the first element, into one SIMD&FP
+register the second (the choices of the implementation that tests compare with).
 """
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """Exclusive, and load-acquire and store-release accesses. (LDLAR and STLLR need FEAT_LOR and are UNDEFINED.)"""
+
 from __future__ import annotations
 
 from typing import Any

@@ -2,6 +2,7 @@
 
 A quadword is encoded as size 0 with the high bit of opc set; the patterns here split on that bit.
 """
+
 from __future__ import annotations
 
 from typing import Any

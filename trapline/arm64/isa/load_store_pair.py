@@ -3,6 +3,7 @@
 Two elements of up to 64 bits are one access of twice the width: each is still single-copy atomic, and nothing is written when
 either of them faults.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -37,8 +38,8 @@ def transfer(cpu: Any, i: Any, address: Bits) -> None:
         store_pair(cpu, address, cpu.X(i.Rt, width), cpu.X(i.Rt2, width))
         return
     first, second = load_pair(cpu, address, width)
-    cpu.set_X(i.Rt, first)
     cpu.set_X(i.Rt2, second)
+    cpu.set_X(i.Rt, first)
 
 
 @insn("x:1 0 101 0 0 temporal:1 0 L:1 imm7:7 Rt2:5 Rn:5 Rt:5",
@@ -67,8 +68,8 @@ def load_store_pair_pre_index(cpu: Any, i: Any) -> None:
 def load_signed_words(cpu: Any, i: Any, address: Bits) -> None:
     """Load two words into X registers."""
     first, second = load_pair(cpu, address, 32)
-    cpu.set_X(i.Rt, first.sext(64))
     cpu.set_X(i.Rt2, second.sext(64))
+    cpu.set_X(i.Rt, first.sext(64))
 
 
 @insn("01 101 0 010 1 imm7:7 Rt2:5 Rn:5 Rt:5", asm="ldpsw {Rt:X}, {Rt2:X}, [{Rn:Xsp}<, #{imm7:s*4}>]")

@@ -1,88 +1,112 @@
 """FEAT_PAuth: adding, checking and removing pointer authentication codes, and the branches and loads that check them.
 
-The algorithm, keys and enables are in `arm64.pauth`; see `isa.system` for the operations' arguments. The forms in hint space have no `feature`: without it they are hints.
+The algorithm and the layout of signed pointers are in `arm64.pauth`. The forms in hint space have no `feature`: on a machine
+without it the keys can't be enabled, and then they are hints.
 """
+
 from __future__ import annotations
 
 from typing import Any
 
 from trapline.arm64.insn import insn
+from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
 from trapline.bits import Bits, const
 
-IA, IB, DA, DB = range(4)
-"""Keys, in the order of the opcode fields."""
+ENABLE_BITS = (31, 30, 27, 13)
+"""SCTLR_EL1.EnIA, EnIB, EnDA, EnDB, by key number (IA, IB, DA, DB)."""
 
-X17, LR, SP = 17, 30, 31
+HCR_API = 41
+"""HCR_EL2.API: the instructions don't trap to EL2."""
+
+DA = 2
+X16, X17, LR, SP = 16, 17, 30, 31
 HINT = "11010101000000110010"
 
 
+def check_trap(cpu: Any, when: Bits | None = None) -> None:
+    """The trap of HCR_EL2.API; hints and branches trap only if their key is enabled."""
+    trapped = ~cpu.sysreg("HCR_EL2")[HCR_API] & cpu.pstate("el").ult(2)
+    cpu.system("pac_trap", when=trapped if when is None else trapped & when)
+
+
+def enabled(cpu: Any, key: int) -> Bits:
+    """Whether a key is enabled, one bit."""
+    return cpu.sysreg("SCTLR_EL1")[ENABLE_BITS[key]]
+
+
 def authenticate(cpu: Any, key: int, pointer: Bits, modifier: Bits | int) -> Bits:
-    """Auth<key>()."""
-    return cpu.system("pac_auth", key, pointer, modifier, width=64)
+    """Auth() with the trap."""
+    check_trap(cpu, enabled(cpu, key))
+    return cpu.query(pac_auth, const(key, 64), pointer, modifier if isinstance(modifier, Bits) else const(modifier, 64))
 
 
-def _code(cpu: Any, register: Any, key: int, auth: int, modifier: Bits | int) -> None:
-    operation = "pac_auth" if auth else "pac_add"
-    cpu.set_X(register, cpu.system(operation, key, cpu.X(register), modifier, width=64))
+def sign_or_authenticate(cpu: Any, register: Any, i: Any, modifier: Bits | int) -> None:
+    """PAC<key> or AUT<key> of a register."""
+    check_trap(cpu, enabled(cpu, i.key))
+    operation = pac_auth if i.auth else pac_add
+    modifier = modifier if isinstance(modifier, Bits) else const(modifier, 64)
+    cpu.set_X(register, cpu.query(operation, const(i.key, 64), cpu.X(register), modifier))
 
 
 @insn("11 0 11010110 00001 00 0 auth:1 key:2 Rn:5 Rd:5", feature="FEAT_PAuth",
-      asm="{auth:pac|aut}{key:ia|ib|da|db} {Rd:X}, {Rn:Xsp}")
+      asm="{auth:pac|aut}{key:ia|ib|da|db} {Rd:X}, {Rn:Xsp}")  # fmt: skip
 def pac_register(cpu: Any, i: Any) -> None:
     """PACIA, PACIB, PACDA, PACDB, AUTIA, AUTIB, AUTDA, AUTDB."""
-    _code(cpu, i.Rd, i.key, i.auth, cpu.X(i.Rn, sp=True))
+    sign_or_authenticate(cpu, i.Rd, i, cpu.X(i.Rn, sp=True))
 
 
-@insn("11 0 11010110 00001 00 1 auth:1 key:2 11111 Rd:5", feature="FEAT_PAuth", asm="{auth:pac|aut}{key:iza|izb|dza|dzb} {Rd:X}")
+@insn("11 0 11010110 00001 00 1 auth:1 key:2 11111 Rd:5", feature="FEAT_PAuth",
+      asm="{auth:pac|aut}{key:iza|izb|dza|dzb} {Rd:X}")  # fmt: skip
 def pac_zero(cpu: Any, i: Any) -> None:
     """PACIZA, PACIZB, PACDZA, PACDZB, AUTIZA, AUTIZB, AUTDZA, AUTDZB."""
-    _code(cpu, i.Rd, i.key, i.auth, 0)
+    sign_or_authenticate(cpu, i.Rd, i, 0)
 
 
 @insn("11 0 11010110 00001 01000 D:1 11111 Rd:5", feature="FEAT_PAuth", asm="xpac{D:i|d} {Rd:X}")
 def xpac(cpu: Any, i: Any) -> None:
     """XPACI, XPACD."""
-    cpu.set_X(i.Rd, cpu.system("pac_strip", cpu.X(i.Rd), i.D, width=64))
+    cpu.set_X(i.Rd, cpu.query(pac_strip, cpu.X(i.Rd), const(i.D, 1)))
 
 
 @insn("100 11010110 Rm:5 001100 Rn:5 Rd:5", feature="FEAT_PAuth", asm="pacga {Rd:X}, {Rn:X}, {Rm:Xsp}")
 def pacga(cpu: Any, i: Any) -> None:
     """PACGA."""
-    cpu.set_X(i.Rd, cpu.system("pac_generic", cpu.X(i.Rn), cpu.X(i.Rm, sp=True), width=64))
+    check_trap(cpu)
+    cpu.set_X(i.Rd, cpu.query(pac_generic, cpu.X(i.Rn), cpu.X(i.Rm, sp=True)))
 
 
 @insn(HINT + " 0000 111 11111", over="hint", asm="xpaclri")
 def xpaclri(cpu: Any, i: Any) -> None:
     """XPACLRI."""
-    cpu.set_X(LR, cpu.system("pac_strip", cpu.X(LR), 0, width=64))
+    cpu.set_X(LR, cpu.query(pac_strip, cpu.X(LR), const(0, 1)))
 
 
-@insn(HINT + " 0001 auth:1 key:1 0 11111", over="hint",
-      asm="{auth:pac|aut}i{key:a|b}1716")
+@insn(HINT + " 0001 auth:1 key:1 0 11111", over="hint", asm="{auth:pac|aut}i{key:a|b}1716")
 def pac_1716(cpu: Any, i: Any) -> None:
     """PACIA1716, PACIB1716, AUTIA1716, AUTIB1716."""
-    _code(cpu, X17, i.key, i.auth, cpu.X(16))
+    sign_or_authenticate(cpu, X17, i, cpu.X(X16))
 
 
 @insn(HINT + " 0011 auth:1 key:1 sp:1 11111", over="hint", asm="{auth:pac|aut}i{key:a|b}{sp:z|sp}")
 def pac_link_register(cpu: Any, i: Any) -> None:
     """PACIAZ, PACIASP, PACIBZ, PACIBSP, AUTIAZ, AUTIASP, AUTIBZ, AUTIBSP."""
-    _code(cpu, LR, i.key, i.auth, cpu.X(SP, sp=True) if i.sp else 0)
+    sign_or_authenticate(cpu, LR, i, cpu.X(SP, sp=True) if i.sp else 0)
 
 
 @insn("1101011 0 0 0 link:1 11111 0000 1 key:1 Rn:5 11111", feature="FEAT_PAuth", asm="b{link:r|lr}a{key:a|b}z {Rn:X}")
 def branch_authenticated_zero(cpu: Any, i: Any) -> None:
     """BRAAZ, BRABZ, BLRAAZ, BLRABZ."""
-    _branch(cpu, i, 0)
+    branch_to(cpu, i, 0)
 
 
 @insn("1101011 1 0 0 link:1 11111 0000 1 key:1 Rn:5 Rm:5", feature="FEAT_PAuth", asm="b{link:r|lr}a{key:a|b} {Rn:X}, {Rm:Xsp}")
 def branch_authenticated(cpu: Any, i: Any) -> None:
     """BRAA, BRAB, BLRAA, BLRAB."""
-    _branch(cpu, i, cpu.X(i.Rm, sp=True))
+    branch_to(cpu, i, cpu.X(i.Rm, sp=True))
 
 
-def _branch(cpu: Any, i: Any, modifier: Bits | int) -> None:
+def branch_to(cpu: Any, i: Any, modifier: Bits | int) -> None:
+    """Branch, with link if the encoding says so, to an authenticated register."""
     target = authenticate(cpu, i.key, cpu.X(i.Rn), modifier)
     if i.link:
         cpu.set_X(LR, cpu.link())
@@ -98,16 +122,16 @@ def return_authenticated(cpu: Any, i: Any) -> None:
 @insn("1101011 0 100 11111 0000 1 key:1 11111 11111", feature="FEAT_PAuth", asm="ereta{key:a|b}")
 def exception_return_authenticated(cpu: Any, i: Any) -> None:
     """ERETAA, ERETAB."""
+    check_trap(cpu, enabled(cpu, i.key))
     cpu.system("eret_auth", i.key, cpu.X(SP, sp=True))
 
 
 @insn("11 111 0 00 key:1 imms:1 1 imm9:9 pre:1 1 Rn:5 Rt:5", feature="FEAT_PAuth",
-      asm="ldra{key:a|b} {Rt:X}, [{Rn:Xsp}, #{imms,imm9:s*8}]{pre:|!!}")
+      asm="ldra{key:a|b} {Rt:X}, [{Rn:Xsp}, #{imms,imm9:s*8}]{pre:|!!}")  # fmt: skip
 def load_authenticated(cpu: Any, i: Any) -> None:
     """LDRAA, LDRAB, with offset or pre-index."""
     offset = i.signed("imms") * 4096 + i.imm9 * 8
-    address = authenticate(cpu, DA + i.key, cpu.X(i.Rn, sp=True), 0) + const(offset, 64)
-    data = cpu.load(address, 64)
-    cpu.set_X(i.Rt, data)
+    address = authenticate(cpu, DA + i.key, cpu.X(i.Rn, sp=True), 0) + offset
+    cpu.set_X(i.Rt, cpu.load(address, 64))
     if i.pre:
         cpu.set_X(i.Rn, address, sp=True)

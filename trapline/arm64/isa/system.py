@@ -5,26 +5,24 @@ Operations by name
 Bodies in `arm64.isa` leave these `cpu.system(name, *args)` operations for whoever runs them. Arguments are 64-bit unless said
 otherwise; an operation that traps or is UNDEFINED takes its exception before it changes anything.
 
-| name | arguments | meaning |
-|---|---|---|
-| `mrs` | register number (15 bits, o0:op1:CRn:CRm:op2 as in the word; op0 = 2 + o0) | result: the register's value, after the traps and access rules of its descriptor |
-| `msr` | register number, value | write a system register |
-| `sys` | operation number (14 bits, op1:CRn:CRm:op2; op0 = 1), value of Xt | cache, TLB and address-translation maintenance, DC ZVA among it |
-| `sysl` | operation number | result: SYSL's value; UNDEFINED, nothing is allocated |
-| `msr_imm` | op1:op2 (6 bits), CRm (4 bits) | MSR (immediate) to SPSel, DAIFSet, DAIFClr, PAN, UAO: checks EL0 access (SCTLR_EL1.UMA), and unmasking re-evaluates interrupts |
-| `eret` | | exception return from the current EL; UNDEFINED at EL0 |
-| `eret_auth` | key, modifier | the same to the address in ELR_ELx after `pac_auth` of it |
-| `wfe`, `wfi` | | wait, after SCTLR_EL1.nTWE/nTWI and HCR_EL2.TWE/TWI traps |
-| `sev`, `sevl` | | set every PE's, or this PE's, event register |
-| `clrex` | | clear the local exclusive monitor |
-| `pac_add` | key (0 to 3: IA, IB, DA, DB), pointer, modifier | result: the pointer with its authentication code, or as it was when the key is disabled |
-| `pac_auth` | key, pointer, modifier | result: the plain pointer, or a non-canonical one when the code is wrong |
-| `pac_generic` | value, modifier | result: PACGA's code in bits 63:32 |
-| `pac_strip` | pointer, 1 if it is a data pointer | result: the pointer without its code |
+mrs number -> value            number: 15 bits, o0:op1:CRn:CRm:op2 as in the word (op0 = 2 + o0). The register's value, after
+                               the traps and access rules of its descriptor.
+msr number, value              Write a system register, likewise.
+sys number, value of Xt        number: 14 bits, op1:CRn:CRm:op2 (op0 = 1). Maintenance and translation, DC ZVA among it.
+sysl number -> value           No such operation exists: UNDEFINED.
+msr_imm op1:op2, CRm           MSR (immediate) to SPSel, DAIFSet, DAIFClr, PAN, UAO: EL0 may not, or only with SCTLR_EL1.UMA;
+                               unmasking looks at interrupts again.
+eret                           Exception return from the current EL; UNDEFINED at EL0.
+eret_auth key, modifier        The same, to the address in ELR_ELx after `arm64.pauth.pac_auth` of it; key 0: IA, 1: IB.
+wfe, wfi                       Wait, after the traps of SCTLR_EL1.nTWE, nTWI and HCR_EL2.TWE, TWI.
+sev, sevl                      Set every PE's, or this PE's, event register.
+clrex                          Clear the local exclusive monitor.
+pac_trap                       With `when`: the trap of pointer authentication to EL2 (EC 0x09).
 
 Exceptions by kind, `cpu.raise_(kind, imm16)`: `undefined`, `svc`, `hvc`, `smc`, `brk`, `hlt`. HLT and DCPS need external debug,
 which the machine has none of, so they are UNDEFINED and never raised; UDF is `undefined`.
 """
+
 from __future__ import annotations
 
 from typing import Any
