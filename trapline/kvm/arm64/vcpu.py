@@ -163,8 +163,6 @@ class Arm64Vcpu:
         sysreg[VMPIDR_EL2.slot] = self.mpidr
         sysreg[VTTBR_EL2.slot] = self.vm.mmu.vttbr
         sysreg[VTCR_EL2.slot] = self.vm.mmu.vtcr
-        if self.vm.vgic is None:
-            sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(sysreg[ICC_SRE_EL2.slot]).replace(Enable=0)
         sysreg[ELR] = 0
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
@@ -185,7 +183,9 @@ class Arm64Vcpu:
 
     def _first_run(self) -> None:
         """What is done once, before a vCPU enters the guest for the first time."""
-        if self.vm.vgic is not None:
+        present = self.vm.vgic is not None
+        self.sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(self.sysreg[ICC_SRE_EL2.slot]).replace(Enable=int(present))
+        if present:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()
         with self.vm.config_lock:
