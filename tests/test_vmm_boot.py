@@ -129,15 +129,16 @@ def test_small_machines_keep_everything_inside() -> None:
     assert plan.dtb + boot.DTB_ROOM <= RAM_BASE + 16 * MiB
 
 
-def test_flat_binaries_find_the_device_tree_at_the_start_of_ram() -> None:
+def test_flat_binaries_find_the_device_tree_at_the_start_of_ram_too() -> None:
     plan = boot.plan_kernel(FlatImage(CODE), b"", 16 * MiB)
-    assert (plan.entry, plan.dtb, plan.initrd) == (RAM_BASE + 0x80000, RAM_BASE, None)
+    assert (plan.entry, plan.dtb_copy, plan.initrd) == (RAM_BASE + 0x80000, RAM_BASE, None)
+    assert plan.dtb > plan.entry, "kvm-unit-tests insist on having it above themselves"
 
 
 def test_elf_that_starts_at_the_start_of_ram_gets_its_device_tree_elsewhere() -> None:
     kernel = images.parse(elf([(0, RAM_BASE, b"abcd", MiB)], 0), "k")
     plan = boot.plan_kernel(kernel, b"", 64 * MiB)
-    assert plan.dtb >= RAM_BASE + MiB
+    assert plan.dtb >= RAM_BASE + MiB and plan.dtb_copy is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_load_writes_everything() -> None:
     memory = bytearray(16 * MiB)
     plan = boot.plan_kernel(FlatImage(CODE), b"initrd", len(memory))
     boot.load(plan, b"dtb", GuestRam(RAM_BASE, memoryview(memory)))
-    assert memory[:3] == b"dtb"
+    assert memory[:3] == b"dtb" == memory[plan.dtb - RAM_BASE :][:3]
     assert memory[0x80000 : 0x80000 + len(CODE)] == CODE
     assert plan.initrd is not None
     assert memory[plan.initrd.base - RAM_BASE :][:6] == b"initrd"

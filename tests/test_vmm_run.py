@@ -54,7 +54,7 @@ def test_console_and_power_off() -> None:
 
 def test_first_cpu_starts_as_linux_wants() -> None:
     def guest(vcpu: FakeVcpu) -> Iterator[Exit]:
-        assert vcpu.regs.pc == RAM_BASE + 0x80000 and vcpu.regs.x0 == RAM_BASE
+        assert vcpu.regs.pc == RAM_BASE + 0x80000 and vcpu.regs.x0 == RAM_BASE + 4 * MiB
         yield OFF
 
     ending, _, system = run(guest)

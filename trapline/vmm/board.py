@@ -20,6 +20,9 @@ class Region:
 
 
 FLASH = Region(0x0000_0000, 0x0400_0000)
+"""The bank that firmware starts from."""
+FLASH_VARIABLES = Region(0x0400_0000, 0x0400_0000)
+"""The bank where firmware keeps its settings."""
 GIC_DISTRIBUTOR = Region(0x0800_0000, 0x0001_0000)
 GIC_REDISTRIBUTORS = Region(0x080A_0000, 0x00F6_0000)
 UART = Region(0x0900_0000, 0x1000)

@@ -21,10 +21,16 @@ DTB_ROOM = 2 * MiB
 
 @dataclass(slots=True)
 class Plan:
-    """Where everything goes. `entry` is the first CPU's PC, `dtb` the address it gets in X0."""
+    """Where everything goes.
+
+    entry:    the first CPU's PC.
+    dtb:      the device tree, whose address the first CPU gets in X0.
+    dtb_copy: where else the device tree is put, for programs that look for it there and not in X0.
+    """
 
     entry: int
     dtb: int
+    dtb_copy: int | None = None
     segments: list[Segment] = field(default_factory=list)
     initrd: Region | None = None
 
@@ -43,7 +49,7 @@ def plan_kernel(kernel: KernelImage, initrd: bytes, ram: int) -> Plan:
     start = align_up(max(kernel_end, preferred), ALIGNMENT)
     plan = Plan(entry, dtb=align_up(start + len(initrd), ALIGNMENT), segments=segments)
     if not isinstance(kernel, LinuxImage) and min(segment.address for segment in segments) - board.RAM_BASE >= LEGACY_TEXT_OFFSET:
-        plan.dtb = board.RAM_BASE  # firmware and bare-metal programs expect it there
+        plan.dtb_copy = board.RAM_BASE  # firmware and bare-metal programs expect it there
     if initrd:
         plan.initrd = Region(start, len(initrd))
         segments.append(Segment(start, initrd, len(initrd)))
@@ -78,7 +84,9 @@ def load(plan: Plan, dtb: bytes, ram: GuestRam) -> None:
     """Write everything into guest memory."""
     for segment in plan.segments:
         ram.view(segment.address, len(segment.data))[:] = segment.data
-    ram.view(plan.dtb, len(dtb))[:] = dtb
+    for address in (plan.dtb, plan.dtb_copy):
+        if address is not None:
+            ram.view(address, len(dtb))[:] = dtb
 
 
 def align_up(value: int, alignment: int) -> int:

@@ -28,6 +28,7 @@ from trapline.errors import BadInput
 from trapline.vmm import boot, fdt, images
 from trapline.vmm.board import (
     FLASH,
+    FLASH_VARIABLES,
     GIC_DISTRIBUTOR,
     GIC_REDISTRIBUTORS,
     GPIO,
@@ -134,7 +135,8 @@ class Machine:
         try:
             self.memory = self._add_memory()
             self.ram = GuestRam(RAM_BASE, self.memory.view)
-            self.flash = self._add_flash(software.firmware) if software.firmware else None
+            # Linux never looks at the flash; whatever else starts here may be firmware that does.
+            self.flash = () if isinstance(software.kernel, images.LinuxImage) else self._add_flash(software.firmware)
             self.vcpus = [self._add_vcpu(number) for number in range(config.cpus)]
             self._add_gic()
             self.uart = PL011(self._spi(UART_SPI), output)
@@ -181,11 +183,15 @@ class Machine:
         except (MemoryError, OSError) as error:
             raise BadInput(f"--mem: this host cannot give {self.config.memory // MiB} MiB ({error})") from error
 
-    def _add_flash(self, image: bytes) -> GuestMemory:
-        flash = self.vm.add_memory(FLASH.base, FLASH.size, flags=MEM_READONLY)
-        flash.view[: len(image)] = image
-        self.bus.add(FLASH.base, FlashRom())
-        return flash
+    def _add_flash(self, image: bytes) -> tuple[GuestMemory, ...]:
+        """Two banks as memory that the guest cannot write: the firmware, and settings that were never written (erased: all ones)."""
+        banks = []
+        for region, content in ((FLASH, image), (FLASH_VARIABLES, b"\xff" * FLASH_VARIABLES.size)):
+            bank = self.vm.add_memory(region.base, region.size, flags=MEM_READONLY)
+            bank.view[: len(content)] = content
+            banks.append(bank)
+            self.bus.add(region.base, FlashRom())
+        return tuple(banks)
 
     def _add_vcpu(self, number: int) -> Vcpu:
         return self.vm.create_vcpu(number, features=[Feature.POWER_OFF] if number else [])
