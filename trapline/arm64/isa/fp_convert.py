@@ -56,9 +56,7 @@ TO_INTEGER = (
 )
 
 
-@each(
-    TO_INTEGER, "sf:1 0011110 ftype:2 1 <> <> 000000 Rn:5 Rd:5", asm="$ {Rd:R}, {ftype:s|d}{Rn}", where=single_or_double
-)
+@each(TO_INTEGER, "sf:1 0011110 ftype:2 1 <> <> 000000 Rn:5 Rd:5", asm="$ {Rd:R}, {ftype:s|d}{Rn}", where=single_or_double)
 def fp_to_integer(cpu, i, unsigned, mode):
     """floating point to integer in a general register."""
     size = 64 if i.sf else 32
@@ -69,9 +67,7 @@ def fp_to_integer(cpu, i, unsigned, mode):
 FROM_INTEGER = (("scvtf", "010", 0), ("ucvtf", "011", 1))
 
 
-@each(
-    FROM_INTEGER, "sf:1 0011110 ftype:2 1 00 <> 000000 Rn:5 Rd:5", asm="$ {ftype:s|d}{Rd}, {Rn:R}", where=single_or_double
-)
+@each(FROM_INTEGER, "sf:1 0011110 ftype:2 1 00 <> 000000 Rn:5 Rd:5", asm="$ {ftype:s|d}{Rd}, {Rn:R}", where=single_or_double)
 def fp_from_integer(cpu, i, unsigned):
     """integer in a general register to floating point."""
     with Fp(cpu) as fp:

@@ -63,9 +63,7 @@ def each(
             instruction.__module__ = body.__module__
             instruction.__doc__ = f"{mnemonic.upper()}: {body.__doc__}"
             syntax = asm if isinstance(asm, str) else asm(*arguments)
-            declare = insn(
-                filled, syntax.replace("$", mnemonic), feature, _both(sizes, where), over=over.replace("$", mnemonic)
-            )
+            declare = insn(filled, syntax.replace("$", mnemonic), feature, _both(sizes, where), over=over.replace("$", mnemonic))
             declare(instruction)
         return body
 

@@ -273,7 +273,8 @@ def table_lookup(low: u64, high: u64, indexes: u64) -> u64:
 
 
 TABLE = tuple(
-    (mnemonic, (f"{count - 1:02b}", op), count, keep) for mnemonic, op, keep in (("tbl", "0", False), ("tbx", "1", True))
+    (mnemonic, (f"{count - 1:02b}", op), count, keep)
+    for mnemonic, op, keep in (("tbl", "0", False), ("tbx", "1", True))
     for count in (1, 2, 3, 4)
 )
 
@@ -291,8 +292,6 @@ def table(cpu, i, count, keep):
     for k in range(count):
         entries = cpu.V(cpu.reg(i.Rn, k))
         relative = (indexes - 16 * k).bits
-        found = [
-            call(table_lookup, entries[63:0], entries[127:64], relative[b + 63 : b]) for b in range(0, relative.width, 64)
-        ]
+        found = [call(table_lookup, entries[63:0], entries[127:64], relative[b + 63 : b]) for b in range(0, relative.width, 64)]
         result = result | cat(*reversed(found)).lanes(8)
     cpu.set_V(i.Rd, result)
