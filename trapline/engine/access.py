@@ -202,6 +202,9 @@ _IMMEDIATES: dict[tuple[int, int], tuple[Callable[[Any, Any], None], int]] = {
 }
 """MSR (immediate) by (op1, op2): what it does, and 1 if EL0 may never use it (0: only with SCTLR_EL1.UMA)."""
 
+_IMMEDIATE_FEATURES = {(0, 3): "UAO", (0, 4): "PAN"}
+"""PSTATE fields that not every machine has."""
+
 
 def _immediate_body(op1: int, op2: int) -> Callable[[Any, Any], None]:
     action, privileged = _IMMEDIATES[op1, op2]
@@ -233,8 +236,11 @@ def specialise(isa: InstructionSet, functions: dict[str, Any], features: Feature
         add(_read_body(reg, functions), _pattern("1", reg.enc), "mrs")
         add(_write_body(reg, functions), _pattern("0", reg.enc), "msr_register")
     for op1, op2 in _IMMEDIATES:
+        feature = _IMMEDIATE_FEATURES.get((op1, op2))
+        if feature is not None and feature not in features:
+            continue
         pattern = f"1101010100000 {op1:03b} 0100 immcrm:4 {op2:03b} 11111"
-        add(_immediate_body(op1, op2), pattern, "msr_immediate")
+        add(_immediate_body(op1, op2), pattern, "msr_daif_immediate" if op1 else "msr_immediate")
     for op in SYSTEM_OPS:
         if op.feature is not None and op.feature not in features:
             continue

@@ -140,11 +140,11 @@ def cfinv(cpu: Any, i: Any) -> None:
     cpu.set_flag("C", ~cpu.flag("C"))
 
 
-@insn("1101010100000 000 0100 ... immbit:1 op2:3 11111", where=lambda f: f.op2 in (3, 4, 5),
-      asm="msr {op2:!|!|!|uao|pan|spsel|!|!}, #{immbit}")
-def msr_privileged_immediate(cpu: Any, i: Any) -> None:
+@insn("1101010100000 000 0100 ... immcrm:1 op2:3 11111", where=lambda f: f.op2 in (3, 4, 5),
+      asm="msr {op2:!|!|!|uao|pan|spsel|!|!}, #{immcrm}")  # fmt: skip
+def msr_immediate(cpu: Any, i: Any) -> None:
     """MSR (immediate) to UAO, PAN, SPSel: UNDEFINED at EL0."""
-    cpu.system("msr_imm", i.op2, i.immbit)
+    cpu.system("msr_imm", i.op2, i.immcrm)
 
 
 @insn("1101010100000 011 0100 immcrm:4 11 clear:1 11111", asm="msr daif{clear:set|clr}, #{immcrm}")
@@ -153,7 +153,7 @@ def msr_daif_immediate(cpu: Any, i: Any) -> None:
     cpu.system("msr_imm", 3 << 3 | 6 | i.clear, i.immcrm)
 
 
-@insn("1101010100000 011 0100 ... b:1 001 11111", feature="FEAT_SSBS", asm="msr ssbs, #{b}")
+@insn("1101010100000 011 0100 ... b:1 001 11111", feature="FEAT_SSBS2", asm="msr ssbs, #{b}")
 def msr_ssbs(cpu: Any, i: Any) -> None:
     """MSR SSBS, #imm."""
     cpu.set_pstate("ssbs", const(i.b, 8))
