@@ -265,6 +265,9 @@ def interrupt_hypervisor(cpu: Ptr[EngineState]) -> None:
 def lookup(cpu: Ptr[EngineState]) -> u64:
     """The record at arch.pc, taking exceptions as fetching it makes them due; 0 when the run ends."""
     while cpu.exit_code == Exit.NONE:
+        if cpu.poll_kick != 0:  # a guest that takes one exception after the other may never reach a branch
+            service(cpu)
+            continue
         pc = cpu.pc
         page = pc & ~u64(4095)
         entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
