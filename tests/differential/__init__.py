@@ -1,0 +1,1 @@
+"""Comparing instructions: the walker against compiled code, and compiled code against other emulators."""

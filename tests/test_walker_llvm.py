@@ -1,0 +1,84 @@
+"""The walker, which defines instructions, and the compiled handlers agree on random words and states.
+
+`TRAPLINE_WALKER_CASES=N` runs N cases of every shape (the default samples shapes); `TRAPLINE_SEED=S` chooses others.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from tests.differential.pair import Case, Pair, random_word
+from trapline.arm64.insn import Insn
+
+SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
+PER_SHAPE = int(os.environ.get("TRAPLINE_WALKER_CASES", "0"))
+DEFAULT_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return Pair()
+
+
+def is_comparable(insn: Insn) -> bool:
+    """Whether a case can be compared: an instruction whose register the run itself or the clock changes cannot."""
+    return not insn.name.startswith(("msr_", "mrs_", "sys_")) or insn.name.startswith(("mrs_ID", "sys_dc_zva", "msr_NZCV", "mrs_NZCV"))
+
+
+def shapes_of(pair: Pair, rng: random.Random) -> list[tuple[Insn, int]]:
+    features = pair.machine.engine.features
+    found = []
+    for insn in pair.machine.engine.code.shapes.space.insns:
+        if is_comparable(insn) and (insn.feature is None or insn.feature in features):
+            found += [(insn, shape) for shape in range(1 << insn.shape_bits) if insn.allows(shape)]
+    rng.shuffle(found)
+    return found
+
+
+def is_decoded_as(pair: Pair, word: int, insn: Insn) -> bool:
+    """Whether `word` is this instruction, and not a more specific one."""
+    found = pair.machine.engine.code.shapes.space.resolve(pair.machine.engine.entry.decode(word, 0))
+    return found is not None and found.insn is insn
+
+
+def compile_all(pair: Pair, shapes: list[tuple[Insn, int]]) -> None:
+    table = pair.machine.engine.code.shapes
+    numbers = sorted({2 * (table.space.base(i) + s) for i, s in shapes})
+    for k in range(0, len(numbers), 200):
+        table.compile(numbers[k : k + 200])
+
+
+def test_agreement(pair: Pair) -> None:
+    rng = random.Random(SEED)
+    shapes = shapes_of(pair, rng)
+    compile_all(pair, shapes)
+    deadline = time.monotonic() + DEFAULT_SECONDS if not PER_SHAPE else float("inf")
+    done: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    failures: list[str] = []
+    rounds = PER_SHAPE or 1000
+    for k in range(rounds):
+        for insn, shape in shapes:
+            if time.monotonic() > deadline:
+                break
+            word = random_word(insn, shape, rng)
+            if not is_decoded_as(pair, word, insn):
+                continue
+            case = Case(insn, word, 0 if rng.randrange(4) == 0 else 1, rng.getrandbits(32))
+            differences = pair.run(case)
+            if differences is None:
+                refused[insn.name] += 1
+                continue
+            done[insn.name] += 1
+            if differences:
+                failures.append(f"{case}\n    " + "\n    ".join(differences[:8]))
+    never = sorted({i.name for i, _ in shapes} - done.keys())
+    print(f"seed {SEED}: {sum(done.values())} cases of {len(done)} instructions, {sum(refused.values())} not runnable")
+    print("compared only in that both leave for a system operation:", ", ".join(sorted(pair.beyond)))
+    assert not failures, f"{len(failures)} differences (seed {SEED}):\n" + "\n".join(failures[:25])
+    assert not never, f"never compared: {never}"
