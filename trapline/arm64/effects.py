@@ -14,12 +14,16 @@ from trapline.bits import Bits, Imm
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How memory is accessed: ordering, alignment and privilege of one access."""
+    """How memory is accessed: ordering, alignment and privilege of one access.
+
+    `pair` marks two elements read or written as one: each half is what alignment checks and single-copy atomicity are about.
+    """
 
     acquire: bool = False
     release: bool = False
     aligned: bool = False
     unprivileged: bool = False
+    pair: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -176,16 +176,18 @@ class Recorder:
         self.effects.append(fx.Branch(self.PC + const(delta, 64), when, delta))
 
     # -- memory ----------------------------------------------------------------------------------------------------------
-    def load(self, addr: Bits, width: int, *, acquire: bool = False, aligned: bool = False, unprivileged: bool = False) -> Bits:
-        """Read `width` bits (8 to 128) at `addr`."""
-        access = fx.Access(acquire=acquire, aligned=aligned or acquire, unprivileged=unprivileged)
+    def load(
+        self, addr: Bits, width: int, *, acquire: bool = False, aligned: bool = False, unprivileged: bool = False, pair: bool = False
+    ) -> Bits:
+        """Read `width` bits (8 to 128) at `addr`; with `pair` they are two elements."""
+        access = fx.Access(acquire=acquire, aligned=aligned or acquire, unprivileged=unprivileged, pair=pair)
         return self._effect(fx.Load(addr, width, access), width)
 
     def store(
-        self, addr: Bits, value: Bits, *, release: bool = False, aligned: bool = False, unprivileged: bool = False
+        self, addr: Bits, value: Bits, *, release: bool = False, aligned: bool = False, unprivileged: bool = False, pair: bool = False
     ) -> None:
-        """Write `value` at `addr`."""
-        access = fx.Access(release=release, aligned=aligned or release, unprivileged=unprivileged)
+        """Write `value` at `addr`; with `pair` it is two elements."""
+        access = fx.Access(release=release, aligned=aligned or release, unprivileged=unprivileged, pair=pair)
         self.effects.append(fx.Store(addr, value, access))
 
     def update(self, addr: Bits, width: int, fn: Callable[[Bits], Bits], acquire: Any = 0, release: Any = 0) -> Bits:

@@ -300,6 +300,7 @@ class Handler:
         addend = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
         host = emit.let(f"add i64 {addr}, {addend}")
         meta = size | (WRITE if write else 0) | (UNPRIVILEGED if access.unprivileged else 0) | (ALIGNED if access.aligned else 0)
+        meta |= PAIR if access.pair else 0
         return hit, emit.let(f"inttoptr i64 {host} to ptr"), str(meta)
 
     def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: bool = False) -> str:

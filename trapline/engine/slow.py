@@ -21,7 +21,7 @@ from trapline.bits.native import (
     u64,
 )
 from trapline.engine.codemap import reset_everything, reset_line
-from trapline.engine.handler import ALIGNED, ATOMIC, UNPRIVILEGED, WRITE
+from trapline.engine.handler import ALIGNED, ATOMIC, PAIR, UNPRIVILEGED, WRITE
 from trapline.engine.runtime import current_pc, data_abort, enter_exception
 from trapline.engine.state import EngineState, Shared
 from trapline.engine.tlb import DTLB_OFFSET, broadcast_flush, fill_data
@@ -44,7 +44,8 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 
     With SCTLR_ELx.A all do; atomic, exclusive and ordered ones do when they leave an aligned 16-byte block (FEAT_LSE2).
     """
-    if va & (size - 1) == 0 or size == 64:
+    element = size >> 1 if meta & PAIR != 0 else size
+    if va & (element - 1) == 0 or size == 64:
         return False
     if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask != 0:
         return True
