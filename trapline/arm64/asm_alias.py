@@ -148,7 +148,7 @@ ALIASES = (
     _alias("mneg R, R, R", "msub {0}, {1}, {2}, {zr}"),
     _alias("smull R, R, R", "smaddl {0}, {1}, {2}, xzr"),
     _alias("umull R, R, R", "umaddl {0}, {1}, {2}, xzr"),
-    *(_alias(f"st{op}{order}{size} R, SP".replace("SP", "REST"), lambda rs, address, op=op, order=order, size=size:
+    *(_alias(f"st{op}{order}{size} R, REST", lambda rs, address, op=op, order=order, size=size:
              f"ld{op}{order}{size} {rs}, {_zero(rs)}, {address}")
       for op in ("add", "clr", "eor", "set", "smax", "smin", "umax", "umin") for order in ("", "l") for size in ("", "b", "h")),
     *(_alias(f"b{condition} REST", f"b.{condition} {{0}}") for condition in (*CONDITIONS, *CONDITION_ALIASES)),
