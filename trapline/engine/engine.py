@@ -173,9 +173,10 @@ class Engine:
 
     def drop_code(self, host_addr: int, size: int) -> None:
         """Forget instructions decoded from a range of host memory, which is about to hold something else."""
-        for page in range(host_addr & -4096, host_addr + size, 4096):
-            records = self.entry.find_records(self.shared_address, page)
-            if records:
+        start, end = host_addr & -4096, host_addr + size
+        for page in memoryview(self._map).cast("B").cast("Q")[::2].tolist():
+            if start <= page < end:
+                records = self.entry.find_records(self.shared_address, page)
                 self.entry.reset_records(self.shared_address, records, 0, PAGE_INSNS)
 
     def flush_code(self, cpu: Cpu) -> None:
