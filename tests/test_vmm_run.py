@@ -23,7 +23,7 @@ from trapline.vmm.report import EL1_REGISTERS, LOOKS_TO_CONVINCE, LoopDetector, 
 from trapline.vmm.runloop import Ending, Outcome, Runner
 from trapline.vmm.session import Session
 
-UART, RTC, GPIO, NOWHERE = 0x0900_0000, 0x0901_0000, 0x0903_0000, 0x0700_0000
+UART, RTC, GPIO, NOWHERE = 0x0900_0000, 0x0901_0000, 0x0903_0000, 0x0B00_0000
 OFF = SystemEvent(SystemEventType.SHUTDOWN, ())
 RESET = SystemEvent(SystemEventType.RESET, ())
 FILES = Software(FlatImage(b"\x1f\x20\x03\xd5"), b"", b"")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trapline.abi.arm64 import reg_sysreg
 from trapline.abi.exits import Exit
+from trapline.arm64.exceptions import EC
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import KvmError
 
@@ -21,40 +22,28 @@ EL1_REGISTERS = {
     "FAR_EL1": reg_sysreg(3, 0, 6, 0, 0),
 }
 
-EXCEPTION_CLASSES = {
-    0x00: "unknown reason (undefined instruction)",
-    0x01: "trapped WFI or WFE",
-    0x07: "trapped SIMD or floating point",
-    0x0D: "branch target exception",
-    0x0E: "illegal execution state",
-    0x15: "SVC",
-    0x16: "HVC",
-    0x17: "SMC",
-    0x18: "trapped MSR, MRS or system instruction",
-    0x19: "trapped SVE",
-    0x1C: "pointer authentication failure",
-    0x20: "instruction abort from EL0",
-    0x21: "instruction abort from EL1",
-    0x22: "PC alignment fault",
-    0x24: "data abort from EL0",
-    0x25: "data abort from EL1",
-    0x26: "SP alignment fault",
-    0x2C: "floating-point exception",
-    0x2F: "SError",
-    0x30: "breakpoint from EL0",
-    0x31: "breakpoint from EL1",
-    0x32: "software step from EL0",
-    0x33: "software step from EL1",
-    0x34: "watchpoint from EL0",
-    0x35: "watchpoint from EL1",
-    0x3C: "BRK",
+WORDS = {
+    EC.UNKNOWN: "unknown reason (undefined instruction)",
+    EC.FP_ACCESS: "trapped SIMD or floating point",
+    EC.ILLEGAL: "illegal execution state",
+    EC.SYSREG: "trapped MSR, MRS or system instruction",
+    EC.INSN_ABORT_LOWER: "instruction abort from EL0",
+    EC.INSN_ABORT: "instruction abort from EL1",
+    EC.DATA_ABORT_LOWER: "data abort from EL0",
+    EC.DATA_ABORT: "data abort from EL1",
 }
-ABORTS = {0x20, 0x21, 0x24, 0x25}
-DATA_ABORTS = {0x24, 0x25}
-FAULTS = {0: "address size fault", 1: "translation fault", 2: "access flag fault", 3: "permission fault"}
-OTHER_FAULTS = {0x10: "external abort", 0x11: "tag check fault", 0x21: "alignment fault", 0x30: "TLB conflict"}
+"""Exception classes whose names do not say enough."""
 
-LOOPING_CLASSES = {0x00, 0x0E, 0x21, 0x22, 0x25, 0x26}
+DATA_ABORTS = (EC.DATA_ABORT_LOWER, EC.DATA_ABORT)
+ABORTS = (EC.INSN_ABORT_LOWER, EC.INSN_ABORT, *DATA_ABORTS)
+
+LEVEL_FAULTS = {0: "address size fault", 1: "translation fault", 2: "access flag fault", 3: "permission fault"}
+OTHER_FAULTS = {0x10: "external abort", 0x11: "tag check fault", 0x21: "alignment fault", 0x30: "TLB conflict"}
+WALK_ABORT = range(0x14, 0x18)
+WRITE_NOT_READ = 1 << 6
+EC_SHIFT = 26
+
+LOOPING_CLASSES = (EC.UNKNOWN, EC.ILLEGAL, EC.INSN_ABORT, EC.PC_ALIGNMENT, EC.DATA_ABORT, EC.SP_ALIGNMENT)
 """Synchronous exceptions that EL1 takes from EL1 and that come back as long as nothing changes."""
 
 VECTORS_SIZE = 0x800
@@ -63,19 +52,26 @@ LOOKS_TO_CONVINCE = 3
 
 def describe_syndrome(esr: int) -> str:
     """An ESR_ELx value in words."""
-    ec, iss = esr >> 26 & 0x3F, esr & 0x1FF_FFFF
-    words = [EXCEPTION_CLASSES.get(ec, f"exception class {ec:#x}")]
+    number = esr >> EC_SHIFT & 0x3F
+    try:
+        ec = EC(number)
+    except ValueError:
+        return f"exception class {number:#x}"
+    words = [WORDS.get(ec, ec.name.replace("_", " "))]
     if ec in ABORTS:
-        status = iss & 0x3F
-        if status < 0x10:
-            words.append(f"{FAULTS[status >> 2]}, level {status & 3}")
-        elif 0x14 <= status < 0x18:
-            words.append(f"external abort on a table walk, level {status & 3}")
-        else:
-            words.append(OTHER_FAULTS.get(status, f"fault status {status:#x}"))
-        if ec in DATA_ABORTS:
-            words.append("write" if iss & 0x40 else "read")
+        words.append(describe_fault(esr & 0x3F))
+    if ec in DATA_ABORTS:
+        words.append("write" if esr & WRITE_NOT_READ else "read")
     return ", ".join(words)
+
+
+def describe_fault(status: int) -> str:
+    """A fault status code in words."""
+    if status < 0x10:
+        return f"{LEVEL_FAULTS[status >> 2]}, level {status & 3}"
+    if status in WALK_ABORT:
+        return f"external abort on a table walk, level {status & 3}"
+    return OTHER_FAULTS.get(status, f"fault status {status:#x}")
 
 
 def read_or_none(vcpu: Vcpu, reg_id: int) -> int | None:
@@ -130,7 +126,7 @@ class LoopDetector:
         esr = vcpu.get_one_reg(EL1_REGISTERS["ESR_EL1"])
         far = vcpu.get_one_reg(EL1_REGISTERS["FAR_EL1"])
         elr = vcpu.regs.elr_el1
-        if not (vbar <= elr < vbar + VECTORS_SIZE and esr >> 26 & 0x3F in LOOPING_CLASSES):
+        if not (vbar <= elr < vbar + VECTORS_SIZE and esr >> EC_SHIFT & 0x3F in LOOPING_CLASSES):
             self.last, self.times = (), 0
             return ""
         now = (vbar, elr, esr, far)
