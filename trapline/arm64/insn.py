@@ -100,6 +100,10 @@ class Fields:
 
 Body = Callable[[Any, Any], None]
 
+ADDRESSING = frozenset({"load_store", "load_store_pair", "load_store_fp", "load_store_exclusive", "atomics", "simd_memory"})
+"""Groups whose instructions address memory by Rn: SP as base has shapes of its own, which check its alignment."""
+SP = 31
+
 
 @dataclass(eq=False)
 class Insn:
@@ -116,13 +120,18 @@ class Insn:
     shape_fields: tuple[BitField, ...] = field(init=False)
     operand_fields: tuple[BitField, ...] = field(init=False)
     const: tuple[str, ...] = ()
+    split: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        """`split` names operand values that get shapes of their own, in which the field is a plain int: the common or special
+        case (no shift, the zero register, SP as base) is then known when the handler is compiled."""
         operand = [bool(_OPERAND.match(f.name)) and f.name not in self.const for f in self.pattern.fields]
         pairs = list(zip(self.pattern.fields, operand, strict=True))
         self.operand_fields = tuple(f for f, is_operand in pairs if is_operand)
         self.shape_fields = tuple(f for f, is_operand in pairs if not is_operand)
         self._widths = {f.name: f.width for f in self.pattern.fields}
+        by_name = {f.name: f for f in self.operand_fields}
+        self.splits = tuple((by_name[name], value) for name, value in self.split if name in by_name)
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.pattern.text}>"
@@ -130,17 +139,24 @@ class Insn:
     @property
     def shape_bits(self) -> int:
         """How many bits of the encoding select the shape."""
-        return sum(f.width for f in self.shape_fields)
+        return sum(f.width for f in self.shape_fields) + len(self.splits)
 
     def shape_of(self, word: int) -> int:
-        """The shape number of a word: its shape fields, first field highest."""
+        """The shape number of a word: its shape fields, first field highest, then a bit for each split value."""
         number = 0
         for f in self.shape_fields:
             number = number << f.width | f.of(word)
+        for f, value in self.splits:
+            number = number << 1 | (f.of(word) == value)
         return number
 
     def shape_values(self, shape: int) -> dict[str, int]:
+        """The fields that a shape determines."""
         values = {}
+        for f, value in reversed(self.splits):
+            if shape & 1:
+                values[f.name] = value
+            shape >>= 1
         for f in reversed(self.shape_fields):
             values[f.name] = shape & (1 << f.width) - 1
             shape >>= f.width
@@ -169,6 +185,8 @@ class Insn:
         values: dict[str, Any] = dict(self.shape_values(shape))
         word = Bits("word", (), 32)
         for f in self.operand_fields:
+            if f.name in values:
+                continue
             imm = Imm(word[f.lo + f.width - 1 : f.lo].zext(64), 0, (1 << f.width) - 1)
             values[f.name] = RegNumber(imm) if _REGISTER.match(f.name) else imm
         recorder = Recorder(slot)
@@ -190,6 +208,7 @@ class InstructionSet:
         where: Callable[[Any], bool] | None = None,
         const: tuple[str, ...] = (),
         over: str | tuple[str, ...] = (),
+        split: dict[str, int] | None = None,
     ) -> Callable[[Body], Body]:
         """Declare the decorated body as an instruction."""
 
@@ -197,7 +216,8 @@ class InstructionSet:
             parsed = Pattern.parse(pattern)
             names = (over,) if isinstance(over, str) else over
             group = body.__module__.rpartition(".")[2]
-            self.insns.append(Insn(body.__name__, parsed, body, asm, feature, where, names, group, const=const))
+            special = tuple((split or ({"Rn": SP} if group in ADDRESSING else {})).items())
+            self.insns.append(Insn(body.__name__, parsed, body, asm, feature, where, names, group, const=const, split=special))
             return body
 
         return declare

@@ -62,6 +62,7 @@ class Recorder:
         self.writes: list[fx.Write] = []
         self.uses_fp = False
         self.sp_base = False
+        """SP was read: an access to memory then checks that it is aligned (CheckSPAlignment)."""
         self.after: list[str] = []
         """What must be looked at again once the writes are done (`sysreg.EFFECTS`)."""
 
@@ -92,7 +93,7 @@ class Recorder:
         """General register `r`: 31 is the zero register, or SP with `sp`."""
         if not sp and isinstance(r, int) and r == 31:
             return const(0, width)
-        if sp and (not isinstance(r, int) or r == 31):
+        if sp and isinstance(r, int) and r == 31:
             self.sp_base = True
         return self._read(self._register_offset(r, X_OFFSET, 8, SP_OFFSET if sp else None), 64, width)
 

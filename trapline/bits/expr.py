@@ -132,6 +132,8 @@ class Bits:
             count = count.zext(self.width) if count.width < self.width else count.trunc(self.width)
         elif isinstance(count, int):
             count %= self.width
+            if count == 0:
+                return self
         return self._binary("ror", count)
 
     def udiv(self, other: Operand) -> Bits:

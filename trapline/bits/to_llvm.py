@@ -117,7 +117,7 @@ class Emitter:
     def _scalar_op(self, node: Bits, width: int) -> str:
         args = [self(a) for a in node.args]
         t = f"i{width}"
-        if node.op in SHIFTS and node.args[1].op != "const":
+        if node.op in SHIFTS and not _below_width(node.args[1], width):
             return self._guarded_shift(node.op, t, t, str(width), str(width - 1), args)
         if node.op in ("udiv", "sdiv"):
             return self._divide(node.op, t, width, args)
@@ -200,7 +200,7 @@ class Emitter:
 
     def _emit_select(self, node: Bits) -> str:
         cond, a, b = (self(x) for x in node.args)
-        return self.let(f"select i1 {cond}, i{node.width} {a}, i{node.width} {b}")
+        return self.let(f"select i1 {cond}, i{node.width} {a}, i{node.width} {b}, !unpredictable !{{}}")
 
     def _resized(self, node: Bits) -> str:
         return self._as_integer(self.vector(node, node.esize), node.width, node.esize)
@@ -219,6 +219,13 @@ class Emitter:
         fn = node.args[0].attr
         struct = "{" + ", ".join(f"i{r.width}" for r in fn.ret) + "}"
         return self.let(f"extractvalue {struct} {self(node.args[0])}, {node.attr}")
+
+
+def _below_width(count: Bits, width: int) -> bool:
+    """Whether a shift count is known to stay below the width."""
+    if count.op == "decoded" and count.attr is not None:
+        return 0 <= count.attr[0] and count.attr[1] < width
+    return count.op == "const"
 
 
 def declare_intrinsics(intrinsics: set[str]) -> list[str]:

@@ -198,6 +198,8 @@ class Handler:
             self._store_field("icount", 64, emit.let(f"add i64 {count}, 1"))
         if recording.uses_fp:
             self._check_fp()
+        if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
+            self._check_sp()
         branch: fx.Branch | None = None
         ended = False
         for effect in recording.effects:
@@ -278,6 +280,18 @@ class Handler:
         self.emit.add(f"{trap}:")
         self._tail("trapline_fp_trap")
         self.emit.add(f"{go}:")
+
+    def _check_sp(self) -> None:
+        """SP that is not a multiple of 16 may be a fault (SCTLR_ELx.SA)."""
+        emit = self.emit
+        sp = emit.let(f"load i64, ptr {self._field(CpuState.sp.offset)}")
+        aligned = emit.let(f"icmp eq i64 {emit.let(f'and i64 {sp}, 15')}, 0")
+        go, ask = self._label("aligned"), self._label("misaligned")
+        emit.add(f"br i1 {aligned}, label %{go}, label %{ask}, {_UNLIKELY}")
+        emit.add(f"{ask}:")
+        self._call_system("sp_alignment", [], None)
+        emit.add(f"br label %{go}")
+        emit.add(f"{go}:")
 
     # -- memory ----------------------------------------------------------------------------------------------------------
     def _probe(self, addr: str, size: int, write: bool, access: fx.Access) -> tuple[str, str, str]:
@@ -525,6 +539,8 @@ class Handler:
         self._tail("trapline_resume")
         return True
 
+
+MEMORY_EFFECTS = (fx.Load, fx.Store, fx.Update, fx.CompareSwap, fx.LoadExclusive, fx.StoreExclusive)
 
 STATE_FUNCTIONS = {f.name: f for f in (pac_add, pac_auth, pac_strip, pac_generic)}
 """System operations that are plain functions of the CPU state: called in place, with no status."""

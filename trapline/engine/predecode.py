@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.decode import Leaf, Node, Switch, build_tree
-from trapline.arm64.insn import Insn, InstructionSet
+from trapline.arm64.insn import BitField, Insn, InstructionSet
 from trapline.bits import Bits, Imm
 from trapline.bits.to_llvm import Emitter
 from trapline.engine.state import PAGE_INSNS
@@ -118,7 +118,22 @@ class PredecoderEmitter:
             self.lines.append(f"{moved} = shl i32 {total}, {f.width}")
             self.lines.append(f"{joined} = or i32 {moved}, {masked}")
             total = joined
+        for f, value in insn.splits:
+            total = self._append_split(f, value, total)
         return total
+
+    def _append_split(self, f: BitField, value: int, total: str) -> str:
+        """Shift in a bit that tells whether an operand has its special value."""
+        mask = (1 << f.width) - 1 << f.lo
+        masked, same, bit, moved, joined = ("%" + self._fresh("x") for _ in range(5))
+        self.lines += [
+            f"{masked} = and i32 %word, {mask}",
+            f"{same} = icmp eq i32 {masked}, {value << f.lo}",
+            f"{bit} = zext i1 {same} to i32",
+            f"{moved} = shl i32 {total}, 1",
+            f"{joined} = or i32 {moved}, {bit}",
+        ]
+        return joined
 
     def _test_where(self, insn: Insn, shape: str, otherwise: str) -> None:
         """Look the shape up in a table of what the `where` condition allows."""

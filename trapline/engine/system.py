@@ -14,12 +14,13 @@ from trapline.arm64.exceptions import (
     LINE_IRQ,
     V_SYNC,
     exception_return,
+    route_sync,
     sysreg_syndrome,
     virtual_interrupt_lines,
     wait_trap,
 )
 from trapline.arm64.pauth import pac_auth
-from trapline.arm64.regs import ELR_EL1, HCR_EL2, PAR_EL1
+from trapline.arm64.regs import ELR_EL1, HCR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import TlbiBy
 from trapline.arm64.traps import access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate
@@ -44,6 +45,7 @@ sched_yield = extern("sched_yield", u32, ())
 AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFTER["pstate"], AFTER["fp"]
 AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
 EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
+EC_SP = int(EC.SP_ALIGNMENT)
 BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
 LINE_BYTES = 64
 EVENT = EngineState.event.offset
@@ -130,6 +132,17 @@ def msr_imm(cpu: Ptr[EngineState], rec: u64, number: u64, value: u64) -> u32:
     """MSR (immediate) to a PSTATE field, from EL0: UNDEFINED or trapped."""
     cpu.pc = current_pc(cpu, rec)
     undefined(cpu)
+    return 1
+
+
+@native
+def sp_alignment(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """A memory access is based on a misaligned SP: a fault if this exception level asks for one."""
+    check: u64 = SCTLR_EL1.SA0.mask if cpu.el == 0 else SCTLR_EL1.SA.mask
+    if cpu.sysreg[SCTLR_EL1.slot] & check == 0:
+        return 0
+    cpu.pc = current_pc(cpu, rec)
+    enter_exception(cpu, route_sync(cpu), u64(EC_SP) << EC_SHIFT | IL, 0, V_SYNC, cpu.pc)
     return 1
 
 

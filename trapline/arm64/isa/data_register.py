@@ -9,9 +9,9 @@ from trapline.arm64.pseudocode import add_with_carry, crc32_update, crc32c_updat
 from trapline.bits import Bits, call, const, select
 
 
-@insn("sf:1 opc:2 01010 shift:2 N:1 Rm:5 imm6:6 Rn:5 Rd:5", where=lambda f: f.sf,
+@insn("sf:1 opc:2 01010 shift:2 N:1 Rm:5 imm6:6 Rn:5 Rd:5", where=lambda f: f.sf, split={"imm6": 0, "Rn": 31},
       asm="{opc,N:and|bic|orr|orn|eor|eon|ands|bics} {Rd:R}, {Rn:R}, {Rm:R}<, {shift:lsl|lsr|asr|ror} #{imm6}>")
-@insn("sf:1 opc:2 01010 shift:2 N:1 Rm:5 0 imm6:5 Rn:5 Rd:5", where=lambda f: not f.sf,
+@insn("sf:1 opc:2 01010 shift:2 N:1 Rm:5 0 imm6:5 Rn:5 Rd:5", where=lambda f: not f.sf, split={"imm6": 0, "Rn": 31},
       asm="{opc,N:and|bic|orr|orn|eor|eon|ands|bics} {Rd:R}, {Rn:R}, {Rm:R}<, {shift:lsl|lsr|asr|ror} #{imm6}>")
 def logical_shifted_register(cpu: Any, i: Any) -> None:
     """AND, BIC, ORR, ORN, EOR, EON, ANDS, BICS (shifted register)."""
@@ -24,9 +24,9 @@ def logical_shifted_register(cpu: Any, i: Any) -> None:
     cpu.set_X(i.Rd, result)
 
 
-@insn("sf:1 op:1 S:1 01011 shift:2 0 Rm:5 imm6:6 Rn:5 Rd:5", where=lambda f: f.sf and f.shift != 3,
+@insn("sf:1 op:1 S:1 01011 shift:2 0 Rm:5 imm6:6 Rn:5 Rd:5", where=lambda f: f.sf and f.shift != 3, split={"imm6": 0},
       asm="{op:add|sub}{S:|s} {Rd:R}, {Rn:R}, {Rm:R}<, {shift:lsl|lsr|asr|!} #{imm6}>")
-@insn("sf:1 op:1 S:1 01011 shift:2 0 Rm:5 0 imm6:5 Rn:5 Rd:5", where=lambda f: not f.sf and f.shift != 3,
+@insn("sf:1 op:1 S:1 01011 shift:2 0 Rm:5 0 imm6:5 Rn:5 Rd:5", where=lambda f: not f.sf and f.shift != 3, split={"imm6": 0},
       asm="{op:add|sub}{S:|s} {Rd:R}, {Rn:R}, {Rm:R}<, {shift:lsl|lsr|asr|!} #{imm6}>")
 def add_sub_shifted_register(cpu: Any, i: Any) -> None:
     """ADD, ADDS, SUB, SUBS (shifted register)."""
@@ -108,7 +108,7 @@ def _conditional_compare(cpu: Any, i: Any, a: Bits, b: Bits) -> None:
     cpu.flags(*(select(holds, flag, otherwise[3 - n]) for n, flag in enumerate(compared)))
 
 
-@insn("sf:1 op:1 0 11010100 Rm:5 cond:4 0 o2:1 Rn:5 Rd:5", asm="{op,o2:csel|csinc|csinv|csneg} {Rd:R}, {Rn:R}, {Rm:R}, {cond:cond}")
+@insn("sf:1 op:1 0 11010100 Rm:5 cond:4 0 o2:1 Rn:5 Rd:5", split={"Rn": 31, "Rm": 31}, asm="{op,o2:csel|csinc|csinv|csneg} {Rd:R}, {Rn:R}, {Rm:R}, {cond:cond}")
 def conditional_select(cpu: Any, i: Any) -> None:
     """CSEL, CSINC, CSINV, CSNEG."""
     width = 64 if i.sf else 32
@@ -162,7 +162,7 @@ def count_leading(cpu: Any, i: Any) -> None:
     cpu.set_X(i.Rd, (value ^ value.asr(1)).clz() - 1 if i.op else value.clz())
 
 
-@insn("sf:1 00 11011 000 Rm:5 o0:1 Ra:5 Rn:5 Rd:5", asm="{o0:madd|msub} {Rd:R}, {Rn:R}, {Rm:R}, {Ra:R}")
+@insn("sf:1 00 11011 000 Rm:5 o0:1 Ra:5 Rn:5 Rd:5", split={"Ra": 31}, asm="{o0:madd|msub} {Rd:R}, {Rn:R}, {Rm:R}, {Ra:R}")
 def multiply_add(cpu: Any, i: Any) -> None:
     """MADD, MSUB."""
     width = 64 if i.sf else 32
@@ -170,7 +170,7 @@ def multiply_add(cpu: Any, i: Any) -> None:
     cpu.set_X(i.Rd, addend - product if i.o0 else addend + product)
 
 
-@insn("100 11011 U:1 01 Rm:5 o0:1 Ra:5 Rn:5 Rd:5", asm="{U:s|u}{o0:madd|msub}l {Rd:X}, {Rn:W}, {Rm:W}, {Ra:X}")
+@insn("100 11011 U:1 01 Rm:5 o0:1 Ra:5 Rn:5 Rd:5", split={"Ra": 31}, asm="{U:s|u}{o0:madd|msub}l {Rd:X}, {Rn:W}, {Rm:W}, {Ra:X}")
 def multiply_add_long(cpu: Any, i: Any) -> None:
     """SMADDL, SMSUBL, UMADDL, UMSUBL."""
     a, b = (x.zext(64) if i.U else x.sext(64) for x in (cpu.X(i.Rn, 32), cpu.X(i.Rm, 32)))
