@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from trapline.devices.device import IrqLine, MmioDevice, Reg
-from trapline.devices.pcie import EmptyPci
+from trapline.devices.pci import Command, PciBus, PciWindow
+from trapline.devices.pci_testdev import pci_testdev
 from trapline.devices.pl011 import FIFO_DEPTH, PL011, POLLS_BEFORE_FEEDING, Flag, Int
 from trapline.devices.pl031 import PL031
 from trapline.devices.pl061 import PL061
@@ -74,9 +75,9 @@ def test_registers_may_not_share_an_offset() -> None:
 
 def test_bus_refuses_overlaps_and_reports_holes() -> None:
     bus = Bus()
-    bus.add(0x1000, EmptyPci(0x1000))
+    bus.add(0x1000, PciWindow(PciBus(), Command.MEMORY, 0, 0x1000))
     with pytest.raises(ValueError, match="overlaps"):
-        bus.add(0x1FFF, EmptyPci(0x1000))
+        bus.add(0x1FFF, PciWindow(PciBus(), Command.MEMORY, 0, 0x1000))
     assert bus.read(0x0FFF, 1) is None
     assert bus.read(0x2000, 4) is None
     assert not bus.write(0x2000, 4, 0)
@@ -85,7 +86,7 @@ def test_bus_refuses_overlaps_and_reports_holes() -> None:
 
 def test_bus_remembers_a_bounded_number_of_accesses() -> None:
     bus = Bus()
-    bus.add(0, EmptyPci(0x1000_0000))
+    bus.add(0, PciBus())
     for address in range(0, 8 * CACHED_ACCESSES, 4):
         assert bus.read(address, 4) == 0xFFFF_FFFF
     assert len(bus._readers) == CACHED_ACCESSES
@@ -239,8 +240,41 @@ def test_gpio_interrupts(rising: int, both: int, level: int, expected: list[bool
 
 
 def test_absent_pci_functions_read_as_all_ones() -> None:
-    ecam = Probe(EmptyPci(0x1000_0000))
+    ecam = Probe(PciBus())
     for size in (1, 2, 4, 8):
         assert ecam.read(0x100_0008, size) == (1 << 8 * size) - 1
     ecam.write(0, 0x1234)
     assert ecam.read(0) == 0xFFFF_FFFF
+
+
+def test_pci_function_is_found_sized_and_placed() -> None:
+    bus = Bus()
+    pci = PciBus({8: pci_testdev()})
+    bus.add(0, pci)
+    bus.add(0x2000_0000, PciWindow(pci, Command.MEMORY, 0x2000_0000, 0x100_0000))
+    bus.add(0x3000_0000, PciWindow(pci, Command.IO, 0, 0x1_0000))
+    config = 8 << 12
+    assert bus.read(config, 4) == 0x0005_1B36
+    for bar, (size, kind) in enumerate(((0x1000, 0), (0x100, 1))):
+        bus.write(config + 0x10 + 4 * bar, 4, 0xFFFF_FFFF)
+        assert bus.read(config + 0x10 + 4 * bar, 4) == 0x1_0000_0000 - size | kind
+    assert bus.read(config + 0x18, 4) == 0
+    bus.write(config + 0x10, 4, 0x2000_1000)
+    bus.write(config + 0x14, 4, 0x400)
+    for window, offset in ((0x2000_0000, 0x1000), (0x3000_0000, 0x400)):
+        assert bus.read(window + offset, 4) == 0xFFFF_FFFF, "nothing is decoded before the command register says so"
+    bus.write(config + 0x04, 2, Command.MEMORY | Command.IO)
+    for base in (0x2000_1000, 0x3000_0400):
+        bus.write(base, 1, 2)
+        assert bus.read(base + 12, 4) == 0 and bus.read(base + 1, 1) == 1
+        target, data = bus.read(base + 4, 4), bus.read(base + 8, 4)
+        assert target is not None and data is not None
+        for _ in range(16):
+            bus.write(base + target, 1, data)
+            bus.write(base + target, 1, data ^ 1)
+        assert bus.read(base + 12, 4) == 16
+        bus.write(base, 1, 3)
+        assert bus.read(base + 1, 1) == 0
+    assert bytes(bus.read(0x2000_1000 + 16 + n, 1) or 0 for n in range(4)) == bytes(4)
+    bus.write(0x2000_1000, 1, 0)
+    assert bytes(bus.read(0x2000_1010 + n, 1) or 0 for n in range(15)) == b"mmio-no-eventfd"

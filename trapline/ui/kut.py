@@ -105,7 +105,7 @@ def run_test(test: Test, directory: Path, environment: str, backend: str, limit:
         return Result("SKIP", note=f"{image.name} is not in the folder")
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--kernel", str(image), "--initrd", environment]
     command += ["--params", test.params, "--cpus", str(test.cpus), "--mem", MEMORY, "--backend", backend]
-    command += ["--timeout", str(limit or test.limit), "--no-reboot"]
+    command += ["--timeout", str(limit or test.limit), "--no-reboot", "--pci-testdev"]
     start = time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     return judge(done.returncode, done.stdout, done.stderr, time.monotonic() - start)

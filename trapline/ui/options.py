@@ -96,6 +96,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--mem", type=size, default=512 * MiB, metavar="SIZE", help="memory, such as 512M or 2G (512M)")
     group.add_argument("-d", "--disk", type=disk, action="append", default=[], metavar="FILE[,ro]", help="raw disk image; may be repeated")
     group.add_argument("--console", choices=("serial", "virtio"), default="serial", help="what stdin and stdout are connected to (serial)")
+    group.add_argument("--pci-testdev", action="store_true", help="put the function on the PCI bus that kvm-unit-tests look for")
     group.add_argument("--gic", choices=("2", "3"), default="3", help="interrupt controller version (3)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="which KVM: the software machine, /dev/kvm, or the best (auto)")
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
@@ -125,6 +126,7 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         memory=options.mem,
         disks=options.disk,
         virtio_console=options.console == "virtio",
+        pci_testdev=options.pci_testdev,
         reboot=not options.no_reboot,
         timeout=options.timeout,
         **boot,

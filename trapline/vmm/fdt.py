@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import fdt
 
-from trapline.devices.pcie import EmptyPci
+from trapline.devices.pci import PciBus
 from trapline.devices.pl011 import PL011
 from trapline.devices.pl031 import PL031
 from trapline.devices.pl061 import PL061, POWER_KEY_LINE
@@ -219,7 +219,7 @@ def pci_host_bridge() -> fdt.Node:
     return node(
         f"pcie@{board.PCIE_MMIO.base:x}",
         {
-            "compatible": EmptyPci.compatible,
+            "compatible": PciBus.compatible,
             "device_type": "pci",
             "reg": reg(board.PCIE_ECAM),
             "ranges": ranges,

@@ -16,7 +16,8 @@ from trapline.backends.vcpu import Vcpu
 from trapline.devices.device import IrqLine, MmioDevice
 from trapline.devices.flash import FlashRom
 from trapline.devices.memory import GuestRam
-from trapline.devices.pcie import EmptyPci
+from trapline.devices.pci import Command, PciBus, PciWindow
+from trapline.devices.pci_testdev import pci_testdev
 from trapline.devices.pl011 import PL011
 from trapline.devices.pl031 import PL031, Cancel
 from trapline.devices.pl061 import PL061, POWER_KEY_LINE
@@ -56,6 +57,8 @@ POWER_KEY_SECONDS = 0.1
 INTERRUPTS = 256
 """Interrupts of the GIC, private ones included."""
 PAGE = 4096
+PCI_TEST_SLOT = 1 << 3
+"""Device 1, function 0."""
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ class Config:
     memory: int = 512 * MiB
     disks: list[tuple[Path, bool]] = field(default_factory=list)
     virtio_console: bool = False
+    pci_testdev: bool = False
     reboot: bool = True
     timeout: float | None = None
 
@@ -208,11 +212,14 @@ class Machine:
         return IrqLine(lambda level: self.vm.set_irq(intid, level))
 
     def _add_devices(self) -> None:
+        pci = PciBus({PCI_TEST_SLOT: pci_testdev()} if self.config.pci_testdev else {})
         placed: list[tuple[int, MmioDevice]] = [
             (UART.base, self.uart),
             (RTC.base, PL031(self._spi(RTC_SPI), schedule=self.schedule)),
             (GPIO.base, self.gpio),
-            *((window.base, EmptyPci(window.size)) for window in (PCIE_ECAM, PCIE_MMIO, PCIE_PIO)),
+            (PCIE_ECAM.base, pci),
+            (PCIE_MMIO.base, PciWindow(pci, Command.MEMORY, PCIE_MMIO.base, PCIE_MMIO.size)),
+            (PCIE_PIO.base, PciWindow(pci, Command.IO, 0, PCIE_PIO.size)),
         ]
         for base, device in placed:
             self.bus.add(base, device)
