@@ -15,14 +15,10 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 
+from trapline.paths import cache_root
+
 SOURCES = ("bits", "arm64", "engine")
 """Packages whose text decides what compiled code looks like."""
-
-
-def cache_root() -> Path:
-    """Where compiled code and downloads are kept: `$XDG_CACHE_HOME/trapline` or `~/.cache/trapline`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trapline"
 
 
 def source_key(package: Path, configuration: str) -> str:

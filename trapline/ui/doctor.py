@@ -12,6 +12,7 @@ from importlib import metadata
 from trapline.abi.caps import Cap
 from trapline.backends.select import DEVICE, choose, open_system
 from trapline.errors import TraplineError
+from trapline.paths import cache_root
 from trapline.vmm import guests
 
 LIBRARIES = ("llvmlite", "fdt", "pyelftools", "zstandard", "capstone")
@@ -82,7 +83,7 @@ def describe_device() -> str:
 
 def files() -> Iterator[Row]:
     """Where things are kept."""
-    cache = guests.cache_directory()
+    cache = cache_root()
     parent = next(path for path in (cache, *cache.parents) if path.exists())
     writable = os.access(parent, os.W_OK)
     yield "cache", f"{cache}" + ("" if writable else " MISSING: not writable, set XDG_CACHE_HOME"), writable

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from trapline.errors import BadInput
+from trapline.paths import cache_root
 from trapline.vmm.initramfs import Cpio, add_modules, collect_modules
 
 KERNEL_META = "linux-image-cloud-arm64"
@@ -39,12 +40,6 @@ MANUAL = (
 )
 
 
-def cache_directory() -> Path:
-    """Where everything that can be made again is kept: $XDG_CACHE_HOME/trapline."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "trapline"
-
-
 @dataclass(frozen=True, slots=True)
 class Guest:
     """A guest ready to boot."""
@@ -55,7 +50,7 @@ class Guest:
 
 def prepare(cache: Path | None = None) -> Guest:
     """The Debian guest, from the cache or fetched now; progress goes to stderr. BadInput says what to do without a package manager."""
-    home = (cache or cache_directory()) / "guests" / "debian"
+    home = (cache or cache_root()) / "guests" / "debian"
     initrd = home / f"initramfs-{recipe_hash()}.cpio"
     if not is_ready(home):
         fetch(home)
@@ -66,7 +61,7 @@ def prepare(cache: Path | None = None) -> Guest:
 
 def is_ready(home: Path | None = None) -> bool:
     """Whether the packages have been fetched. The kernel is put there last."""
-    return ((home or cache_directory() / "guests" / "debian") / "vmlinuz").exists()
+    return ((home or cache_root() / "guests" / "debian") / "vmlinuz").exists()
 
 
 def recipe_hash() -> str:
