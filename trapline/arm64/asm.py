@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 
 from trapline.arm64.asm_alias import expand_alias
 from trapline.arm64.asm_elements import AsmError, Context
 from trapline.arm64.asm_template import Template
 from trapline.arm64.decode import Decoder
-from trapline.arm64.insn import A64, Insn, InstructionSet, Pattern
+from trapline.arm64.insn import Insn, InstructionSet, Pattern
+from trapline.arm64.isa import load_a64
 
 __all__ = ["AsmError", "Assembler", "assemble", "disassemble"]
 
@@ -87,14 +88,17 @@ def unused_registers(pattern: Pattern) -> int:
     return mask
 
 
-_A64 = Assembler(A64)
+@cache
+def _a64() -> Assembler:
+    """The assembler of the whole A64 set, whose modules are imported with the first use."""
+    return Assembler(load_a64())
 
 
 def disassemble(word: int, pc: int = 0) -> str | None:
     """The A64 instruction `word` at address `pc` as text, or None when it is unallocated."""
-    return _A64.disassemble(word, pc)
+    return _a64().disassemble(word, pc)
 
 
 def assemble(text: str, pc: int = 0, labels: Mapping[str, int] | None = None) -> int:
     """The word of one A64 instruction; labels are resolved in `labels`. Raises AsmError."""
-    return _A64.assemble(text, pc, labels)
+    return _a64().assemble(text, pc, labels)

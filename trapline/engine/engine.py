@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import mmap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import trapline
 from trapline.arm64.features import Features
-from trapline.arm64.isa import load_a64
-from trapline.arm64.regs import TABLE
-from trapline.arm64.sysreg_functions import FUNCTIONS
-from trapline.bits.native import emit_module
-from trapline.engine import codemap, glue, runtime, slow, system, tlb
-from trapline.engine.access import specialise
+from trapline.engine.clock import CLOCK
 from trapline.engine.cpu import Cpu
 from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
@@ -24,45 +21,33 @@ from trapline.engine.state import MAX_CPUS, PAGE_BYTES, PAGE_HEADER, PAGE_INSNS,
 from trapline.engine.timers import Timers
 from trapline.errors import NotSupported
 
+if TYPE_CHECKING:
+    from trapline.engine.compiler import Compiler
+
+INDEX = "index.json"
 CODE_PAGES = 8192
 """Predecoded pages an engine holds at most (32 KiB each, backed by memory as they are used)."""
 MAP_ENTRIES = 4 * CODE_PAGES
 LOOK_AHEAD = 96
 """Instructions after a missing shape whose shapes are compiled with it."""
 
-CALLED = (
-    runtime.lookup, runtime.service, runtime.begin, runtime.continue_, runtime.fp_exception, runtime.raise_, runtime.lines,
-    runtime.next_count, slow.slow_host, slow.slow_store, system.after, tlb.flush_all,
-    tlb.request_sync, codemap.find_records, codemap.reset_records,
-)  # fmt: skip
-"""Native functions that handlers, glue and Python call as `trapline_<name>`."""
-
-SYSTEM = tuple(
-    getattr(system, name)
-    for name in (
-        "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "sev",
-        "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
-    )
-)  # fmt: skip
-"""System operations, called as `trapline_sys_<name>`."""
-
 class Entry:
     """Compiled functions that Python calls; vCPUs and shared structures are given by address."""
 
-    def __init__(self, jit: Jit) -> None:
+    def __init__(self, address: Callable[[str], int]) -> None:
         def bind(symbol: str, result: type | None, *params: type) -> Callable[..., int]:
-            return ctypes.CFUNCTYPE(result, *params)(jit.address(symbol))
+            return ctypes.CFUNCTYPE(result, *params)(address(symbol))
 
         u32, u64 = ctypes.c_uint32, ctypes.c_uint64
         self.enter = bind("trapline_enter", u32, u64)
         self.proceed = bind("trapline_proceed", u32, u64)
         self.decode = bind("trapline_decode_word", u32, u32, u64)
-        self.flush_all = bind(tlb.flush_all.symbol, None, u64)
-        self.request_sync = bind(tlb.request_sync.symbol, None, u64)
-        self.lines = bind(runtime.lines.symbol, u32, u64)
-        self.next_count = bind(runtime.next_count.symbol, u64, u64)
-        self.find_records = bind(codemap.find_records.symbol, u64, u64, u64)
-        self.reset_records = bind(codemap.reset_records.symbol, None, u64, u64, u64, u64)
+        self.flush_all = bind("trapline_flush_all", None, u64)
+        self.request_sync = bind("trapline_request_sync", None, u64)
+        self.lines = bind("trapline_lines", u32, u64)
+        self.next_count = bind("trapline_next_count", u64, u64)
+        self.find_records = bind("trapline_find_records", u64, u64, u64)
+        self.reset_records = bind("trapline_reset_records", None, u64, u64, u64, u64)
 
 
 class Code:
@@ -70,22 +55,38 @@ class Code:
 
     def __init__(self, features: Features, counting: bool) -> None:
         self.jit = Jit()
-        self.features = features
-        key = source_key(Path(trapline.__file__).parent, repr(sorted(features)))
-        self.cache = ObjectCache(key)
+        self.features, self.counting = features, counting
+        self.cache = ObjectCache(source_key(Path(trapline.__file__).parent, repr(sorted(features))))
         self.lock = threading.Lock()
-        self._load("clock.o", lambda: glue.CLOCK)
+        index = self._index()
+        self._load("clock.o", lambda: CLOCK)
         self.jit.define("trapline_system_counter", self.jit.address("trapline_system_counter"))
-        self._load("runtime.o", lambda: emit_module((*CALLED, *SYSTEM), ""))
-        for prefix, functions in (("trapline_", CALLED), ("trapline_sys_", SYSTEM)):
-            for function in functions:
-                self.jit.define(prefix + function.name.rstrip("_"), self.jit.address(function.symbol))
-        isa = specialise(load_a64(), FUNCTIONS, features)
-        self.shapes = ShapeTable(isa, self.jit, self.cache, _slot, features.__contains__, counting)
-        self._load("decoder.o", self.shapes.decoder_text, speed=0)
-        self._load("glue.o", glue.text)
+        self._load("runtime.o", lambda: self.compiler.runtime_text())
+        self._exports = {name: self.jit.address(symbol) for name, symbol in index["exports"].items()}
+        for name, address in self._exports.items():
+            self.jit.define(name, address)
+        suffix = ".counting" if counting else ".shapes"
+        self.shapes = ShapeTable(index["count"], self.jit, self.cache, lambda: self.compiler, suffix)
+        self._load("decoder.o", lambda: self.compiler.decoder_text(), speed=0)
+        self._load("glue.o", lambda: self.compiler.glue_text())
         self.shapes.load()
-        self.entry = Entry(self.jit)
+        self.entry = Entry(lambda symbol: self._exports.get(symbol) or self.jit.address(symbol))
+
+    @functools.cached_property
+    def compiler(self) -> Compiler:
+        """What makes code that the cache lacks; it brings the whole instruction set with it."""
+        from trapline.engine.compiler import Compiler
+
+        return Compiler(self.features, self.counting)
+
+    def _index(self) -> dict[str, Any]:
+        """Facts about the compiled code that would otherwise need the declarations: number of shapes, exported names."""
+        stored = self.cache.get(INDEX)
+        if stored is not None:
+            return json.loads(stored)  # type: ignore[no-any-return]
+        index = {"count": self.compiler.space.count, "exports": self.compiler.exports}
+        self.cache.put(INDEX, json.dumps(index).encode())
+        return index
 
     def _load(self, name: str, text: Callable[[], str], speed: int = 2) -> None:
         data = self.cache.get(name)
@@ -98,10 +99,6 @@ class Code:
         """Make handlers for (word, index in page) pairs, all that lack one."""
         with self.lock:
             self.shapes.compile(self.entry.decode(word, index) for word, index in words)
-
-
-def _slot(name: str) -> int:
-    return TABLE[name].slot
 
 
 @functools.cache

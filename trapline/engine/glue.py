@@ -34,25 +34,6 @@ def _pc_of_record() -> str:
   store i64 %pc, ptr %pc_at"""
 
 
-CLOCK = """
-declare i32 @clock_gettime(i32, ptr)
-
-; Ticks of the system counter: host monotonic time in units of 16 ns.
-define i64 @trapline_system_counter() {
-  %now = alloca [2 x i64]
-  %ok = call i32 @clock_gettime(i32 1, ptr %now)
-  %seconds = load i64, ptr %now
-  %ns_at = getelementptr i8, ptr %now, i64 8
-  %ns = load i64, ptr %ns_at
-  %whole = mul i64 %seconds, 1000000000
-  %sum = add i64 %whole, %ns
-  %ticks = lshr i64 %sum, 4
-  ret i64 %ticks
-}
-"""
-"""The machine's clock, which native functions call."""
-
-
 def text() -> str:
     """The module's IR."""
     resume = f"musttail call {CC} void @trapline_resume(ptr %cpu, ptr %rec, ptr %tlb, i64 poison)\n  ret void"

@@ -1,0 +1,124 @@
+"""Making code: everything that needs the declarations, and so is imported only when something is missing from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from trapline.arm64.features import Features
+from trapline.arm64.isa import load_a64
+from trapline.arm64.record import Recorder
+from trapline.arm64.regs import TABLE
+from trapline.arm64.sysreg_functions import FUNCTIONS
+from trapline.bits.native import emit_module
+from trapline.bits.to_llvm import declare_intrinsics
+from trapline.engine import codemap, glue, runtime, slow, system, tlb
+from trapline.engine.access import specialise
+from trapline.engine.handler import Handler
+from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
+
+CALLED = (
+    runtime.lookup, runtime.service, runtime.begin, runtime.continue_, runtime.fp_exception, runtime.raise_, runtime.lines,
+    runtime.next_count, slow.slow_host, slow.slow_store, system.after, tlb.flush_all,
+    tlb.request_sync, codemap.find_records, codemap.reset_records,
+)  # fmt: skip
+"""Native functions that handlers, glue and Python call as `trapline_<name>`."""
+
+SYSTEM = tuple(
+    getattr(system, name)
+    for name in (
+        "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "sev",
+        "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
+    )
+)  # fmt: skip
+"""System operations, called as `trapline_sys_<name>`."""
+
+METADATA = "!0 = !{!\"branch_weights\", i32 100000, i32 1}\n!1 = !{!\"branch_weights\", i32 1, i32 100000}\n"
+
+
+def _slot(name: str) -> int:
+    return TABLE[name].slot
+
+
+class Compiler:
+    """IR of the runtime, the predecoder and the handlers of one configuration."""
+
+    def __init__(self, features: Features, counting: bool) -> None:
+        self._features, self._counting = features, counting
+        self._isa = specialise(load_a64(), FUNCTIONS, features)
+        self.space = ShapeSpace(self._isa)
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """Names by which handlers, glue and Python know native functions of the runtime."""
+        named = {"trapline_" + f.name.rstrip("_"): f.symbol for f in CALLED}
+        return named | {"trapline_sys_" + f.name: f.symbol for f in SYSTEM}
+
+    def runtime_text(self) -> str:
+        """IR of the runtime."""
+        return emit_module((*CALLED, *SYSTEM), "")
+
+    def glue_text(self) -> str:
+        """IR of the glue between Python, runtime and handlers."""
+        return glue.text()
+
+    def native_text(self, function: Any) -> str:
+        """IR of one native function and what it calls."""
+        return emit_module([function], "")
+
+    def decoder_text(self) -> str:
+        """IR of the predecoder."""
+        direct = {}
+        for insn in self.space.insns:
+            shape = next((k for k in range(1 << insn.shape_bits) if insn.allows(k)), None)
+            delta = direct_branch(insn, shape, _slot) if shape is not None else None
+            if delta is not None:
+                direct[insn.name + insn.pattern.text] = delta
+        return PredecoderEmitter(self.space, self._isa, direct).text()
+
+    def module(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
+        """IR of the handlers and fill functions of some shapes, and the native functions that they call, by symbol."""
+        functions: list[str] = []
+        externs: set[str] = set()
+        intrinsics: set[str] = set()
+        natives: dict[str, Any] = {}
+        fill_names: dict[tuple[Any, ...], str] = {}
+        fills: list[str] = []
+        for number in numbers:
+            handler = self._handler(number)
+            functions.append(handler.text())
+            externs |= handler.externs
+            intrinsics |= handler.emit.intrinsics
+            natives |= handler.emit.natives
+            slots = [(s.offset, s.size, s.expr) for s in handler.layout.slots.values()]
+            key = tuple((offset, size, expr.key) for offset, size, expr in slots)
+            if key not in fill_names:
+                fill_names[key] = f"fill{len(fill_names)}"
+                text, used, more = fill_text(fill_names[key], slots)
+                functions.append(text.replace("define void", "define internal void"))
+                natives |= used
+                intrinsics |= more
+            fills.append(fill_names[key])
+        tag = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
+        count = len(numbers)
+        tables = (
+            f"@handlers_{tag} = constant [{count} x ptr] [{', '.join(f'ptr @h{n}' for n in numbers)}]\n"
+            f"@fills_{tag} = constant [{count} x ptr] [{', '.join(f'ptr @{f}' for f in fills)}]\n"
+        )
+        declared = [f.declare() for f in natives.values()]
+        parts = [tables, *functions, *sorted(externs), *declared, *declare_intrinsics(intrinsics), METADATA]
+        return "\n".join(parts), natives
+
+    def _handler(self, number: int) -> Handler:
+        shape = self.space.resolve(number)
+        recording = self._record(shape)
+        return Handler(f"h{number}", recording, shape is not None and shape.far, self._counting)
+
+    def _record(self, shape: Shape | None) -> Recorder:
+        if shape is None or (shape.insn.feature is not None and not shape.insn.feature in self._features):
+            recorder = Recorder(_slot)
+            recorder.undefined()
+            return recorder
+        return shape.insn.record_shape(shape.number, _slot)
+
+
