@@ -102,7 +102,8 @@ def describe_cpu(vcpu: Vcpu) -> str:
 
 def describe_exits(recent: Iterable[Exit], error: BaseException | None = None) -> str:
     """The last exits, oldest first, and the Python traceback if an error in this program ended the run."""
-    lines = ["last exits, oldest first:", *(f"  {exit!r}" for exit in recent)]
+    listed = [f"  {exit!r}" for exit in recent]
+    lines = ["last exits, oldest first:", *listed] if listed else ["it made no exits"]
     if error is not None:
         lines += ["raised in:", *("  " + line for line in "".join(traceback.format_exception(error)).splitlines())]
     return "\n".join(lines)

@@ -65,8 +65,8 @@ class VcpuThread:
         while runner.ending is None:
             exit = run()
             self.exits += 1
-            remember(exit)
             if type(exit) is MmioExit:
+                remember(exit)
                 if exit.is_write:
                     with lock:
                         known = bus.write(exit.phys_addr, exit.length, exit.value)
@@ -77,14 +77,15 @@ class VcpuThread:
                     exit.data = value or 0
                 if not known:
                     self._nobody_answers()
+            elif type(exit) is IntrExit:
+                while self.errands:
+                    self.errands.popleft()(self)
             else:
+                remember(exit)
                 self._handle(exit)
 
     def _handle(self, exit: Exit) -> None:
         match exit:
-            case IntrExit():
-                while self.errands:
-                    self.errands.popleft()(self)
             case SystemEvent(type=SystemEventType.SHUTDOWN):
                 self.runner.end(Ending(Outcome.POWER_OFF))
             case SystemEvent(type=SystemEventType.RESET):
