@@ -109,7 +109,7 @@ def test_disks_and_commands() -> None:
     [
         (0, "PASS: a: b\nPASS: c\nEXIT: STATUS=1\n", "PASS", "2 pass", ""),
         (1, "PASS: a\nFAIL: b\n", "FAIL", "1 pass 1 fail", "FAIL: b"),
-        (77, "SKIP: no device\n", "SKIP", "1 skip", "SKIP: no device"),
+        (kut.SKIPPED, "SKIP: no device\n", "SKIP", "1 skip", "SKIP: no device"),
         (124, "", "TIMEOUT", "", "trapline: stopped"),
         (126, "half a l", "CRASH", "", "trapline: stopped"),
     ],

@@ -1,0 +1,109 @@
+"""Debian's kernel as a guest: what a user would check first. Needs the package manager (or its cache) for the guest's files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trapline.errors import BadInput
+from trapline.vmm import guests
+
+pytestmark = [pytest.mark.needs_guest, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def files() -> guests.Guest:
+    try:
+        return guests.prepare()
+    except BadInput as error:
+        pytest.skip(f"no Debian guest here: {error}")
+
+
+def boot(files: guests.Guest, command: str, *options: str, params: str = "quiet", timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    """Boot to the init and run a command there."""
+    assert '"' not in command
+    line = f'console=ttyAMA0 panic=-1 {params} run="{command}"'
+    words = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", "--mem", "512M", "--timeout", str(timeout)]
+    words += ["--kernel", str(files.kernel), "--initrd", str(files.initrd), "--params", line, *options]
+    return subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout + 60, check=False)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_boots_with_all_cpus(files: guests.Guest, cpus: int) -> None:
+    done = boot(files, "report", "--cpus", str(cpus), params="")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "BOOT-OK" in done.stdout and "aarch64 GNU/Linux" in done.stdout
+    assert len(re.findall(r"^processor\s*: \d+", done.stdout, re.MULTILINE)) == cpus
+    timer = re.search(r"^ *\d+: +((?:\d+ +)+)GICv3 +27 .*arch_timer", done.stdout, re.MULTILINE)
+    assert timer and len(timer[1].split()) == cpus and all(int(count) > 0 for count in timer[1].split())
+    if cpus > 1:
+        calls = re.search(r"^IPI\d: +((?:\d+ +)+)Function call interrupts", done.stdout, re.MULTILINE)
+        assert calls and sum(int(count) > 0 for count in calls[1].split()) >= cpus - 1
+    for bad in ("Oops", "BUG:", "WARNING:", "rcu: INFO", "Unable to handle"):
+        assert bad not in done.stdout
+    assert done.stderr == ""
+
+
+def test_exit_status_of_the_command(files: guests.Guest) -> None:
+    assert boot(files, "exit 5").returncode == 5
+
+
+def test_disk_reads_and_writes(files: guests.Guest, tmp_path: Path) -> None:
+    """A checksum of 64 MiB read by the guest, and what it writes is there after power-off."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(64 << 20))
+    before = hashlib.sha256(image.read_bytes()).hexdigest()
+    script = "sha256sum /dev/vda; echo written by the guest | dd of=/dev/vda bs=512 seek=9 conv=notrunc; sync"
+    done = boot(files, script, "--disk", str(image))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert before in done.stdout
+    assert image.read_bytes()[9 * 512 :].startswith(b"written by the guest\n")
+
+
+def test_read_only_disk(files: guests.Guest, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"as it was".ljust(1 << 20, b"\0"))
+    done = boot(files, "cat /sys/block/vda/ro /sys/block/vda/size; echo no > /dev/vda; true", "--disk", f"{image},ro")
+    assert done.returncode == 0 and "\n1\n2048\n" in done.stdout.replace("\r", ""), done.stdout
+    assert image.read_bytes().startswith(b"as it was")
+
+
+def test_sleep_takes_its_time(files: guests.Guest) -> None:
+    done = boot(files, "cut -d. -f1-2 /proc/uptime; sleep 2; cut -d. -f1-2 /proc/uptime")
+    first, second = (float(value.split()[0]) for value in done.stdout.replace("\r", "").splitlines() if re.match(r"\d+\.\d+ ", value))
+    assert 1.9 <= second - first <= 2.3, done.stdout
+
+
+def test_forking_on_two_cpus(files: guests.Guest) -> None:
+    loop = "for i in $(seq 20); do (end=$(($(date +%s)+10)); while [ $(date +%s) -lt $end ]; do /bin/busybox true; done) & done; wait"
+    done = boot(files, loop + "; dmesg -l emerg,alert,crit,err,warn; echo FORKED", "--cpus", "2")
+    assert done.returncode == 0 and "FORKED" in done.stdout, done.stdout[-3000:] + done.stderr
+    for bad in ("Oops", "BUG:", "stall", "Unable to handle"):
+        assert bad not in done.stdout
+
+
+def test_virtio_console_and_rng(files: guests.Guest) -> None:
+    done = boot(
+        files,
+        "ls /sys/bus/virtio/drivers/virtio_rng; head -c 16 /dev/hwrng | wc -c; tty",
+        "--console",
+        "virtio",
+        params="tty=/dev/hvc0 quiet",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "virtio0" in done.stdout and "\n16\n" in done.stdout.replace("\r", "")
+
+
+def test_script_on_standard_input(files: guests.Guest) -> None:
+    words = [sys.executable, "-m", "trapline.ui.cli", "guest", "--backend", "software", "--timeout", "300"]
+    start = time.monotonic()
+    done = subprocess.run(words, input="echo $((6 * 7))\nexit 4\n", capture_output=True, text=True, timeout=400, check=False)
+    assert (done.returncode, "42" in done.stdout) == (4, True), done.stdout + done.stderr
+    assert time.monotonic() - start < 300
