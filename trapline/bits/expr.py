@@ -8,7 +8,7 @@ when its handler is compiled (an immediate field) are `Imm`, which behaves like 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Union
+from typing import Any
 
 from trapline.bits.ops import ELEMENTWISE
 
@@ -305,7 +305,7 @@ class Imm:
     __hash__ = object.__hash__
 
 
-Operand = Union[Bits, int, Imm]
+Operand = Bits | int | Imm
 """What an operator of `Bits` takes on its other side."""
 
 

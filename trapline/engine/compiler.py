@@ -115,7 +115,7 @@ class Compiler:
         return Handler(f"h{number}", recording, shape is not None and shape.far, self._counting)
 
     def _record(self, shape: Shape | None) -> Recorder:
-        if shape is None or (shape.insn.feature is not None and not shape.insn.feature in self._features):
+        if shape is None or (shape.insn.feature is not None and shape.insn.feature not in self._features):
             recorder = Recorder(_slot)
             recorder.undefined()
             return recorder

@@ -38,10 +38,9 @@ class Cpu:
         self.address = ctypes.addressof(self.state)
         self._sysreg = self.state.sysreg
         self._entry = engine.entry
-        state = self.state
-        state.shared = engine.shared_address
-        state.index = index
-        state.el, state.spsel, state.daif = 2, 1, 15
+        self.state.shared = engine.shared_address
+        self.state.index = index
+        self.state.el, self.state.spsel, self.state.daif = 2, 1, 15
         self.reset()
 
     def reset(self) -> None:
@@ -60,7 +59,10 @@ class Cpu:
 
     def enter(self) -> EngineExit:
         """Return from EL2 to the guest (ELR_EL2, SPSR_EL2) and run it until the next exception to EL2."""
-        entry, address, state = self._entry, self.address, self.state
+        entry, address, state, engine = self._entry, self.address, self.state, self.engine
+        state.running = 1
+        if engine.paused:
+            engine.wait_for_others(self)
         code = entry.enter(address)
         while True:
             if code == Exit.EL2_SYNC:
@@ -70,6 +72,8 @@ class Cpu:
                 state.running = 0
                 return IRQ
             self._outside(code)
+            if engine.paused:
+                engine.wait_for_others(self)
             code = entry.proceed(address)
 
     def _outside(self, code: int) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import json
 import mmap
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from trapline.engine.compiler import Compiler
 
 INDEX = "index.json"
-CODE_PAGES = 8192
+CODE_PAGES = 6144
 """Predecoded pages an engine holds at most (32 KiB each, backed by memory as they are used)."""
 MAP_ENTRIES = 4 * CODE_PAGES
 LOOK_AHEAD = 96
@@ -117,7 +118,10 @@ class Engine:
         self.reset_values = {reg.slot: int(value) for reg, value in self.features.reset_values().items()}
         self.timers = Timers()
         self.cpus: list[Cpu] = []
+        self.paused = False
+        """Set while one PE needs all others to stay outside compiled code."""
         self._lock = threading.Lock()
+        self._stop = threading.Lock()
         self._arena = mmap.mmap(-1, CODE_PAGES * PAGE_BYTES)
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
         self.shared = Shared()
@@ -137,7 +141,7 @@ class Engine:
         shared.code_end = base + len(self._arena)
 
     def create_cpu(self) -> Cpu:
-        """A new PE, at EL2 and stopped."""
+        """A new PE, at EL2 and stopped. It stays with the engine: who is done with it may reset it and use it again."""
         with self._lock:
             if len(self.cpus) == MAX_CPUS:
                 raise NotSupported(f"a software machine has at most {MAX_CPUS} processors")
@@ -177,11 +181,31 @@ class Engine:
                 self.entry.reset_records(self.shared_address, records, 0, PAGE_INSNS)
 
     def flush_code(self, cpu: Cpu) -> None:
-        """The code arena is full: stop every PE, forget all predecoded pages, start again."""
-        raise NotSupported(f"the guest runs code from more than {CODE_PAGES} pages")
+        """The code arena is full: stop every other PE, forget all predecoded pages, go on."""
+        cpu.state.running = 0
+        with self._stop:
+            self.paused = True
+            others = [c for c in self.cpus if c is not cpu]
+            for other in others:
+                while other.state.running:
+                    other.kick()
+                    os.sched_yield()
+            if self.shared.code_next + PAGE_BYTES > self.shared.code_end:
+                ctypes.memset(ctypes.addressof(self._map), 0, ctypes.sizeof(self._map))
+                self.shared.code_next = self.shared.code_start
+                for each in (cpu, *others):
+                    self.entry.flush_all(each.address)
+            self.paused = False
+        cpu.state.running = 1
+
+    def wait_for_others(self, cpu: Cpu) -> None:
+        """Stand aside while `flush_code` is at work."""
+        while self.paused:
+            cpu.state.running = 0
+            with self._stop:
+                pass
+            cpu.state.running = 1
 
     def close(self) -> None:
-        """Stop the timer thread and let the PEs go."""
+        """Stop the timer thread."""
         self.timers.close()
-        self.shared.cpu_count = 0
-        self.cpus.clear()

@@ -165,7 +165,14 @@ fill:
   call void %fill_fn(i32 %word, ptr %record)
   fence release
   store volatile ptr %handler, ptr %record
-  br label %decoded
+  ; Another vCPU may have changed the word and reset the record before the store above: then decode what is there now.
+  fence seq_cst
+  %again = load volatile i32, ptr %word_at
+  %stable = icmp eq i32 %again, %word
+  br i1 %stable, label %decoded, label %changed
+changed:
+  store volatile ptr %undecoded, ptr %record
+  br label %read
 decoded:
   %following = add i64 %i, 1
   %finished = icmp uge i64 %following, %end

@@ -10,7 +10,7 @@ import bisect
 from dataclasses import dataclass
 
 from trapline.arm64 import effects as fx
-from trapline.arm64.decode import Leaf, Node, Switch, build_tree
+from trapline.arm64.decode import Leaf, Node, build_tree
 from trapline.arm64.insn import BitField, Insn, InstructionSet
 from trapline.bits import Bits, Imm
 from trapline.bits.to_llvm import Emitter

@@ -32,26 +32,17 @@ from trapline.arm64.sysreg_functions import next_timer_count, system_counter, ti
 from trapline.arm64.walk import ACCESS_EXEC, translate
 from trapline.bits.native import (
     Ptr,
-    addressof,
-    extern,
     fence,
-    load8,
-    load16,
     load32,
     load64,
     native,
-    s32,
-    store8,
-    store16,
-    store32,
     store64,
     u1,
-    u8,
     u32,
     u64,
 )
 from trapline.engine.codemap import add_records, find_records
-from trapline.engine.handler import ALIGNED, ATOMIC, RAISE_KINDS, UNPRIVILEGED, WRITE
+from trapline.engine.handler import RAISE_KINDS
 from trapline.engine.state import (
     ITLB_ENTRIES,
     PAGE_HEADER,
@@ -60,7 +51,7 @@ from trapline.engine.state import (
     Exit,
     Shared,
 )
-from trapline.engine.tlb import fill_data, flush_all, flush_nonglobal, note_size, select_regime, serve_sync
+from trapline.engine.tlb import note_size, select_regime, serve_sync
 
 CODE_LOCK = Shared.code_lock.offset
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trapline.arm64.exceptions import EC, EC_SHIFT, IL, V_SYNC, route_sync
+from trapline.arm64.exceptions import EC
 from trapline.arm64.regs import SCTLR_EL1
 from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate
 from trapline.bits.native import (
@@ -20,11 +20,10 @@ from trapline.bits.native import (
     u32,
     u64,
 )
-from trapline.engine.codemap import reset_everything, reset_line
 from trapline.engine.handler import ALIGNED, ATOMIC, PAIR, UNPRIVILEGED, WRITE
-from trapline.engine.runtime import current_pc, data_abort, enter_exception
-from trapline.engine.state import EngineState, Shared
-from trapline.engine.tlb import DTLB_OFFSET, broadcast_flush, fill_data
+from trapline.engine.runtime import current_pc, data_abort
+from trapline.engine.state import EngineState
+from trapline.engine.tlb import DTLB_OFFSET, fill_data
 
 BOUNCE = EngineState.bounce.offset
 FSC_ALIGNMENT = 0x21
@@ -57,7 +56,7 @@ def host_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> u64:
     """Host address of one byte, entering its page into the TLB; 0 after taking the abort."""
     access: u32 = ACCESS_WRITE if write else u32(ACCESS_READ)
     regime = cpu.tlb
-    if meta & UNPRIVILEGED != 0:
+    if meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0):
         access = access | ACCESS_UNPRIVILEGED
         regime = addressof(cpu) + DTLB_OFFSET
     fault, host, ipa, info = translate(cpu, va, access)

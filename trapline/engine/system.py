@@ -23,13 +23,14 @@ from trapline.arm64.pauth import pac_auth
 from trapline.arm64.regs import ELR_EL1, HCR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import TlbiBy
 from trapline.arm64.traps import access_outcome, take_access_exception, unallocated_outcome
-from trapline.arm64.walk import address_translate
-from trapline.bits.native import Ptr, addressof, extern, native, store8, u1, u8, u32, u64
+from trapline.arm64.walk import address_translate, address_translate_fault
+from trapline.bits.native import Ptr, extern, native, store8, u1, u32, u64
 from trapline.engine.codemap import reset_everything, reset_line
 from trapline.engine.handler import AFTER
 from trapline.engine.runtime import (
     current_pc,
     current_word,
+    data_abort,
     enter_exception,
     look_for_interrupts,
     refresh,
@@ -282,6 +283,12 @@ def ic_iallu(cpu: Ptr[EngineState], rec: u64) -> u32:
 
 @native
 def at(cpu: Ptr[EngineState], rec: u64, stages: u64, el: u64, write: u64, pan: u64, va: u64) -> u32:
-    """AT: translate into PAR_EL1."""
+    """AT: translate into PAR_EL1; a stage-2 fault on the way through stage 1's tables is the hypervisor's."""
+    if stages == 1:
+        fault, ipa = address_translate_fault(cpu, va, u32(el), write != 0, pan != 0)
+        if fault != 0:
+            cpu.pc = current_pc(cpu, rec)
+            data_abort(cpu, fault, va, ipa, write != 0)
+            return 1
     cpu.sysreg[PAR_EL1.slot] = address_translate(cpu, va, u32(stages), u32(el), write != 0, pan != 0)
     return 0

@@ -108,7 +108,8 @@ def _conditional_compare(cpu: Any, i: Any, a: Bits, b: Bits) -> None:
     cpu.flags(*(select(holds, flag, otherwise[3 - n]) for n, flag in enumerate(compared)))
 
 
-@insn("sf:1 op:1 0 11010100 Rm:5 cond:4 0 o2:1 Rn:5 Rd:5", split={"Rn": 31, "Rm": 31}, asm="{op,o2:csel|csinc|csinv|csneg} {Rd:R}, {Rn:R}, {Rm:R}, {cond:cond}")
+@insn("sf:1 op:1 0 11010100 Rm:5 cond:4 0 o2:1 Rn:5 Rd:5", split={"Rn": 31, "Rm": 31},
+      asm="{op,o2:csel|csinc|csinv|csneg} {Rd:R}, {Rn:R}, {Rm:R}, {cond:cond}")
 def conditional_select(cpu: Any, i: Any) -> None:
     """CSEL, CSINC, CSINV, CSNEG."""
     width = 64 if i.sf else 32
