@@ -1,0 +1,124 @@
+"""The program that all emulators run: blocks of random instructions, each between loading and storing all registers.
+
+One static image: code, then an array of records. Block k loads its state from record k, runs, stores the state there, and uses
+the record's memory window for its loads and stores. The image exits like a Linux process, after writing the records out.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.differential import values
+from tests.differential.templates import INDEX_VALUES, POINTERS
+from trapline.arm64.asm_program import assemble_with_labels
+
+CODE, DATA = 0x10_0000_0000, 0x10_2000_0000
+RECORD, WINDOW, WINDOW_BYTES = 2048, 1024, 1024
+SP_AT, V_AT, NZCV_AT, FPCR_AT, FPSR_AT, LINK_AT = 248, 256, 768, 776, 784, 792
+POINTER_START = {26: 512, 27: 400, 28: 611, 31: 560}
+"""Offsets into the window that pointers start with; odd ones make unaligned accesses."""
+
+CONTROLS = (("s3_3_c4_c2_0", NZCV_AT), ("s3_3_c4_c4_0", FPCR_AT), ("s3_3_c4_c4_1", FPSR_AT))
+"""NZCV, FPCR and FPSR, and where a record keeps them."""
+
+BL = 0x9400_0000
+NOP = 0xD503_201F
+
+
+def _driver() -> str:
+    """Load, run, store: the routine that stands before the blocks."""
+    pairs_x = [(n, 8 * n) for n in range(0, 28, 2)]
+    pairs_v = [(n, V_AT + 16 * n) for n in range(0, 32, 2)]
+    lines = ["start:", "str x30, [x29, #792]", "b enter", "leave:", f"str x30, [x29, #{RECORD + LINK_AT}]"]
+    lines += [f"stp x{n}, x{n + 1}, [x29, #{at}]" for n, at in pairs_x]
+    lines += ["str x28, [x29, #224]", "mov x30, sp", f"str x30, [x29, #{SP_AT}]"]
+    lines += [f"stp q{n}, q{n + 1}, [x29, #{at}]" for n, at in pairs_v]
+    for name, at in CONTROLS:
+        lines += [f"mrs x30, {name}", f"str x30, [x29, #{at}]"]
+    lines += [f"add x29, x29, #{RECORD}", "enter:"]
+    for name, at in CONTROLS:
+        lines += [f"ldr x30, [x29, #{at}]", f"msr {name}, x30"]
+    lines += [f"ldr x30, [x29, #{SP_AT}]", "mov sp, x30"]
+    lines += [f"ldp q{n}, q{n + 1}, [x29, #{at}]" for n, at in pairs_v]
+    lines += [f"ldp x{n}, x{n + 1}, [x29, #{at}]" for n, at in pairs_x]
+    lines += ["ldr x28, [x29, #224]", f"ldr x30, [x29, #{LINK_AT}]", "clrex", "br x30"]
+    return "\n".join(lines)
+
+
+def _constant(register: str, value: int) -> str:
+    parts = [f"movz {register}, #{value & 0xFFFF}"]
+    parts += [f"movk {register}, #{value >> s & 0xFFFF}, lsl #{s}" for s in (16, 32, 48)]
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Program:
+    """An image: code from CODE on, records from DATA on; `end` is the address of the exit sequence."""
+
+    code: bytes
+    data: bytes
+    end: int
+
+    def elf(self) -> bytes:
+        """A static executable."""
+        header = struct.Struct("<16sHHIQQQIHHHHHH")
+        segment = struct.Struct("<IIQQQQQQ")
+        rounded = self.code + bytes(-len(self.code) % 4096)
+        ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+        head = header.pack(ident, 2, 183, 1, CODE, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+        text = segment.pack(1, 5, 4096, CODE, CODE, len(rounded), len(rounded), 4096)
+        data = segment.pack(1, 6, 4096 + len(rounded), DATA, DATA, len(self.data), len(self.data), 4096)
+        return (head + text + data).ljust(4096, b"\0") + rounded + self.data
+
+
+def build(blocks: Sequence[Sequence[int]], records: Sequence[bytes]) -> Program:
+    """An image of blocks (instruction words) and the records they start with."""
+    assert len(blocks) == len(records)
+    data = b"".join(records) + bytes(2 * RECORD)
+    prologue = "\n".join(("b begin", _driver(), "begin:", _constant("x29", DATA)))
+    code, labels = assemble_with_labels(f"{prologue}\nadr x30, blocks\nb start\nblocks:", CODE)
+    leave, words, at = labels["leave"], [], labels["blocks"]
+    for block in blocks:
+        words += [*block, BL | (leave - (at + 4 * len(block))) >> 2 & 0x3FF_FFFF]
+        at += 4 * len(block) + 4
+    tail = ["movz x0, #1", _constant("x1", DATA), _constant("x2", len(data)), "movz x8, #64", "svc #0"]
+    tail += ["movz x0, #0", "movz x8, #93", "svc #0"]
+    exit_code = assemble_with_labels("\n".join(tail), at)[0]
+    return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, data, at)
+
+
+def random_record(rng: random.Random, index: int, pattern: bytes) -> bytes:
+    """State for a block to start with: special values, pointers into the record's own window."""
+    window = DATA + RECORD * index + WINDOW
+    x = [values.integer(rng) for _ in range(31)]
+    for number, value in INDEX_VALUES.items():
+        x[number] = value
+    for number in POINTERS[:-1]:
+        x[number] = window + POINTER_START[number]
+    x[29] = DATA + RECORD * index
+    v = b"".join(values.vector(rng).to_bytes(16, "little") for _ in range(32))
+    control = (rng.getrandbits(4) << 28, values.fpcr(rng), rng.getrandbits(32) & values.FPSR_BITS if rng.getrandbits(1) else 0)
+    head = struct.pack("<31QQ", *x, window + POINTER_START[31]) + v + struct.pack("<3Q", *control)
+    start = rng.randrange(len(pattern) - WINDOW_BYTES)
+    return head.ljust(WINDOW, b"\0") + pattern[start : start + WINDOW_BYTES]
+
+
+def describe(record: bytes) -> dict[str, int]:
+    """The registers of a record by name."""
+    named = {f"x{n}": value for n, value in enumerate(struct.unpack_from("<31Q", record)) if n not in (29, 30)}
+    named["sp"] = struct.unpack_from("<Q", record, SP_AT)[0]
+    named |= {f"v{n}": int.from_bytes(record[V_AT + 16 * n : V_AT + 16 * n + 16], "little") for n in range(32)}
+    for name, at in (("nzcv", NZCV_AT), ("fpcr", FPCR_AT), ("fpsr", FPSR_AT)):
+        named[name] = struct.unpack_from("<Q", record, at)[0]
+    return named
+
+
+def comparable(data: bytes) -> bytearray:
+    """Records without what may differ: the slot of x29, x30 and the link."""
+    result = bytearray(data)
+    for at in range(0, len(result), RECORD):
+        result[at + LINK_AT : at + LINK_AT + 8] = bytes(8)
+    return result

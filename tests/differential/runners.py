@@ -1,0 +1,123 @@
+"""Who runs a program: user-mode QEMU, Unicorn, and Trapline's engine. Each returns the records as the program left them."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.differential.machine import HCR
+from tests.differential.program import CODE, DATA, Program
+from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL1, SPSR_EL2
+from trapline.engine import Cpu, Engine
+
+EMULATOR = "qemu-aarch64"
+CODE_BYTES, DATA_BYTES = 64 << 20, 128 << 20
+MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x100000, 2, 0x20, 0x4000
+
+
+Wrong = dict[str, Callable[[dict[str, int]], bool]]
+
+
+class RunError(Exception):
+    """The program did not come to its end."""
+
+
+class Qemu:
+    """User-mode QEMU: the main oracle."""
+
+    name = EMULATOR
+    wrong: Wrong = {}
+
+    @staticmethod
+    def missing() -> str | None:
+        return None if shutil.which(EMULATOR) else f"{EMULATOR} is not installed (Debian package qemu-user)"
+
+    def run(self, program: Program) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="trapline-differential-") as directory:
+            image = Path(directory, "program")
+            image.write_bytes(program.elf())
+            image.chmod(0o700)
+            command = [EMULATOR, "-cpu", "max", str(image)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
+        if done.returncode or len(done.stdout) != len(program.data):
+            raise RunError(f"{EMULATOR} ended with {done.returncode} after {len(done.stdout)} bytes: {done.stderr[-300:]!r}")
+        return done.stdout
+
+    @staticmethod
+    def version() -> str:
+        text = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True).stdout
+        return text.splitlines()[0]
+
+
+class Unicorn:
+    """Unicorn's largest CPU model; old, so it lacks some features."""
+
+    name = "unicorn"
+    wrong: Wrong = {
+        # The element is not sign-extended before it is compared.
+        "load_operate": lambda shape: shape["opc"] in (4, 5) and shape["size"] < 3,
+    }
+
+    @staticmethod
+    def missing() -> str | None:
+        try:
+            import unicorn  # noqa: F401
+        except ImportError:
+            return "the Python package unicorn is not installed"
+        return None
+
+    def run(self, program: Program) -> bytes:
+        import unicorn
+        from unicorn import arm64_const as names
+
+        machine = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        machine.ctl_set_cpu_model(names.UC_CPU_ARM64_MAX)
+        for start, content in ((CODE, program.code), (DATA, program.data)):
+            machine.mem_map(start, len(content) + -len(content) % 4096)
+            machine.mem_write(start, content)
+        machine.reg_write(names.UC_ARM64_REG_CPACR_EL1, 3 << 20)
+        try:
+            machine.emu_start(CODE, program.end)
+        except unicorn.UcError as error:
+            raise RunError(f"unicorn: {error} at {machine.reg_read(names.UC_ARM64_REG_PC):#x}") from error
+        return bytes(machine.mem_read(DATA, len(program.data)))
+
+
+class Trapline:
+    """The engine, at EL0 with translation off: the program lies at its addresses in this process."""
+
+    name = "trapline"
+    wrong: Wrong = {}
+    _mapped: list[int] = []
+
+    def __init__(self) -> None:
+        if not self._mapped:
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.mmap.restype = ctypes.c_void_p
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+            for start, size in ((CODE, CODE_BYTES), (DATA, DATA_BYTES)):
+                got = libc.mmap(ctypes.c_void_p(start), ctypes.c_size_t(size), 3, flags, -1, ctypes.c_long(0))
+                if got != start:
+                    raise RunError(f"cannot map {start:#x}")
+                self._mapped.append(start)
+        self.engine = Engine()
+        self.cpu: Cpu = self.engine.create_cpu()
+        self.cpu[HCR_EL2] = int(HCR[0])
+        self.cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
+        self.cpu[SCTLR_EL1] = SCTLR_EL1.res1 | SCTLR_EL1(SPAN=1, UCI=1, UCT=1)
+
+    def run(self, program: Program) -> bytes:
+        assert len(program.code) <= CODE_BYTES and len(program.data) <= DATA_BYTES
+        ctypes.memmove(CODE, program.code, len(program.code))
+        ctypes.memmove(DATA, program.data, len(program.data))
+        self.engine.drop_code(CODE, len(program.code))
+        cpu = self.cpu
+        cpu[ELR_EL2], cpu[SPSR_EL2] = CODE, 0x3C0
+        cpu.enter()
+        if cpu[ESR_EL2] >> 26 != 0x15 or cpu.state.x[8] != 64:
+            raise RunError(f"trapline: ESR {cpu[ESR_EL2]:#x} FAR {cpu[FAR_EL2]:#x} at {cpu[ELR_EL2]:#x}")
+        return ctypes.string_at(DATA, len(program.data))
