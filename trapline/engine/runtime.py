@@ -220,6 +220,8 @@ def instruction_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64) -> N
 @native
 def service(cpu: Ptr[EngineState]) -> None:
     """At a branch, with arch.pc the next instruction: do what the poll bytes ask for."""
+    if cpu.exit_code != Exit.NONE:
+        return
     if cpu.poll_sync != 0:
         serve_sync(cpu)
     if cpu.poll_kick != 0:

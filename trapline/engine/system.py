@@ -64,6 +64,7 @@ def after(cpu: Ptr[EngineState], what: u32) -> None:
     if what & AFTER_TIMER != 0:
         cpu.timer_reported = 0
         cpu.exit_code = Exit.TIMER
+        cpu.poll_timer = 1  # leave at once: nothing else may become due before the timer is armed
     if what & AFTER_IRQ != 0:
         look_for_interrupts(cpu)
 
