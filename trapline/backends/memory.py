@@ -74,6 +74,12 @@ class GuestMemory:
             self._vm.set_user_memory_region(self.slot, 0, self.guest_phys_addr, 0, self.address)
             self.slot = -1
 
+    def discard(self) -> None:
+        """The VM is gone: give the pages back to the host at once, however long somebody still holds on to the mapping."""
+        self.slot = -1
+        if self._owned:
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+
     def __enter__(self) -> GuestMemory:
         return self
 

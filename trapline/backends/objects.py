@@ -153,6 +153,8 @@ class Vm:
             thing.close()
         file, self.file = self.file, -1
         self.backend.close(file)
+        for memory in self.memory:
+            memory.discard()
 
     def __enter__(self) -> Vm:
         return self
