@@ -14,31 +14,8 @@ from trapline.abi.ioctl import Ioctl, declared
 from trapline.errors import KvmError
 
 CALLS = [call for call in declared(system, vm, vcpu, device, arm64) if call is not vcpu.KVM_RUN]
-INTERESTING = (0, 1, 2, 3, 4, 5, 7, 8, 16, 27, 31, 32, 40, 63, 64, 255, 0xFFF, 0x1000, 0x7FFF, 0x8000, 1 << 20, 0x800_0000, 0x80A_0000)
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    16,
-    27,
-    31,
-    32,
-    40,
-    63,
-    64,
-    255,
-    0xFFF,
-    0x1000,
-    0x7FFF,
-    0x8000,
-    1 << 16,
-    1 << 20,
-    0x800_0000,
-    0x80A_0000,
+INTERESTING = tuple(
+    int(text, 0) for text in "0 1 2 3 4 5 7 8 16 27 31 32 40 63 64 255 0xfff 0x1000 0x7fff 0x8000 0x100000 0x8000000 0x80a0000".split()
 )
 EDGES = (1 << 31, (1 << 32) - 1, 1 << 40, 1 << 47, 1 << 63, (1 << 64) - 1, (1 << 64) - 0x1000)
 

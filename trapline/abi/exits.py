@@ -253,7 +253,8 @@ DEBUG_HSR_HIGH_VALID = 1
 """Bit of kvm_run.flags: the upper half of the syndrome is valid."""
 
 
-def _decode_mmio(run: Any) -> Exit:
+def decode_mmio(run: Any) -> Exit:
+    """The device access that a vCPU's shared memory holds."""
     phys_addr, data, length, is_write = MMIO_LAYOUT.unpack_from(run, UNION_OFFSET)
     return MmioExit(phys_addr, data[:length], length, bool(is_write), run)
 
@@ -287,7 +288,7 @@ DECODERS: dict[int, Callable[[Any], Exit]] = {
     **{cls.reason: _decode_plain(cls) for cls in LAYOUTS},
     **{cls.reason: _decode_counted(cls) for cls in _COUNTED},
     DebugExit.reason: _decode_debug,
-    MmioExit.reason: _decode_mmio,
+    MmioExit.reason: decode_mmio,
 }
 
 _REASON = Struct("<I")

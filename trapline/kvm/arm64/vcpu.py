@@ -89,6 +89,7 @@ class Arm64Vcpu:
         self.pending_mmio = NOT_PENDING
         """Syndrome of the access that userspace is completing."""
         self.timer_lines = 0
+        self.look_at_timers = True
         self.psci_version = psci.VERSION_0_1
         self.power_lock = Lock("power_lock", protects="mp_state, reset_entry")
         self.mp_state = MpState.RUNNABLE
@@ -167,7 +168,7 @@ class Arm64Vcpu:
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
         self.pending_mmio = NOT_PENDING
-        self.timer_lines = 0
+        self.look_at_timers = True
         if self.vm.vgic is not None:
             self.vm.vgic.reset_vcpu(self)
 
@@ -214,6 +215,7 @@ class Arm64Vcpu:
     def write_register(self, reg_id: int, value: int) -> None:
         """KVM_SET_ONE_REG."""
         onereg.write(self, reg_id, value)
+        self.look_at_timers = True
 
     def register_ids(self) -> list[int]:
         """KVM_GET_REG_LIST."""
@@ -244,7 +246,6 @@ class Arm64Vcpu:
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
         cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
-        interrupted = True
         while True:
             # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.
             self.in_guest = True
@@ -252,7 +253,7 @@ class Arm64Vcpu:
                 self.in_guest = False
                 self._answer_others()
                 continue
-            if interrupted or self.timer_lines:
+            if self.look_at_timers or self.timer_lines:
                 # A timer that rises stops the guest, also right at its entry; one that falls does not, so high lines are watched.
                 timer.update_lines(self)
             if vgic is not None:
@@ -263,7 +264,7 @@ class Arm64Vcpu:
             self.in_guest = False
             if vgic is not None:
                 vgic.sync(self)
-            interrupted = kind == "irq"
+            self.look_at_timers = kind == "irq"
             if kind == "sync":
                 esr = sysreg[ESR] & 0xFFFF_FFFF
                 handler = TRAPS.get(esr >> EC_SHIFT, _unknown_trap)
