@@ -71,7 +71,11 @@ class Cpu:
             if code == Exit.EL2_IRQ:
                 state.running = 0
                 return IRQ
-            self._outside(code)
+            try:
+                self._outside(code)
+            except BaseException:
+                state.running = 0  # or whoever waits for this PE to stop would wait for ever
+                raise
             if engine.paused:
                 engine.wait_for_others(self)
             code = entry.proceed(address)
