@@ -158,7 +158,7 @@ class Generator:
                 word |= number << f.lo
         for f in t.immediates:
             word |= self._immediate(t, f.width, rng) << f.lo
-        if not t.insn.matches(word) or any(other.matches(word) for other in self._over.get(t.insn.name, ())):
+        if any(other.matches(word) for other in self._over.get(t.insn.name, ())):
             return None
         if step_of is not None:
             self._pointers[step_of] += variant.step or 0

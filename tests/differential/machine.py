@@ -75,7 +75,10 @@ class Machine:
     def put(self, address: int, word: int) -> None:
         """Write an instruction word and forget what was decoded there."""
         self.code.word(address, word)
-        self.engine.drop_code(address, 4)
+        engine = self.engine
+        records = engine.entry.find_records(engine.shared_address, address & -4096)
+        if records:
+            engine.entry.reset_records(engine.shared_address, records, (address & 4095) >> 2, 1)
 
     def run(self, pc: int, nzcv: int = 0) -> Outcome:
         """Run from `pc` to a marker or an exception. Flags are bits 31 to 28 of `nzcv`."""
