@@ -76,9 +76,11 @@ def test_read_only_disk(files: guests.Guest, tmp_path: Path) -> None:
 
 
 def test_sleep_takes_its_time(files: guests.Guest) -> None:
-    done = boot(files, "cut -d. -f1-2 /proc/uptime; sleep 2; cut -d. -f1-2 /proc/uptime")
-    first, second = (float(value.split()[0]) for value in done.stdout.replace("\r", "").splitlines() if re.match(r"\d+\.\d+ ", value))
-    assert 1.9 <= second - first <= 2.3, done.stdout
+    """Guest time and host time agree; the shortest of three, as the host may be busy."""
+    done = boot(files, "for i in 1 2 3; do read a x </proc/uptime; sleep 2; read b x </proc/uptime; echo SLEPT $a $b; done")
+    spans = [float(end) - float(start) for start, end in re.findall(r"SLEPT (\S+) (\S+)", done.stdout)]
+    assert len(spans) == 3, done.stdout + done.stderr
+    assert 2.0 - 0.02 <= min(spans) <= 2.1, spans
 
 
 def test_forking_on_two_cpus(files: guests.Guest) -> None:
@@ -92,7 +94,7 @@ def test_forking_on_two_cpus(files: guests.Guest) -> None:
 def test_virtio_console_and_rng(files: guests.Guest) -> None:
     done = boot(
         files,
-        "ls /sys/bus/virtio/drivers/virtio_rng; head -c 16 /dev/hwrng | wc -c; tty",
+        "ls /sys/bus/virtio/drivers/virtio_rng; head -c 16 /dev/hwrng | wc -c",
         "--console",
         "virtio",
         params="tty=/dev/hvc0 quiet",
