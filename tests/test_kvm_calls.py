@@ -224,6 +224,32 @@ def test_devices(kvm) -> None:
     assert code_of(kvm.backend.ioctl, machine.file, vm.KVM_CREATE_DEVICE, vm.CreateDevice(7, 0, 2)) == errno.EINVAL
 
 
+def test_gic_life(kvm) -> None:
+    machine = kvm.create_vm()
+    cpu = machine.create_vcpu()
+    gic = machine.create_device(arm64.DeviceType.ARM_VGIC_V3)
+    assert code_of(machine.create_device, arm64.DeviceType.ARM_VGIC_V3) == errno.EEXIST
+    spi, ppi = arm64.irq_word(arm64.IrqType.SPI, 40), arm64.irq_word(arm64.IrqType.PPI, 20)
+    assert code_of(machine.irq_line, spi, 1) == errno.EBUSY
+    assert code_of(cpu.run) == errno.ENXIO, "no addresses"
+    assert gic.has_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_DIST)
+    assert not gic.has_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V2_CPU)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_DIST, 0x800_0000)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_REDIST, 0x80A_0000)
+    assert code_of(gic.set_attr, arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_DIST, 0x800_0000) == errno.EEXIST
+    assert code_of(cpu.run) == errno.EBUSY, "not initialised"
+    gic.set_attr(arm64.VgicGroup.CTRL, arm64.VgicCtrl.INIT)
+    assert code_of(machine.create_vcpu) == errno.EBUSY
+    assert [code_of(machine.irq_line, word, 1) for word in (spi, ppi)] == [0, 0]
+    for word in (arm64.irq_word(arm64.IrqType.SPI, 31), arm64.irq_word(arm64.IrqType.PPI, 32), arm64.irq_word(arm64.IrqType.PPI, 20, 5)):
+        assert code_of(machine.irq_line, word, 1) == errno.EINVAL
+    assert code_of(machine.irq_line, arm64.irq_word(arm64.IrqType.SPI, 1000), 1) == errno.EINVAL
+    assert code_of(machine.irq_line, arm64.irq_word(arm64.IrqType.CPU, 0), 1) == errno.ENXIO
+    assert cpu.get_one_reg(arm64.reg_sysreg(3, 0, 0, 4, 0)) >> 24 & 0xF == 1, "the GIC's system registers are visible"
+    with gic:
+        pass
+
+
 def test_vm_without_attributes(kvm) -> None:
     machine = kvm.create_vm()
     for call in (device.KVM_SET_DEVICE_ATTR, device.KVM_GET_DEVICE_ATTR, device.KVM_HAS_DEVICE_ATTR):

@@ -11,9 +11,9 @@ import pytest
 from tests.fake_engine import FakeCpu, FakeEngine, fault, mmio, open_fake
 from trapline.abi import arm64
 from trapline.abi.caps import Cap
-from trapline.abi.exits import IntrExit, MmioExit, NisvExit, SystemEvent, SystemEventType
+from trapline.abi.exits import InternalError, IntrExit, MmioExit, NisvExit, SystemEvent, SystemEventType
 from trapline.abi.vcpu import MpState
-from trapline.arm64.regs import ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, SPSR_EL1, SPSR_EL2, VBAR_EL1
+from trapline.arm64.regs import ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, SPSR_EL1, SPSR_EL2, TABLE, VBAR_EL1
 from trapline.backends.objects import Vm
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import KvmError
@@ -408,6 +408,93 @@ def test_external_abort_from_userspace_replaces_the_completion(guest: Guest) -> 
     guest.vcpu.immediate_exit = True
     guest.vcpu.run()
     assert guest.vcpu.regs.pc == 0x8200
+
+
+def test_error_of_the_machine_is_an_internal_error(guest: Guest) -> None:
+    guest.vcpu.regs.pc = 0x1234
+
+    def error(cpu: FakeCpu) -> str:
+        cpu.trap(0x2F)
+        return "serror"
+
+    guest.cpu.script = [error]
+    assert guest.vcpu.run() == InternalError(4, (0x2F << 26 | 1 << 25, 0x1234, 0))
+
+
+def test_suspended_vcpu_reports_its_wakeup(guest: Guest) -> None:
+    guest.vcpu.mp_state = MpState.SUSPENDED
+    seen: list[object] = []
+    thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run()), daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert not seen
+    guest.vm.irq_line(arm64.irq_word(arm64.IrqType.CPU, 0), 1)
+    thread.join(10)
+    assert seen == [SystemEvent(SystemEventType.WAKEUP, ())]
+    assert guest.vcpu.mp_state == MpState.SUSPENDED
+    guest.vcpu.mp_state = MpState.RUNNABLE
+    guest.cpu.script = [mmio(True, UART)]
+    assert isinstance(guest.vcpu.run(), MmioExit)
+
+
+def test_system_suspend_is_offered_only_when_enabled(guest: Guest) -> None:
+    guest.vm.enable_cap(Cap.ARM_SYSTEM_SUSPEND)
+    guest.cpu.script = [call(0xC400_000E, 0x1000, 5)]
+    assert guest.vcpu.run() == SystemEvent(SystemEventType.SUSPEND, ())
+    assert (guest.vcpu.regs.x1, guest.vcpu.mp_state) == (0x1000, MpState.RUNNABLE)
+
+
+def with_gic(guest: Guest) -> None:
+    """A GICv3 whose group 1 is enabled, with the virtual timer's interrupt enabled on vCPU 0."""
+    gic = guest.vm.create_device(arm64.DeviceType.ARM_VGIC_V3)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_DIST, 0x800_0000)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_REDIST, 0x80A_0000)
+    gic.set_attr(arm64.VgicGroup.CTRL, arm64.VgicCtrl.INIT)
+    cpu = guest.cpu
+    values = {0x800_0000: 2, 0x80B_0080: 1 << 27, 0x80B_0100: 1 << 27}  # CTLR, IGROUPR0, ISENABLER0
+
+    def store(ipa: int, value: int):
+        def step(cpu: FakeCpu) -> None:
+            cpu.state.x[5] = value
+            mmio(True, ipa, 4, register=5)(cpu)
+
+        return step
+
+    cpu.script = [store(ipa, value) for ipa, value in values.items()] + [mmio(True, UART)]
+    guest.vcpu.run()
+    cpu.state.sysreg[TABLE["ICH_VMCR_EL2"].slot] |= 0xFF << 24 | 2
+
+
+def test_timer_interrupt_reaches_a_list_register(guest: Guest) -> None:
+    with_gic(guest)
+
+    def fires(cpu: FakeCpu) -> str:
+        cpu.lines = 1
+        return "irq"
+
+    seen: list[int] = []
+
+    def looks(cpu: FakeCpu) -> None:
+        seen.append(cpu.state.sysreg[TABLE["ICH_LR0_EL2"].slot])
+        mmio(True, UART)(cpu)
+
+    guest.cpu.script = [fires, looks]
+    guest.vcpu.run()
+    assert seen[0] & 0xFFFF_FFFF == 27 and seen[0] >> 62 == 1, "interrupt 27, pending"
+
+
+def test_wfi_with_a_gic_wakes_for_the_timer(guest: Guest) -> None:
+    with_gic(guest)
+    start = time.monotonic_ns()
+    guest.cpu.deadline = start + 50_000_000
+
+    def timer_lines() -> int:
+        return int(time.monotonic_ns() >= start + 50_000_000)
+
+    guest.cpu.timer_lines = timer_lines
+    guest.cpu.script = [wfi, mmio(True, UART)]
+    guest.vcpu.run()
+    assert time.monotonic_ns() - start >= 50_000_000
 
 
 def test_engine_is_told_about_rewritten_memory(guest: Guest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SLEEP = 1 << 0
-"""The vCPU was stopped: sleep until it is runnable again."""
+"""The vCPU was stopped or suspended: sleep until it is runnable again."""
 
 RESET = 1 << 1
 """Another vCPU powered this one on: take the reset state it left."""
@@ -11,10 +11,7 @@ RESET = 1 << 1
 INTERRUPT = 1 << 2
 """Something may be pending at the interrupt controller: nothing to do but to look before entry."""
 
-SUSPEND = 1 << 3
-"""The guest suspended its system: sleep until woken, then tell userspace."""
-
-DEAD = 1 << 4
+DEAD = 1 << 3
 """The VM cannot go on."""
 
-ALL = SLEEP | RESET | INTERRUPT | SUSPEND | DEAD
+ALL = SLEEP | RESET | INTERRUPT | DEAD

@@ -16,7 +16,7 @@ from trapline.abi.arm64 import (
     VcpuEvents,
     VcpuInit,
 )
-from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, InternalError, SystemEvent, SystemEventType, encode_exit
 from trapline.abi.ioctl import implements
 from trapline.abi.vcpu import MpState
 from trapline.arm64.regs import (
@@ -59,6 +59,9 @@ GUEST_HCR: Final = HCR_EL2(
 
 PIN_BITS: Final = (HCR_EL2.VI.mask, HCR_EL2.VF.mask)
 """The bits that assert a virtual interrupt when userspace plays the interrupt controller: IRQ and FIQ."""
+
+UNEXPECTED_EXIT: Final = 4
+"""Suberror of KVM_EXIT_INTERNAL_ERROR: the machine stopped for a reason that no guest can cause."""
 
 KNOWN_FEATURES: Final = sum(1 << feature for feature in Feature)
 PTRAUTH: Final = 1 << Feature.PTRAUTH_ADDRESS | 1 << Feature.PTRAUTH_GENERIC
@@ -251,8 +254,9 @@ class Arm64Vcpu:
             self.in_guest = True
             if core.signal or requests.any():
                 self.in_guest = False
-                self._answer_others()
-                continue
+                if self._answer_others():
+                    continue
+                return
             if self.look_at_timers or self.timer_lines:
                 # A timer that rises stops the guest, also right at its entry; one that falls does not, so high lines are watched.
                 timer.update_lines(self)
@@ -270,9 +274,13 @@ class Arm64Vcpu:
                 handler = TRAPS.get(esr >> EC_SHIFT, _unknown_trap)
                 if not handler(self, esr):
                     return
+            elif kind == "serror":
+                pc, far = sysreg[ELR], sysreg[FAR_EL2.slot]
+                encode_exit(core.run, InternalError(UNEXPECTED_EXIT, (sysreg[ESR], pc, far)))
+                return
 
-    def _answer_others(self) -> None:
-        """Do what other threads asked for. KvmError(EINTR) if that is to return to userspace."""
+    def _answer_others(self) -> bool:
+        """Do what other threads asked for. True to go on, False when kvm_run holds an exit; KvmError(EINTR) for a signal."""
         core = self.core
         if core.interrupted():
             raise KvmError(EINTR)
@@ -281,30 +289,47 @@ class Arm64Vcpu:
             raise KvmError(EIO)
         if pending & SLEEP:
             self._sleep_while_off()
+            if self.mp_state == MpState.SUSPENDED:
+                return self._sleep_while_suspended()
         self.apply_reset()
+        return True
+
+    def _sleep_while_suspended(self) -> bool:
+        """Sleep until an interrupt is pending, and tell userspace; it alone ends the suspension."""
+        self.wait_for_interrupt()
+        self.core.requests.set(SLEEP)
+        if not self._interrupt_pending():
+            return True
+        encode_exit(self.core.run, SystemEvent(SystemEventType.WAKEUP, ()))
+        return False
 
     def _sleep_while_off(self) -> None:
         """Sleep until the vCPU is runnable. A signal ends the sleep but not the state."""
         core = self.core
-        while self.mp_state != MpState.RUNNABLE:
+        while self.mp_state == MpState.STOPPED:
             core.wait_queue.prepare()
             if core.signal or core.vm.dead:
                 core.requests.set(SLEEP)
                 return
-            if self.mp_state != MpState.RUNNABLE:
+            if self.mp_state == MpState.STOPPED:
                 core.wait_queue.wait()
 
     def wait_for_interrupt(self) -> None:
         """Sleep until an interrupt is pending for the guest, a timer fires, or another thread wants something."""
-        core, vgic = self.core, self.vm.vgic
+        core = self.core
         while True:
             core.wait_queue.prepare()
-            if core.signal or core.requests.any() or self.pins:
+            if core.signal or core.requests.any():
                 return
             timer.update_lines(self)
-            if vgic.pending(self) if vgic is not None else self.timer_lines:
+            if self._interrupt_pending():
                 return
             core.wait_queue.wait(self.cpu.next_timer_deadline())
+
+    def _interrupt_pending(self) -> bool:
+        """Whether an interrupt would wake the guest, as far as the timers' outputs were looked at."""
+        vgic = self.vm.vgic
+        return bool(self.pins or (vgic.pending(self) if vgic is not None else self.timer_lines))
 
     def destroy(self) -> None:
         """The VM is gone, and KVM_RUN is refused from now on."""
