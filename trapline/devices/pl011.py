@@ -16,9 +16,6 @@ POLLS_BEFORE_FEEDING = 24
 
 SINGLE_BYTES = tuple(bytes([n]) for n in range(256))
 
-TRIGGER_EIGHTHS = (1, 2, 4, 6, 7)
-"""IFLS encodings: the receive interrupt comes at so many eighths of a full FIFO."""
-
 
 class Flag(IntFlag):
     """FR, the flag register."""
@@ -38,7 +35,7 @@ class Int(IntFlag):
 
 # Plain ints for the hot path: arithmetic on enum members costs a microsecond each.
 _RXFE, _RXFF, _TXFE = int(Flag.RXFE), int(Flag.RXFF), int(Flag.TXFE)
-_RX, _TX, _RT = int(Int.RX), int(Int.TX), int(Int.RT)
+_TX, _RECEIVE = int(Int.TX), int(Int.RX | Int.RT)
 
 LCRH_FEN = 1 << 4
 CR_LBE = 1 << 7
@@ -48,9 +45,10 @@ CR_RESET = 0x300
 class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,primecell")):
     """PrimeCell UART, without DMA, modem lines or line errors. Transmission takes no time, at any baud rate.
 
-    `output` receives transmitted bytes. Input is queued by `receive` without limit and enters the receive FIFO only once the guest
-    shows that it listens (receive interrupt enabled, or FR polled again and again): drivers empty the FIFO when they start, and
-    input typed or piped in early must not be lost to that.
+    `output` receives transmitted bytes. Input is queued by `receive` without limit. It enters the receive FIFO when the guest comes
+    to fetch it: reads the interrupt status after both receive interrupts have announced it, or polls FR again and again. Drivers
+    empty the FIFO when they start, and input typed or piped in early must not be lost to that. Both interrupts come with the first
+    character, whatever trigger level IFLS holds.
     """
 
     DR = Reg(0x000, mask=0xFF)
@@ -88,29 +86,25 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     def receive(self, data: bytes) -> None:
         """Characters from the other end of the line."""
         self.backlog.extend(data)
-        self.fill_fifo()
+        self.announce()
         self.update_irq()
 
+    def announce(self) -> None:
+        """Raise the receive interrupts for input that waits, if the guest has enabled one of them."""
+        if (self.backlog or self.fifo) and self.IMSC & _RECEIVE:
+            self.RIS |= _RECEIVE
+
     def fill_fifo(self) -> None:
-        """Move queued input into the receive FIFO if the guest listens."""
-        if not self.backlog or not (self.IMSC & (_RX | _RT) or self.polls > POLLS_BEFORE_FEEDING):
-            return
+        """Move waiting input into the receive FIFO."""
         while self.backlog and len(self.fifo) < self.depth:
             self.fifo.append(self.backlog.popleft())
-        self.RIS |= _RT
-        if len(self.fifo) >= self.trigger:
-            self.RIS |= _RX
+        if self.fifo:
+            self.RIS |= _RECEIVE
 
     @property
     def depth(self) -> int:
         """Characters the receive FIFO holds; one when LCRH.FEN is clear."""
         return FIFO_DEPTH if self.LCRH & LCRH_FEN else 1
-
-    @property
-    def trigger(self) -> int:
-        """Characters in the receive FIFO that raise the receive interrupt."""
-        level = min(self.IFLS >> 3, len(TRIGGER_EIGHTHS) - 1)
-        return max(1, self.depth * TRIGGER_EIGHTHS[level] // 8)
 
     @DR.write
     def transmit(self, byte: int) -> None:
@@ -124,11 +118,10 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     @DR.read
     def take_character(self) -> int:
         byte = self.fifo.popleft() if self.fifo else 0
-        if len(self.fifo) < self.trigger:
-            self.RIS &= ~_RX
         if not self.fifo:
-            self.RIS &= ~_RT
-            self.fill_fifo()
+            self.RIS &= ~_RECEIVE
+            if self.IMSC & _RECEIVE:
+                self.fill_fifo()
         return byte
 
     @FR.value
@@ -151,11 +144,17 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     @IMSC.write
     def set_interrupt_mask(self, value: int) -> None:
         self.IMSC = value
-        self.fill_fifo()
+        self.announce()
 
-    @MIS.value
+    @RIS.read
+    def raw_status(self) -> int:
+        if self.RIS & self.IMSC & _RECEIVE:
+            self.fill_fifo()
+        return self.RIS
+
+    @MIS.read
     def masked_status(self) -> int:
-        return self.RIS & self.IMSC
+        return self.raw_status() & self.IMSC
 
     @ICR.write
     def clear_interrupts(self, value: int) -> None:
