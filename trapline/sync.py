@@ -111,7 +111,8 @@ class WaitQueue:
             _Installed.hooks.point("wait", self.name)
         if deadline_ns is None:
             return self._event.wait()
-        return self._event.wait(max(0, deadline_ns - time.monotonic_ns()) / 1e9)
+        remaining = max(0, deadline_ns - time.monotonic_ns()) / 1e9
+        return self._event.wait(min(remaining, threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
         """End the current or next wait."""

@@ -54,7 +54,7 @@ class Timers:
                     cpu.state.poll_timer = 1
             idle_ns = 100_000_000
             self._wake = min((deadline for deadline, _ in self._due.values()), default=now + idle_ns)
-            self._condition.wait(max(self._wake - now, 0) / 1e9)
+            self._condition.wait(min(max(self._wake - now, 0) / 1e9, threading.TIMEOUT_MAX))
             return not self._closed
 
 
