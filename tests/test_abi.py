@@ -13,7 +13,7 @@ import pytest
 from trapline.abi import arm64, device, exits, system, vcpu, vm
 from trapline.abi.caps import C_NAMES, Cap
 from trapline.abi.ioctl import Ioctl, declared
-from trapline.abi.struct import struct, u32, u64
+from trapline.abi.struct import Structure, struct, u32, u64
 
 CALLS = declared(system, vm, vcpu, device, arm64)
 STRUCTS = sorted(
@@ -146,14 +146,14 @@ def test_wrong_size_is_refused() -> None:
     with pytest.raises(TypeError, match="8 bytes, declared as 12"):
 
         @struct(size=12, c_name="x")
-        class Wrong:
+        class Wrong(Structure):
             a: u32
             b: u32
 
 
 def test_struct_is_readable() -> None:
     @struct(size=16, c_name="pair")
-    class Pair:
+    class Pair(Structure):
         first: u64
         second: u64
 

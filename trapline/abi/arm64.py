@@ -6,7 +6,7 @@ from enum import IntEnum, IntFlag
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import struct, u8, u32, u32x7, u64, u64x4
+from trapline.abi.struct import Structure, struct, u8, u32, u32x7, u64, u64x4
 
 TARGET_GENERIC_V8 = 5
 """The vCPU target every host accepts."""
@@ -30,13 +30,13 @@ class Feature(IntEnum):
 
 
 @struct(size=32, c_name="kvm_vcpu_init")
-class VcpuInit:
+class VcpuInit(Structure):
     target: u32
     features: u32x7
 
 
 @struct(size=64, c_name="kvm_vcpu_events")
-class VcpuEvents:
+class VcpuEvents(Structure):
     serror_pending: u8
     serror_has_esr: u8
     ext_dabt_pending: u8

@@ -13,7 +13,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Annotated, Any
 
-from trapline.abi.struct import struct, u8, u16, u32, u64
+from trapline.abi.struct import Structure, struct, u8, u16, u32, u64
 
 IMMEDIATE_EXIT_OFFSET = 1
 EXIT_REASON_OFFSET = 8
@@ -22,7 +22,7 @@ UNION_SIZE = 256
 
 
 @struct(size=2352, c_name="kvm_run")
-class KvmRun:
+class KvmRun(Structure):
     """The memory a vCPU shares with userspace. `union` is laid out by exit reason."""
 
     request_interrupt_window: u8
@@ -314,5 +314,6 @@ def encode_exit(run: Any, exit: Exit) -> None:
         LAYOUTS[DebugExit].pack_into(run, UNION_OFFSET, exit.hsr & 0xFFFF_FFFF, exit.hsr >> 32, exit.far)
         run[14] = run[14] | DEBUG_HSR_HIGH_VALID if exit.hsr >> 32 else run[14] & ~DEBUG_HSR_HIGH_VALID
     else:
-        fields = [getattr(exit, name) for name in exit.__slots__]
+        names: tuple[str, ...] = tuple(exit.__slots__)
+        fields = [getattr(exit, name) for name in names]
         LAYOUTS[type(exit)].pack_into(run, UNION_OFFSET, *fields)

@@ -1,20 +1,20 @@
 """C structures of the KVM ABI, declared as annotated classes.
 
     @struct(size=16)
-    class OneReg:
+    class OneReg(Structure):
         id: u64
         addr: u64
 
-becomes a `ctypes.Structure` with those fields, in C layout. The declared size is checked when the class is made, so that a slip
-in a field's width cannot go unnoticed. (A decorator and not a base class: on CPython 3.11 `ctypes` fixes a structure's fields
-before `__init_subclass__` could set them.)
+is a `ctypes.Structure` with those fields, in C layout. The declared size is checked when the class is made, so that a slip
+in a field's width cannot go unnoticed. (A decorator does it, because on CPython 3.11 `ctypes` cannot take a structure's fields in
+`__init_subclass__`.)
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 u8 = Annotated[int, ctypes.c_uint8]
 u16 = Annotated[int, ctypes.c_uint16]
@@ -30,7 +30,7 @@ u32x7 = Annotated[Any, ctypes.c_uint32 * 7]
 u64x4 = Annotated[Any, ctypes.c_uint64 * 4]
 u64x16 = Annotated[Any, ctypes.c_uint64 * 16]
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Structure")
 
 
 def c_type(annotation: Any) -> type:
@@ -43,30 +43,31 @@ def c_type(annotation: Any) -> type:
     raise TypeError(f"{annotation!r} has no C layout: use u8..u64 or a @struct class")
 
 
-@dataclass_transform()
 def struct(*, size: int, c_name: str) -> Callable[[type[T]], type[T]]:
-    """Turn an annotated class into a C structure of `size` bytes, known to C as `struct c_name`."""
+    """Lay out an annotated class as a C structure of `size` bytes, known to C as `struct c_name`."""
 
     def declare(cls: type[T]) -> type[T]:
         hints = get_type_hints(cls, include_extras=True)
-        fields = [(name, c_type(hint)) for name, hint in hints.items()]
-        namespace = {
-            key: value for key, value in vars(cls).items() if key not in hints and key not in ("__dict__", "__weakref__", "__annotations__")
-        }
-        namespace |= {"_fields_": fields, "c_name": c_name, "__repr__": _describe}
-        made = type(cls.__name__, (ctypes.Structure,), namespace)
-        if ctypes.sizeof(made) != size:
-            raise TypeError(f"{cls.__name__}: {ctypes.sizeof(made)} bytes, declared as {size}")
-        return made  # type: ignore[return-value]
+        own = cls.__dict__.get("__annotations__", {})
+        cls._fields_ = [(name, c_type(hints[name])) for name in own]
+        cls.c_name = c_name
+        if ctypes.sizeof(cls) != size:
+            raise TypeError(f"{cls.__name__}: {ctypes.sizeof(cls)} bytes, declared as {size}")
+        return cls
 
     return declare
 
 
-def _describe(value: Any) -> str:
-    """Field by field, numbers in hexadecimal, padding left out."""
-    parts = []
-    for name, _ in value._fields_:
-        if not name.startswith(("pad", "reserved")):
-            field = getattr(value, name)
-            parts.append(f"{name}={field:#x}" if isinstance(field, int) else f"{name}={list(field)!r}")
-    return f"{type(value).__name__}({', '.join(parts)})"
+class Structure(ctypes.Structure):
+    """Base of the declared structures."""
+
+    c_name: ClassVar[str]
+
+    def __repr__(self) -> str:
+        """Field by field, numbers in hexadecimal, padding left out."""
+        parts = []
+        for name, *_ in self._fields_:
+            if not name.startswith(("pad", "reserved")):
+                field = getattr(self, name)
+                parts.append(f"{name}={field:#x}" if isinstance(field, int) else f"{name}={list(field)!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"

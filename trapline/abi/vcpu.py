@@ -8,7 +8,7 @@ from typing import Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import struct, u32, u64
+from trapline.abi.struct import Structure, struct, u32, u64
 
 
 class MpState(IntEnum):
@@ -20,18 +20,18 @@ class MpState(IntEnum):
 
 
 @struct(size=16, c_name="kvm_one_reg")
-class OneReg:
+class OneReg(Structure):
     id: u64
     addr: u64
 
 
 @struct(size=4, c_name="kvm_mp_state")
-class MpStateArgument:
+class MpStateArgument(Structure):
     mp_state: u32
 
 
 @struct(size=8, c_name="kvm_reg_list")
-class RegList:
+class RegList(Structure):
     """The head of the list: `n` ids of 8 bytes follow. `reg_list` makes a whole one."""
 
     n: u64

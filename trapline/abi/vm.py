@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import struct, u8x64, u32, u64, u64x4
+from trapline.abi.struct import Structure, struct, u8x64, u32, u64, u64x4
 
 MEM_LOG_DIRTY_PAGES = 1 << 0
 MEM_READONLY = 1 << 1
@@ -15,7 +15,7 @@ CREATE_DEVICE_TEST = 1 << 0
 
 
 @struct(size=32, c_name="kvm_userspace_memory_region")
-class UserspaceMemoryRegion:
+class UserspaceMemoryRegion(Structure):
     slot: u32
     flags: u32
     guest_phys_addr: u64
@@ -24,20 +24,20 @@ class UserspaceMemoryRegion:
 
 
 @struct(size=16, c_name="kvm_dirty_log")
-class DirtyLog:
+class DirtyLog(Structure):
     slot: u32
     padding1: u32
     dirty_bitmap: u64
 
 
 @struct(size=8, c_name="kvm_irq_level")
-class IrqLevel:
+class IrqLevel(Structure):
     irq: u32
     level: u32
 
 
 @struct(size=104, c_name="kvm_enable_cap")
-class EnableCap:
+class EnableCap(Structure):
     cap: u32
     flags: u32
     args: u64x4
@@ -45,7 +45,7 @@ class EnableCap:
 
 
 @struct(size=12, c_name="kvm_create_device")
-class CreateDevice:
+class CreateDevice(Structure):
     type: u32
     fd: u32
     flags: u32

@@ -149,8 +149,10 @@ class Vm:
         """Close the VM and all it holds."""
         if self.file < 0:
             return
-        for thing in (*self.vcpus, *self.devices):
-            thing.close()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        for device in self.devices:
+            device.close()
         file, self.file = self.file, -1
         self.backend.close(file)
         for memory in self.memory:

@@ -59,7 +59,9 @@ class ArchVm(Protocol):
 class ArchVcpu(Protocol):
     """The architecture's part of a vCPU."""
 
-    attributes: DeviceOps
+    @property
+    def attributes(self) -> DeviceOps:
+        """The vCPU's device attributes."""
 
     def run(self) -> None:
         """Run the guest until kvm_run holds an exit; KvmError if the call fails. Called with the vCPU's mutex held."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from errno import EEXIST, EFAULT, EINVAL, ENOENT
 
@@ -232,7 +232,7 @@ class Memslots:
 class GuestAccess:
     """Reads and writes of guest memory on the hypervisor's own behalf, through the slots."""
 
-    def __init__(self, memslots: Memslots, reading: Callable[[], contextmanager]) -> None:  # type: ignore[type-arg]
+    def __init__(self, memslots: Memslots, reading: Callable[[], AbstractContextManager[None]]) -> None:
         self._memslots = memslots
         self._reading = reading
 

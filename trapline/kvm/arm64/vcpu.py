@@ -73,6 +73,13 @@ class Arm64Vcpu:
     While the guest is not running its PC and PSTATE are in ELR_EL2 and SPSR_EL2, as a hypervisor at EL2 finds them.
     """
 
+    vm: Arm64Vm
+    psci_version: int
+    sysreg: Any
+    """The storage of system registers, by `Sysreg.slot`."""
+    x: Any
+    """General registers; entry 31 always reads zero and is never written."""
+
     def __init__(self, core: Vcpu, vm: Arm64Vm) -> None:
         self.core = core
         self.vm = vm

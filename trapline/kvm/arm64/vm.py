@@ -39,6 +39,8 @@ class Arm64Vm:
     """One VM. `config_lock` protects what is fixed by the first vCPU that is initialised or runs."""
 
     max_vcpus = MAX_VCPUS
+    machine: Arm64
+    timer: VmTimer
 
     def __init__(self, core: Vm, machine: Arm64, ipa_bits: int) -> None:
         self.core = core
