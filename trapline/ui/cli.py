@@ -110,6 +110,9 @@ def guest_command(options: argparse.Namespace) -> int:
         params.append(f"run=base64:{base64.b64encode(opt.quote_command(options.words).encode()).decode()}")
     if scripted:
         params.append("script")
+    elif not options.words:
+        columns, rows = os.get_terminal_size(0)
+        params.append(f"rows={rows} cols={columns}")
     end = END_OF_FILE if scripted else b""
     return run_guest(options, end_of_input=end, kernel=files.kernel, initrd=files.initrd, params=" ".join(params))
 

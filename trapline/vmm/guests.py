@@ -67,7 +67,7 @@ def is_ready(home: Path | None = None) -> bool:
 def recipe_hash() -> str:
     """Names what the ramdisk is made of besides the packages, so that a change makes a new one."""
     digest = hashlib.sha256(" ".join(DRIVERS).encode())
-    for name in ("init", "report"):
+    for name in ("init", "profile", "report"):
         digest.update(guest_file(name))
     return digest.hexdigest()[:12]
 
@@ -125,7 +125,7 @@ def build_initramfs(busybox: bytes, modules: Path) -> bytes:
     archive.file("init", guest_file("init"), 0o755)
     archive.file("bin/report", guest_file("report"), 0o755)
     archive.file("etc/modules", "".join(f"{name}\n" for name in DRIVERS).encode())
-    archive.file("etc/profile", b"export PS1='~ # '\n")
+    archive.file("etc/profile", guest_file("profile"))
     add_modules(archive, tree.name, collect_modules(tree, DRIVERS))
     return archive.finish()
 
