@@ -50,9 +50,7 @@ class Guest:
         self.vm: Vm = kvm.create_vm()
         self.ram: GuestMemory = self.vm.add_memory(RAM, 4 * MB, flags=flags)
         self.ram.view[: len(code)] = code if (code := program(text)) else b""
-        self.vcpus: list[Vcpu] = [
-            self.vm.create_vcpu(features=[arm64.Feature.POWER_OFF] if number else ()) for number in range(vcpus)
-        ]
+        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(features=[arm64.Feature.POWER_OFF] if number else ()) for number in range(vcpus)]
         self.vcpu = self.vcpus[0]
         self.vcpu.regs.pc = RAM
 
@@ -235,7 +233,7 @@ PSCI_ON = """
 
 def test_second_vcpu_is_turned_on_and_the_system_off(boot) -> None:
     guest = boot(PSCI_ON, vcpus=2)
-    guest.ram.view[0x10_0000 : 0x10_0008] = program("mov x1, #0x9000000\n str x0, [x1, #8]", DATA)
+    guest.ram.view[0x10_0000:0x10_0008] = program("mov x1, #0x9000000\n str x0, [x1, #8]", DATA)
     seen: list[Exit] = []
     thread = threading.Thread(target=lambda: seen.append(guest.vcpus[1].run()), daemon=True)
     thread.start()
