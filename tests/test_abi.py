@@ -12,6 +12,7 @@ import pytest
 
 from trapline.abi import arm64, device, exits, system, vcpu, vm
 from trapline.abi.caps import C_NAMES, Cap
+from trapline.abi.document import document
 from trapline.abi.ioctl import Ioctl, declared
 from trapline.abi.struct import Structure, struct, u32, u64
 
@@ -192,3 +193,8 @@ def test_unknown_exit_is_passed_on() -> None:
 def test_answering_a_write_is_refused() -> None:
     with pytest.raises(AttributeError):
         exits.MmioExit(0, b"\0", 1, True).data = b"\1"
+
+
+def test_the_reference_is_fresh() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+    assert page.read_text(encoding="utf-8") == document(), "run: python -m trapline.abi.document > docs/api.md"

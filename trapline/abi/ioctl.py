@@ -19,6 +19,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Literal, TypeVar
 
 from trapline.abi.caps import Cap
+from trapline.abi.struct import Structure
 
 FdKind = Literal["system", "vm", "vcpu", "device"]
 """Which file answers: /dev/kvm itself, or one made from it."""
@@ -37,7 +38,7 @@ class Ioctl:
     name: str
     kinds: tuple[FdKind, ...]
     nr: int
-    struct: type | None
+    struct: type[Structure] | None
     direction: str
     cap: Cap | None
     causes: Mapping[int, str]
@@ -72,7 +73,7 @@ class Ioctl:
 def ioctl(
     kinds: FdKind | tuple[FdKind, ...],
     nr: int,
-    struct: type | None = None,
+    struct: type[Structure] | None = None,
     direction: Literal["", "R", "W", "RW"] = "",
     *,
     cap: Cap | None = None,
