@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trapline.arm64.regs.el2 import ICH_HCR_EL2
-from trapline.arm64.regs.gic_cpu import ICH_AP0R, ICH_AP1R, ICH_LR, ICH_VMCR_EL2, ListRegister
+from trapline.arm64.regs.gic_cpu import ICH_AP0R, ICH_AP1R, ICH_VMCR_EL2, ListRegister
 from trapline.arm64.state import CpuState
 from trapline.bits.native import Ptr, ctz, native, u1, u32, u64
 
@@ -33,7 +33,7 @@ SPECIAL = 1020
 FIRST_LPI = 8192
 INTID = 0xFF_FFFF
 
-HCR, VMCR, LR0, AP0R0, AP1R0 = ICH_HCR_EL2.slot, ICH_VMCR_EL2.slot, ICH_LR[0].slot, ICH_AP0R[0].slot, ICH_AP1R[0].slot
+HCR, VMCR, LR0, AP0R0, AP1R0 = ICH_HCR_EL2.slot, ICH_VMCR_EL2.slot, ListRegister.slot, ICH_AP0R[0].slot, ICH_AP1R[0].slot
 
 EN = ICH_HCR_EL2.En.mask
 EOICOUNT_LO, EOICOUNT = ICH_HCR_EL2.EOIcount.lo, ICH_HCR_EL2.EOIcount.mask

@@ -3,7 +3,7 @@
 One lock protects every interrupt, queue and list-register record of the VM. A vCPU's ICH_* registers are written by that vCPU's
 own thread only, outside guest mode. Whoever makes an interrupt deliverable puts it on a queue, marks that vCPU `dirty`, and
 kicks it after the lock has been released; the vCPU announces "in guest mode" before it looks at `dirty`, so one of the two
-sees the other.
+sees the other. What a thread has to kick is taken from `_told` before the lock is released: nobody else can forget it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from .sgi import SgiRequest
 from .state import INTID_LIMIT, PRIVATE_IRQS, SGIS, CpuInterface, Irq, Region
 
 DEFAULT_IRQS = 256
-_LAST_GROUP = 1
+FRAME_SHIFT = 16
+"""Every frame of registers is 64 KiB long and aligned to that."""
+
+NOBODY: frozenset[CpuInterface] = frozenset()
 
 
-class VgicV3:
+class Vgic:
     """A GICv3 without security extensions, LPIs or legacy mode."""
 
     def __init__(self, vm: HostVm) -> None:
@@ -48,8 +51,9 @@ class VgicV3:
         self.on_eoi: Callable[[int], None] | None = None
         """Called without the lock when a guest has completed an interrupt that `watch_eoi` was asked for."""
         self._told: set[CpuInterface] = set()
-        self._frames: list[tuple[int, int, RegisterMap, CpuInterface | None]] = []
-        self._spans: tuple[tuple[int, int], ...] = ()
+        """Who is to be kicked once the lock is released."""
+        self._frames: dict[int, tuple[RegisterMap, CpuInterface | None]] = {}
+        """Register map and owner of each frame, by its address divided by its size."""
         for vcpu in vm.vcpus:
             self.add_vcpu(vcpu)
 
@@ -61,7 +65,7 @@ class VgicV3:
             if vcpu.index != len(self.cpus):
                 raise KvmError(errno.EINVAL, "vCPUs reach the vgic in order of creation")
             self.cpus.append(CpuInterface(vcpu))
-            cpuif.reset(self.cpus[-1])
+            cpuif.reset(self.cpus[-1], self.requeue)
             self.place_redistributors()
 
     def init(self) -> None:
@@ -78,20 +82,24 @@ class VgicV3:
             self.initialized = True
 
     def first_run(self, _vcpu: HostVcpu) -> None:
-        """What must be true before a vCPU may run: ENXIO without addresses, EINVAL if they overlap, EBUSY before INIT."""
+        """What must be true before a vCPU may run: ENXIO without addresses, EINVAL if they are bad, EBUSY before INIT."""
         with self.lock:
             if self.dist_base is None or any(cpu.frame is None for cpu in self.cpus):
                 raise KvmError(errno.ENXIO, "the GIC's distributor or a redistributor has no address")
-            end = self.dist_base + FRAME_SIZE
-            if any(self.dist_base < hi and lo < end for lo, hi in self._redist_spans()):
+            spans = [(r.base, r.base + r.used * REDIST_SIZE) for r in self.regions if r.used]
+            if any(self.dist_base < hi and lo < self.dist_base + FRAME_SIZE for lo, hi in spans):
                 raise KvmError(errno.EINVAL, "the GIC's distributor and redistributors overlap")
+            if any(hi > 1 << self.vm.ipa_bits for _, hi in spans):
+                raise KvmError(errno.EINVAL, "a redistributor lies beyond the guest's physical addresses")
             if not self.initialized:
                 raise KvmError(errno.EBUSY, "the GIC has not been initialised")
 
     def reset_vcpu(self, vcpu: HostVcpu) -> None:
         """Reset the CPU interface of a vCPU that is not in guest mode. Interrupts keep their state."""
         with self.lock:
-            cpuif.reset(self.cpus[vcpu.index])
+            cpuif.reset(self.cpus[vcpu.index], self.requeue)
+            told = self.take_told()
+        self.finish(self.cpus[vcpu.index], told)
 
     # ---- the run loop -------------------------------------------------------------------------------------------------------
 
@@ -101,19 +109,20 @@ class VgicV3:
         if not cpu.dirty:
             return
         with self.lock:
-            completed = cpuif.fold(cpu, self.requeue) if cpu.loaded else []
+            completed = cpuif.fold(cpu, self.requeue) if cpu.loaded else ()
             cpuif.load(cpu, self.deliverable)
-            self._told.discard(cpu)
-        self._finish(cpu, completed)
+            told = self.take_told()
+        self.finish(cpu, told, completed)
 
     def sync(self, vcpu: HostVcpu) -> None:
         """After guest exit: take back what the guest has done with its list registers."""
         cpu = self.cpus[vcpu.index]
-        if not cpuif.changed(cpu):
+        if not cpu.loaded or not cpuif.changed(cpu):
             return
         with self.lock:
             completed = cpuif.fold(cpu, self.requeue)
-        self._finish(cpu, completed)
+            told = self.take_told()
+        self.finish(cpu, told, completed)
 
     def pending(self, vcpu: HostVcpu) -> bool:
         """Whether an interrupt would end a WFI of this vCPU."""
@@ -121,7 +130,7 @@ class VgicV3:
         if not cpu.queue:
             return False
         with self.lock:
-            return cpuif.pending(cpu, self.deliverable)
+            return cpuif.pending(cpu, self.forwarded)
 
     # ---- sources ------------------------------------------------------------------------------------------------------------
 
@@ -131,18 +140,17 @@ class VgicV3:
         if irq.line == level and not (irq.edge and level):
             return
         with self.lock:
-            raised = level and not irq.line
             irq.line = bool(level)
             if irq.edge:
                 if not level or not irq.set_latch():
                     return
-            elif irq.lr >= 0:
-                # Completion of the list register looks at the wire again, so a rise needs no exit; a fall takes effect at the next.
-                if irq.holder:
-                    irq.holder.dirty = True
+            elif irq.lr >= 0 and irq.holder is not None and not (level and irq.may_sleep()):
+                # The end of what is in the list register looks at the wire again, and a fall takes effect at the next exit.
+                irq.holder.dirty = True
                 return
-            self.requeue(irq, tell=raised or irq.edge)
-        self._finish(self._of(by))
+            self.requeue(irq, tell=level)
+            told = self.take_told()
+        self.finish(self._of(by), told)
 
     def write_sgi1r(self, vcpu: HostVcpu, value: int, group: int) -> None:
         """A write to ICC_SGI1R_EL1 (group 1), ICC_SGI0R_EL1 or ICC_ASGI1R_EL1 (both 0) by `vcpu`."""
@@ -153,17 +161,19 @@ class VgicV3:
                 irq = cpu.private[request.INTID]
                 if request.selects(cpu.affinity, cpu is me) and (group or not irq.group) and irq.set_latch():
                     self.requeue(irq)
-        self._finish(me)
+            told = self.take_told()
+        self.finish(me, told)
 
     def write_dir(self, vcpu: HostVcpu, value: int) -> None:
         """A trapped write to ICC_DIR_EL1: deactivate, wherever the interrupt is."""
         cpu = self.cpus[vcpu.index]
-        completed: list[int] = []
+        completed: Iterable[int] = ()
         with self.lock:
             for irq in list(cpu.queue):
                 if irq.intid == value & 0xFF_FFFF and irq.is_active():
                     completed = cpuif.deactivate(irq, self.requeue)
-        self._finish(cpu, completed)
+            told = self.take_told()
+        self.finish(cpu, told, completed)
 
     def watch_eoi(self, intid: int, watch: bool = True) -> None:
         """Report completions of an SPI to `on_eoi`."""
@@ -173,24 +183,19 @@ class VgicV3:
 
     def contains(self, ipa: int) -> bool:
         """Whether a guest physical address belongs to the GIC."""
-        for lo, hi in self._spans:
-            if lo <= ipa < hi:
-                return True
-        return False
+        return ipa >> FRAME_SHIFT in self._frames
 
     def mmio(self, vcpu: HostVcpu, ipa: int, is_write: bool, length: int, value: int = 0) -> int:
         """An access by `vcpu` to an address this GIC contains. Returns what a read reads."""
-        for lo, hi, registers, owner in self._frames:
-            if lo <= ipa < hi:
-                break
-        else:
-            return 0
+        registers, owner = self._frames[ipa >> FRAME_SHIFT]
+        offset = ipa & (1 << FRAME_SHIFT) - 1
         access = self.access(owner)
         with self.lock:
             if not is_write:
-                return registers.read(access, ipa - lo, length)
-            registers.write(access, ipa - lo, length, value)
-        self._finish(self.cpus[vcpu.index])
+                return registers.read(access, offset, length)
+            registers.write(access, offset, length, value)
+            told = self.take_told()
+        self.finish(self.cpus[vcpu.index], told)
         return 0
 
     def access(self, owner: CpuInterface | None) -> Access:
@@ -206,14 +211,19 @@ class VgicV3:
             if value is None:
                 return registers.read(access, offset, 4, user=True)
             registers.write(access, offset, 4, value, user=True)
-        self._finish(None)
+            told = self.take_told()
+        self.finish(None, told)
         return 0
 
     # ---- what the registers do (lock held) ----------------------------------------------------------------------------------
 
     def deliverable(self, irq: Irq) -> bool:
-        """Pending, enabled, and forwarded by the distributor; says nothing about the CPU interface."""
+        """Pending, as far as the record knows, and forwarded; says nothing about the CPU interface."""
         return irq.enabled and irq.asserted() and bool(self.group_enable >> irq.group & 1)
+
+    def forwarded(self, irq: Irq) -> bool:
+        """Pending, wherever that is kept, enabled, and of a group that the distributor forwards."""
+        return irq.enabled and irq.is_pending() and bool(self.group_enable >> irq.group & 1)
 
     def requeue(self, irq: Irq, *, tell: bool = True) -> None:
         """The state of `irq` has changed: move it to where it belongs and tell the vCPU concerned."""
@@ -292,21 +302,33 @@ class VgicV3:
         self.dist_base = base
         self._map()
 
-    def _redist_spans(self) -> list[tuple[int, int]]:
-        return [(r.base, r.base + r.used * REDIST_SIZE) for r in self.regions if r.used]
-
     def _map(self) -> None:
-        frames: list[tuple[int, int, RegisterMap, CpuInterface | None]] = []
-        spans = self._redist_spans()
-        if self.dist_base is not None:
-            frames.append((self.dist_base, self.dist_base + FRAME_SIZE, DISTRIBUTOR, None))
-            spans.append((self.dist_base, self.dist_base + FRAME_SIZE))
+        frames: dict[int, tuple[RegisterMap, CpuInterface | None]] = {}
         for cpu in self.cpus:
             if cpu.frame is not None:
-                middle = cpu.frame + SGI_FRAME
-                frames.append((cpu.frame, middle, CONTROL_FRAME, cpu))
-                frames.append((middle, cpu.frame + REDIST_SIZE, PRIVATE_FRAME, cpu))
-        self._frames, self._spans = frames, tuple(spans)
+                frames[cpu.frame >> FRAME_SHIFT] = CONTROL_FRAME, cpu
+                frames[cpu.frame + SGI_FRAME >> FRAME_SHIFT] = PRIVATE_FRAME, cpu
+        if self.dist_base is not None:
+            frames[self.dist_base >> FRAME_SHIFT] = DISTRIBUTOR, None
+        self._frames = frames
+
+    # ---- who is to be told --------------------------------------------------------------------------------------------------
+
+    def take_told(self) -> Iterable[CpuInterface]:
+        """With the lock held: whom this thread has to kick after it has released the lock."""
+        if not self._told:
+            return NOBODY
+        told, self._told = self._told, set()
+        return told
+
+    def finish(self, me: CpuInterface | None, told: Iterable[CpuInterface], completed: Iterable[int] = ()) -> None:
+        """Without the lock: kick everybody but the vCPU whose thread this is, and report completions."""
+        for cpu in told:
+            if cpu is not me:
+                cpu.vcpu.kick()
+        if self.on_eoi is not None:
+            for intid in completed:
+                self.on_eoi(intid)
 
     # ---- internals ----------------------------------------------------------------------------------------------------------
 
@@ -325,16 +347,3 @@ class VgicV3:
     def _tell(self, cpu: CpuInterface) -> None:
         cpu.dirty = True
         self._told.add(cpu)
-
-    def _finish(self, me: CpuInterface | None, completed: Iterable[int] = ()) -> None:
-        """After the lock has been released: kick whom this thread has told something, report completions."""
-        while self._told:
-            try:
-                cpu = self._told.pop()
-            except KeyError:
-                break
-            if cpu is not me:
-                cpu.vcpu.kick()
-        if self.on_eoi is not None:
-            for intid in completed:
-                self.on_eoi(intid)

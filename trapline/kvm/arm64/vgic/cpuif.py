@@ -34,6 +34,7 @@ _APRS = (ICH_AP0R0_EL2.slot, ICH_AP1R0_EL2.slot)
 _EN = ICH_HCR_EL2.En.mask
 _EOICOUNT = ICH_HCR_EL2.EOIcount
 _GROUP_ENABLED = (ICH_VMCR_EL2.VENG0.mask, ICH_VMCR_EL2.VENG1.mask)
+_GROUPS = sum(_GROUP_ENABLED)
 _WHEN_ENABLED = (ICH_HCR_EL2.VGrp0EIE.mask, ICH_HCR_EL2.VGrp1EIE.mask)
 _WHEN_DISABLED = (ICH_HCR_EL2.VGrp0DIE.mask, ICH_HCR_EL2.VGrp1DIE.mask)
 _PMR = ICH_VMCR_EL2.VPMR
@@ -43,33 +44,36 @@ Requeue = Callable[[Irq], None]
 Deliverable = Callable[[Irq], bool]
 
 
-def reset(cpu: CpuInterface) -> None:
-    """The state of the CPU interface after a reset: everything masked, nothing active."""
-    regs = cpu.vcpu.cpu.state.sysreg
+def reset(cpu: CpuInterface, requeue: Requeue) -> None:
+    """The state of the CPU interface after a reset: everything masked, no priority active. Interrupts keep their state."""
+    regs = cpu.sysreg
+    for n, (_, value) in enumerate(cpu.loaded):
+        # The processor's own reset may have come first. What was loaded is what the guest left: all else was folded at its exit.
+        regs[LR_SLOT + n] = value
+    cpu.spilled = False
+    fold(cpu, requeue)
+    for n in range(LIST_REGISTERS):
+        regs[LR_SLOT + n] = 0
     regs[_VMCR] = ICH_VMCR_EL2(VFIQEn=1, VBPR0=2, VBPR1=3)
     regs[_HCR] = _EN
     for slot in _APRS:
         regs[slot] = 0
-    if not cpu.loaded:
-        for n in range(LIST_REGISTERS):
-            regs[LR_SLOT + n] = 0
-    cpu.dirty = True
 
 
 def changed(cpu: CpuInterface) -> bool:
-    """Whether the guest has changed anything that `fold` would take back."""
-    regs = cpu.vcpu.cpu.state.sysreg
+    """Whether the guest has changed anything that `fold` would take back, or that decides who gets a list register."""
+    regs = cpu.sysreg
     slot = LR_SLOT
     for _, value in cpu.loaded:
         if regs[slot] != value:
             return True
         slot += 1
-    return cpu.spilled and regs[_HCR] >> _EOICOUNT.lo != 0
+    return cpu.spilled and (regs[_HCR] >> _EOICOUNT.lo != 0 or regs[_VMCR] & _GROUPS != cpu.groups)
 
 
 def fold(cpu: CpuInterface, requeue: Requeue) -> list[int]:
     """Take every interrupt out of the list registers. Returns the INTIDs somebody watches that the guest has completed."""
-    regs = cpu.vcpu.cpu.state.sysreg
+    regs = cpu.sysreg
     completed = []
     loaded, cpu.loaded = cpu.loaded, []
     for n, (irq, _) in enumerate(loaded):
@@ -100,7 +104,7 @@ def deactivate(irq: Irq, requeue: Requeue) -> list[int]:
 
 def load(cpu: CpuInterface, deliverable: Deliverable) -> None:
     """Give the list registers to the most important interrupts of the queue. All have been folded before."""
-    regs = cpu.vcpu.cpu.state.sysreg
+    regs = cpu.sysreg
     cpu.dirty = False
     control = _EN
     chosen = list(cpu.queue)
@@ -119,20 +123,13 @@ def load(cpu: CpuInterface, deliverable: Deliverable) -> None:
     regs[_HCR] = control
 
 
-def pending(cpu: CpuInterface, deliverable: Deliverable) -> bool:
+def pending(cpu: CpuInterface, forwarded: Deliverable) -> bool:
     """Whether an interrupt is pending that the CPU interface would pass on to an idle processor."""
     if not cpu.queue:
         return False
-    vmcr = cpu.vcpu.cpu.state.sysreg[_VMCR]
+    vmcr = cpu.sysreg[_VMCR]
     mask = _PMR.extract(vmcr)
-    return any(
-        irq.priority < mask
-        and vmcr & _GROUP_ENABLED[irq.group]
-        and irq.enabled
-        and not irq.is_active()
-        and (irq.is_pending() if irq.lr >= 0 else deliverable(irq))
-        for irq in cpu.queue
-    )
+    return any(irq.priority < mask and vmcr & _GROUP_ENABLED[irq.group] and not irq.is_active() and forwarded(irq) for irq in cpu.queue)
 
 
 def _urgency(irq: Irq) -> tuple[int, int]:
@@ -141,12 +138,13 @@ def _urgency(irq: Irq) -> tuple[int, int]:
 
 def _choose(cpu: CpuInterface, queue: list[Irq], deliverable: Deliverable) -> tuple[list[Irq], int]:
     """The interrupts that get a list register when there are too few, and ICH_HCR_EL2 to be told when that changes."""
-    vmcr = cpu.vcpu.cpu.state.sysreg[_VMCR]
+    vmcr = cpu.sysreg[_VMCR]
     active = sorted((irq for irq in queue if irq.active), key=_urgency)
     waiting = [irq for irq in queue if not irq.active and deliverable(irq)]
     waiting.sort(key=lambda irq: (not vmcr & _GROUP_ENABLED[irq.group], irq.priority, irq.intid))
     chosen = (waiting[:1] + active + waiting[1:])[:LIST_REGISTERS]
     cpu.spilled = True
+    cpu.groups = vmcr & _GROUPS
     control = _EN | ICH_HCR_EL2.LRENPIE.mask
     if len(waiting) > 1:
         control |= ICH_HCR_EL2.NPIE.mask

@@ -49,10 +49,12 @@ LR_GROUP = ListRegister.GROUP.lo
 class CpuInterface:
     """The interrupts of one vCPU: its private ones, its queue and what its list registers hold."""
 
-    __slots__ = ("vcpu", "private", "queue", "loaded", "dirty", "spilled", "frame", "region", "redist")
+    __slots__ = ("vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist")
 
     def __init__(self, vcpu: HostVcpu) -> None:
         self.vcpu = vcpu
+        self.sysreg = vcpu.cpu.state.sysreg
+        """Storage of the processor's ICH_* registers."""
         self.private = [Irq(intid) for intid in range(PRIVATE_IRQS)]
         for irq in self.private:
             irq.target = self
@@ -63,6 +65,8 @@ class CpuInterface:
         """The list registers no longer follow from the queue; read without the lock by the owner."""
         self.spilled = False
         """Some queued interrupts found no list register."""
+        self.groups = 0
+        """The group enables of the CPU interface, as they were when the list registers were chosen."""
         self.frame: int | None = None
         """Guest physical address of the redistributor."""
         self.region: Region | None = None
@@ -75,7 +79,7 @@ class CpuInterface:
 
     def list_register(self, n: int) -> int:
         """The live value of ICH_LR<n>_EL2; another thread's guest may change it at any time."""
-        return int(self.vcpu.cpu.state.sysreg[LR_SLOT + n])
+        return int(self.sysreg[LR_SLOT + n])
 
 
 class Region:
@@ -138,6 +142,10 @@ class Irq:
     def is_pending(self) -> bool:
         """Pending as the distributor shows it."""
         return self.asserted() or self._latched_in_lr()
+
+    def may_sleep(self) -> bool:
+        """Whether its list register is pending: its vCPU may be asleep, having found the wire low, and must look again."""
+        return self.holder is not None and bool(self.holder.list_register(self.lr) & LR_PENDING)
 
     def is_active(self) -> bool:
         """Active as the distributor shows it."""
