@@ -61,6 +61,7 @@ def KVM_GET_DEVICE_ATTR(device, attr):  # type: ignore[no-untyped-def]
     cap=Cap.DEVICE_CTRL,
     ENXIO="unknown group or attribute",
     EPERM="the device has no attributes",
+    EINVAL="the attribute names a vCPU that does not exist",
 )
 def KVM_HAS_DEVICE_ATTR(device, attr):  # type: ignore[no-untyped-def]
     """Succeed if the attribute exists. Nothing is read or written."""
