@@ -112,7 +112,8 @@ def guest_command(options: argparse.Namespace) -> int:
         params.append("script")
     elif not options.words:
         columns, rows = os.get_terminal_size(0)
-        params.append(f"rows={rows} cols={columns}")
+        if columns and rows:
+            params.append(f"rows={rows} cols={columns}")
     end = END_OF_FILE if scripted else b""
     return run_guest(options, end_of_input=end, kernel=files.kernel, initrd=files.initrd, params=" ".join(params))
 
