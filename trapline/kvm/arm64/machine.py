@@ -12,7 +12,7 @@ from trapline.abi.caps import Cap
 from trapline.arm64.features import Features
 from trapline.arm64.regs.timer import COUNTER_HZ
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import vcpu as vcpu_module
+from trapline.kvm.arm64 import calls as calls_module
 from trapline.kvm.arm64 import vm as vm_module
 from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
 from trapline.sync import Clock, Lock
@@ -109,7 +109,7 @@ class Processors:
 class Arm64:
     """KVM/arm64 over one engine."""
 
-    modules: Sequence[ModuleType] = (vcpu_module, vm_module)
+    modules: Sequence[ModuleType] = (calls_module, vm_module)
 
     def __init__(self, engine: Engine, features: Features) -> None:
         self.engine = engine

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from errno import EINTR, EINVAL, EIO, ENOENT, ENOEXEC
-from types import MappingProxyType
+from errno import EINTR, EINVAL, EIO, ENOEXEC
 from typing import TYPE_CHECKING, Any, Final
 
 from trapline.abi.arm64 import (
-    KVM_ARM_VCPU_INIT,
-    KVM_GET_VCPU_EVENTS,
-    KVM_SET_VCPU_EVENTS,
-    TARGET_GENERIC_V8,
     Feature,
-    VcpuEvents,
-    VcpuInit,
 )
 from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, InternalError, SystemEvent, SystemEventType, encode_exit
-from trapline.abi.ioctl import implements
 from trapline.abi.vcpu import MpState
 from trapline.arm64.regs import (
     CPTR_EL2,
@@ -34,11 +25,11 @@ from trapline.arm64.regs import (
     VTTBR_EL2,
 )
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import hypercalls, inject, onereg, psci, timer
-from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio, handle_abort
+from trapline.kvm.arm64 import onereg, psci, timer
+from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio
 from trapline.kvm.arm64.attributes import VcpuAttributes
-from trapline.kvm.arm64.syndrome import EC, EC_SHIFT, WFX_TIMEOUT, WFX_WFE
-from trapline.kvm.arm64.sysregs import handle_sysreg
+from trapline.kvm.arm64.syndrome import EC_SHIFT
+from trapline.kvm.arm64.traps import TRAPS, unknown_trap
 from trapline.kvm.requests import ALL, DEAD, RESET, SLEEP
 from trapline.kvm.vcpu import check_immediate_exit
 from trapline.sync import Lock
@@ -63,7 +54,6 @@ PIN_BITS: Final = (HCR_EL2.VI.mask, HCR_EL2.VF.mask)
 UNEXPECTED_EXIT: Final = 4
 """Suberror of KVM_EXIT_INTERNAL_ERROR: the machine stopped for a reason that no guest can cause."""
 
-KNOWN_FEATURES: Final = sum(1 << feature for feature in Feature)
 PTRAUTH: Final = 1 << Feature.PTRAUTH_ADDRESS | 1 << Feature.PTRAUTH_GENERIC
 
 
@@ -278,7 +268,7 @@ class Arm64Vcpu:
             self.look_at_timers = kind == "irq"
             if kind == "sync":
                 esr = sysreg[ESR] & 0xFFFF_FFFF
-                handler = TRAPS.get(esr >> EC_SHIFT, _unknown_trap)
+                handler = TRAPS.get(esr >> EC_SHIFT, unknown_trap)
                 if not handler(self, esr):
                     return
             elif kind == "serror":
@@ -342,103 +332,3 @@ class Arm64Vcpu:
         """The VM is gone, and KVM_RUN is refused from now on."""
         self.initialized = False
         self.vm.machine.processors.give_back(self.cpu)
-
-
-# --- traps -----------------------------------------------------------------------------------------------------------------------
-
-
-def _unknown_trap(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """A trap that was not asked for: what the guest did does not exist for it."""
-    inject.undefined(vcpu)
-    return True
-
-
-def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """WFI sleeps; WFE, and the forms with a timeout, are only a hint to let others run."""
-    inject.skip_instruction(vcpu)
-    if not esr & (WFX_WFE | WFX_TIMEOUT):
-        vcpu.wait_for_interrupt()
-    return True
-
-
-def _hvc(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """The PC is behind the HVC already."""
-    return hypercalls.call(vcpu)
-
-
-def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """A trapped SMC: the PC is at the instruction. Only immediate 0 is a call."""
-    inject.skip_instruction(vcpu)
-    if esr & 0xFFFF:
-        vcpu.x[0] = hypercalls.NOT_SUPPORTED & hypercalls.WORD
-        return True
-    return hypercalls.call(vcpu)
-
-
-Handler = Callable[[Arm64Vcpu, int], bool]
-
-TRAPS: Mapping[int, Handler] = MappingProxyType(
-    {
-        int(EC.WFX): _wfx,
-        int(EC.HVC64): _hvc,
-        int(EC.SMC64): _smc,
-        int(EC.SYS64): handle_sysreg,
-        int(EC.IABT_LOWER): handle_abort,
-        int(EC.DABT_LOWER): handle_abort,
-    }
-)
-"""What to do for each exception class: True to go on in the guest, False when kvm_run holds an exit."""
-
-
-# --- calls -----------------------------------------------------------------------------------------------------------------------
-
-
-def _features_of(init: VcpuInit, machine_has_pauth: bool) -> int:
-    """The feature bits of an argument, checked: ENOENT for unknown ones, EINVAL for unsupported or contradictory ones."""
-    words = list(init.features)
-    features = words[0] & ~(1 << Feature.POWER_OFF)
-    if any(words[1:]) or features & ~KNOWN_FEATURES:
-        raise KvmError(ENOENT)
-    allowed = 1 << Feature.PSCI_0_2 | (PTRAUTH if machine_has_pauth else 0)
-    if features & ~allowed or features & PTRAUTH not in (0, PTRAUTH):
-        raise KvmError(EINVAL)
-    return features
-
-
-@implements(KVM_ARM_VCPU_INIT)
-def vcpu_init(core: Vcpu, init: VcpuInit) -> int:
-    """Check target and features, then initialise or reset."""
-    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
-    if init.target != TARGET_GENERIC_V8:
-        raise KvmError(EINVAL)
-    features = _features_of(init, "PAuth" in vcpu.vm.machine.features)
-    with core.mutex:
-        vcpu.init(init.target, features, bool(init.features[0] >> Feature.POWER_OFF & 1))
-    return 0
-
-
-@implements(KVM_GET_VCPU_EVENTS)
-def get_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
-    """Only a virtual SError can be pending: everything else takes effect at once."""
-    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
-    with core.mutex:
-        vcpu.require_initialized()
-        events.serror_pending = bool(vcpu.sysreg[HCR] & HCR_EL2.VSE.mask)
-        events.serror_has_esr = events.ext_dabt_pending = events.serror_esr = 0
-    return 0
-
-
-@implements(KVM_SET_VCPU_EVENTS)
-def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
-    """Make an SError pending, or deliver an external abort for the access that exited."""
-    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
-    with core.mutex:
-        vcpu.require_initialized()
-        if events.serror_has_esr:
-            raise KvmError(EINVAL)
-        if events.ext_dabt_pending:
-            vcpu.pending_mmio = NOT_PENDING
-            inject.external_abort(vcpu, False, vcpu.sysreg[FAR_EL2.slot])
-        if events.serror_pending:
-            vcpu.sysreg[HCR] |= HCR_EL2.VSE.mask
-    return 0

@@ -1,0 +1,79 @@
+"""The bodies of the vCPU calls that only arm64 has."""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENOENT
+from typing import TYPE_CHECKING, Final
+
+from trapline.abi.arm64 import (
+    KVM_ARM_VCPU_INIT,
+    KVM_GET_VCPU_EVENTS,
+    KVM_SET_VCPU_EVENTS,
+    TARGET_GENERIC_V8,
+    Feature,
+    VcpuEvents,
+    VcpuInit,
+)
+from trapline.abi.ioctl import implements
+from trapline.arm64.regs import FAR_EL2, HCR_EL2
+from trapline.errors import KvmError
+from trapline.kvm.arm64 import inject
+from trapline.kvm.arm64.abort import NOT_PENDING
+from trapline.kvm.arm64.vcpu import HCR, PTRAUTH
+
+if TYPE_CHECKING:
+    from trapline.kvm.arm64.vcpu import Arm64Vcpu
+    from trapline.kvm.vcpu import Vcpu
+
+KNOWN_FEATURES: Final = sum(1 << feature for feature in Feature)
+
+
+def _features_of(init: VcpuInit, machine_has_pauth: bool) -> int:
+    """The feature bits of an argument, checked: ENOENT for unknown ones, EINVAL for unsupported or contradictory ones."""
+    words = list(init.features)
+    features = words[0] & ~(1 << Feature.POWER_OFF)
+    if any(words[1:]) or features & ~KNOWN_FEATURES:
+        raise KvmError(ENOENT)
+    allowed = 1 << Feature.PSCI_0_2 | (PTRAUTH if machine_has_pauth else 0)
+    if features & ~allowed or features & PTRAUTH not in (0, PTRAUTH):
+        raise KvmError(EINVAL)
+    return features
+
+
+@implements(KVM_ARM_VCPU_INIT)
+def vcpu_init(core: Vcpu, init: VcpuInit) -> int:
+    """Check target and features, then initialise or reset."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    if init.target != TARGET_GENERIC_V8:
+        raise KvmError(EINVAL)
+    features = _features_of(init, "PAuth" in vcpu.vm.machine.features)
+    with core.mutex:
+        vcpu.init(init.target, features, bool(init.features[0] >> Feature.POWER_OFF & 1))
+    return 0
+
+
+@implements(KVM_GET_VCPU_EVENTS)
+def get_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
+    """Only a virtual SError can be pending: everything else takes effect at once."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    with core.mutex:
+        vcpu.require_initialized()
+        events.serror_pending = bool(vcpu.sysreg[HCR] & HCR_EL2.VSE.mask)
+        events.serror_has_esr = events.ext_dabt_pending = events.serror_esr = 0
+    return 0
+
+
+@implements(KVM_SET_VCPU_EVENTS)
+def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
+    """Make an SError pending, or deliver an external abort for the access that exited."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    with core.mutex:
+        vcpu.require_initialized()
+        if events.serror_has_esr:
+            raise KvmError(EINVAL)
+        if events.ext_dabt_pending:
+            vcpu.pending_mmio = NOT_PENDING
+            inject.external_abort(vcpu, False, vcpu.sysreg[FAR_EL2.slot])
+        if events.serror_pending:
+            vcpu.sysreg[HCR] |= HCR_EL2.VSE.mask
+    return 0

@@ -1,0 +1,58 @@
+"""What the hypervisor does for each exception class that a guest can bring it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from trapline.kvm.arm64 import hypercalls, inject
+from trapline.kvm.arm64.abort import handle_abort
+from trapline.kvm.arm64.syndrome import EC, WFX_TIMEOUT, WFX_WFE
+from trapline.kvm.arm64.sysregs import handle_sysreg
+
+if TYPE_CHECKING:
+    from trapline.kvm.arm64.vcpu import Arm64Vcpu
+
+
+def unknown_trap(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """A trap that was not asked for: what the guest did does not exist for it."""
+    inject.undefined(vcpu)
+    return True
+
+
+def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """WFI sleeps; WFE, and the forms with a timeout, are only a hint to let others run."""
+    inject.skip_instruction(vcpu)
+    if not esr & (WFX_WFE | WFX_TIMEOUT):
+        vcpu.wait_for_interrupt()
+    return True
+
+
+def _hvc(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """The PC is behind the HVC already."""
+    return hypercalls.call(vcpu)
+
+
+def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
+    """A trapped SMC: the PC is at the instruction. Only immediate 0 is a call."""
+    inject.skip_instruction(vcpu)
+    if esr & 0xFFFF:
+        vcpu.x[0] = hypercalls.NOT_SUPPORTED & hypercalls.WORD
+        return True
+    return hypercalls.call(vcpu)
+
+
+Handler = Callable[["Arm64Vcpu", int], bool]
+
+TRAPS: Mapping[int, Handler] = MappingProxyType(
+    {
+        int(EC.WFX): _wfx,
+        int(EC.HVC64): _hvc,
+        int(EC.SMC64): _smc,
+        int(EC.SYS64): handle_sysreg,
+        int(EC.IABT_LOWER): handle_abort,
+        int(EC.DABT_LOWER): handle_abort,
+    }
+)
+"""What to do for each exception class: True to go on in the guest, False when kvm_run holds an exit."""
