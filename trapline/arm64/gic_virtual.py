@@ -218,7 +218,7 @@ def virtual_lines(cpu: Ptr[CpuState]) -> u32:
 
 @native
 def acknowledge(cpu: Ptr[CpuState], group: u64) -> u64:
-    """ICV_IAR<n>: take the highest priority interrupt if it is of this group and signalled."""
+    """ICV_IAR<n>: take the highest priority interrupt if it is of this group and signalled. LPIs are never active."""
     best: u64 = most_urgent(cpu)
     if best == LIST_REGISTERS:
         return SPURIOUS
@@ -227,8 +227,9 @@ def acknowledge(cpu: Ptr[CpuState], group: u64) -> u64:
         return SPURIOUS
     level: u64 = (lr >> PRIORITY & group_priority_mask(cpu.sysreg[VMCR], group)) >> PRIORITY_SHIFT
     cpu.sysreg[AP0R0 + group * (AP1R0 - AP0R0)] |= 1 << level
-    cpu.sysreg[LR0 + best] = lr ^ (PENDING | ACTIVE)
-    return lr & INTID
+    intid: u64 = lr & INTID
+    cpu.sysreg[LR0 + best] = lr & ~PENDING | (ACTIVE if intid < FIRST_LPI else 0)
+    return intid
 
 
 @native
@@ -260,7 +261,7 @@ def complete(cpu: Ptr[CpuState], value: u64, group: u64) -> None:
     if cpu.sysreg[VMCR] & VEOIM != 0 and intid < FIRST_LPI:
         return
     if listed == LIST_REGISTERS:
-        if dropped != IDLE:
+        if dropped != IDLE and intid < FIRST_LPI:
             count_unlisted(cpu)
     elif cpu.sysreg[LR0 + listed] >> GROUP & 1 == group:
         cpu.sysreg[LR0 + listed] &= ~ACTIVE
@@ -292,10 +293,11 @@ def icv_eoir1_write(cpu: Ptr[CpuState], value: u64) -> None:
 
 @native
 def icv_dir_write(cpu: Ptr[CpuState], value: u64) -> None:
-    """ICV_DIR_EL1: deactivation by itself; does nothing while completion includes it."""
-    if cpu.sysreg[VMCR] & VEOIM == 0:
+    """ICV_DIR_EL1: deactivation by itself; does nothing while completion includes it, nor for LPIs and special INTIDs."""
+    intid: u64 = value & INTID
+    if cpu.sysreg[VMCR] & VEOIM == 0 or intid >= SPECIAL:
         return
-    listed: u64 = find_active(cpu, value & INTID)
+    listed: u64 = find_active(cpu, intid)
     if listed == LIST_REGISTERS:
         count_unlisted(cpu)
     else:

@@ -40,6 +40,7 @@ class GICD_TYPER(Register, width=32):
 
     ITLinesNumber = Field(4, 0)
     IDbits = Field(23, 19)
+    No1N = Field(25)
 
 
 GROUPS = GICD_CTLR.EnableGrp0.mask | GICD_CTLR.EnableGrp1.mask
@@ -56,7 +57,7 @@ def _set_ctlr(access: Access, value: int) -> None:
 
 
 def _typer(access: Access) -> int:
-    return GICD_TYPER(ITLinesNumber=access.gic.nr_irqs // 32 - 1, IDbits=SPI_ID_BITS - 1)
+    return GICD_TYPER(ITLinesNumber=access.gic.nr_irqs // 32 - 1, IDbits=SPI_ID_BITS - 1, No1N=1)
 
 
 def iidr(access: Access) -> int:
