@@ -191,6 +191,22 @@ def test_dirty_log(guest: Guest) -> None:
     assert guest.vm.get_dirty_log(0, 256) == [3]
 
 
+def test_write_during_the_log_call_is_in_the_next_log(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is writable again when the call returns, so its bit must not have been taken with the others."""
+    guest.vm.add_memory(RAM, 1 << 20, flags=1)
+    arch = guest.vm.backend.system.files.get(guest.vm.file).arch
+    protect = arch.write_protect_slot
+
+    def racing(slot) -> None:
+        protect(slot)
+        slot.mark_dirty(RAM + 0x5000)
+
+    monkeypatch.setattr(arch, "write_protect_slot", racing)
+    assert guest.vm.get_dirty_log(0, 256) == []
+    monkeypatch.undo()
+    assert guest.vm.get_dirty_log(0, 256) == [5]
+
+
 def in_el1(guest: Guest) -> tuple[int, int, int]:
     sysreg = guest.cpu.state.sysreg
     return sysreg[ELR_EL2.slot], sysreg[ESR_EL1.slot], sysreg[ELR_EL1.slot]

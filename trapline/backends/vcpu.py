@@ -126,7 +126,8 @@ class Vcpu:
         """Make `run` return `IntrExit` soon: the running one or else the next. Safe from any thread."""
         self._kicked = True
         self._buffer[IMMEDIATE_EXIT_OFFSET] = 1
-        self._backend.kick(self.file)
+        if (file := self.file) >= 0:
+            self._backend.kick(file)
 
     @property
     def immediate_exit(self) -> bool:

@@ -101,8 +101,10 @@ def get_dirty_log(vm: Vm, log: DirtyLog) -> int:
     with vm.memslots.slots_lock:
         slot = vm.memslots.dirty_log(log.slot)
         assert slot.dirty is not None
+        # In this order: a page that is written between the two is in the next log, as one written after both is.
+        bits = slot.dirty.take()
         vm.arch.write_protect_slot(slot)
-        copy_to_user(log.dirty_bitmap, slot.dirty.take())
+        copy_to_user(log.dirty_bitmap, bits)
     return 0
 
 
