@@ -46,11 +46,11 @@ def program(text: str, base: int = RAM) -> bytes:
 class Guest:
     """A VM with 4 MiB of memory and a program at its start."""
 
-    def __init__(self, kvm: System, text: str, vcpus: int = 1, flags: int = 0) -> None:
+    def __init__(self, kvm: System, text: str, vcpus: int = 1, flags: int = 0, features: tuple[int, ...] = ()) -> None:
         self.vm: Vm = kvm.create_vm()
         self.ram: GuestMemory = self.vm.add_memory(RAM, 4 * MB, flags=flags)
         self.ram.view[: len(code)] = code if (code := program(text)) else b""
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(features=[arm64.Feature.POWER_OFF] if number else ()) for number in range(vcpus)]
+        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(features=[*features, *([arm64.Feature.POWER_OFF] if number else ())]) for number in range(vcpus)]
         self.vcpu = self.vcpus[0]
         self.vcpu.regs.pc = RAM
 
@@ -214,6 +214,42 @@ def test_undefined_and_identification(boot) -> None:
     assert guest.run().value & 0xFFFF == 0x0011
     assert guest.run().value == 0x8000_0000
     assert guest.run().value == 1 << 25
+
+
+SIGN = """
+    mov x9, #0x9000000
+    mov x0, #0x40100000
+    msr vbar_el1, x0
+    mov x0, #0x19
+    msr tcr_el1, x0
+    mrs x0, sctlr_el1
+    mov x1, #0x80000000
+    orr x0, x0, x1
+    msr sctlr_el1, x0
+    isb
+    mov x0, #0x40000000
+    mov x1, #0x5
+    pacia x0, x1
+    mov x2, x0
+    autia x0, x1
+    str x0, [x9]
+    str x2, [x9]
+    """
+
+
+def test_pointer_authentication_when_asked_for(kvm: System) -> None:
+    guest = Guest(kvm, SIGN, features=(arm64.Feature.PTRAUTH_ADDRESS, arm64.Feature.PTRAUTH_GENERIC))
+    assert guest.run().value == 0x4000_0000
+    assert guest.run().value != 0x4000_0000
+    assert guest.vcpu.get_one_reg(arm64.reg_sysreg(3, 0, 0, 6, 1)) & 0xFF0
+    guest.close()
+
+
+def test_pointer_authentication_is_hidden_otherwise(boot) -> None:
+    guest = boot(SIGN)
+    guest.ram.view[0x10_0200:0x10_020C] = program("mrs x0, esr_el1\n str x0, [x9]\n nop", DATA + 0x200)
+    assert guest.vcpu.get_one_reg(arm64.reg_sysreg(3, 0, 0, 6, 1)) & 0xFF0 == 0
+    assert guest.run().value == 1 << 25, "undefined"
 
 
 PSCI_ON = """

@@ -140,6 +140,8 @@ class Arm64Vcpu:
             self.initialized = True
         if self.has_run:
             vm.forget_code()
+        self.core.requests.take(RESET)
+        self.reset_entry = None
         self.psci_version = psci.LATEST if features >> Feature.PSCI_0_2 & 1 else psci.VERSION_0_1
         self.reset()
         self.set_power_state(MpState.STOPPED if power_off else MpState.RUNNABLE)
