@@ -50,7 +50,9 @@ class Guest:
         self.vm: Vm = kvm.create_vm()
         self.ram: GuestMemory = self.vm.add_memory(RAM, 4 * MB, flags=flags)
         self.ram.view[: len(code)] = code if (code := program(text)) else b""
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(features=[*features, *([arm64.Feature.POWER_OFF] if number else ())]) for number in range(vcpus)]
+        self.vcpus: list[Vcpu] = [
+            self.vm.create_vcpu(features=[*features, *([arm64.Feature.POWER_OFF] if number else ())]) for number in range(vcpus)
+        ]
         self.vcpu = self.vcpus[0]
         self.vcpu.regs.pc = RAM
 
