@@ -93,7 +93,7 @@ class Case:
 
 def answer(kind: str, name: str, *args: int) -> int | None:
     """The walker's system operations: barriers and events do nothing that shows, the rest is beyond it."""
-    if kind == "barrier" or name in ("clrex", "sev", "sevl", "wfe", "wfi"):
+    if kind == "barrier" or name in ("clrex", "relax", "sev", "sevl", "wfe", "wfi"):
         return None
     raise Taken(name)
 

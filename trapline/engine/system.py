@@ -39,7 +39,7 @@ from trapline.engine.runtime import (
 )
 from trapline.engine.slow import host_page
 from trapline.engine.state import EngineState, Exit, Shared
-from trapline.engine.tlb import broadcast_flush, flush_all, flush_nonglobal, flush_page, wait_sync
+from trapline.engine.tlb import EVERYTHING, broadcast_flush, flush_all, flush_nonglobal, flush_page, wait_sync
 
 sched_yield = extern("sched_yield", u32, ())
 
@@ -217,6 +217,13 @@ def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
 
 
 @native
+def relax(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """YIELD: a loop that waits for another PE. Its thread may need this host CPU, and would get it milliseconds later."""
+    sched_yield()
+    return 0
+
+
+@native
 def sev(cpu: Ptr[EngineState], rec: u64) -> u32:
     """SEV: set every PE's event register."""
     shared = Ptr[Shared](cpu.shared)
@@ -250,14 +257,16 @@ def dsb(cpu: Ptr[EngineState], rec: u64) -> u32:
 @native
 def tlbi(cpu: Ptr[EngineState], rec: u64, by: u64, shareable: u64, operand: u64) -> u32:
     """TLBI of the EL1&0 regime."""
+    page: u64 = EVERYTHING
     if by == BY_VA or by == BY_VA_ANY:
-        flush_page(cpu, operand << 12)
+        page = operand << 12
+        flush_page(cpu, page)
     elif by == BY_ASID:
         flush_nonglobal(cpu)
     else:
         flush_all(cpu)
     if shareable != 0 or cpu.sysreg[HCR_EL2.slot] & HCR_EL2.FB.mask != 0:
-        broadcast_flush(cpu, Ptr[Shared](cpu.shared))
+        broadcast_flush(cpu, Ptr[Shared](cpu.shared), page)
     cpu.pc = current_pc(cpu, rec) + 4
     return 1
 

@@ -15,6 +15,7 @@ msr_imm op1:op2, CRm           MSR (immediate) to SPSel, DAIFSet, DAIFClr, PAN, 
 eret                           Exception return from the current EL; UNDEFINED at EL0.
 eret_auth key, modifier        The same, to the address in ELR_ELx after `arm64.pauth.pac_auth` of it; key 0: IA, 1: IB.
 wfe, wfi                       Wait, after the traps of SCTLR_EL1.nTWE, nTWI and HCR_EL2.TWE, TWI.
+relax                          YIELD: changes nothing.
 sev, sevl                      Set every PE's, or this PE's, event register.
 clrex                          Clear the local exclusive monitor.
 pac_trap                       With `when`: the trap of pointer authentication to EL2 (EC 0x09).
@@ -88,7 +89,8 @@ def nop(cpu: Any, i: Any) -> None:
 
 @insn(HINT + " 0000 001 11111", asm="yield", over="hint")
 def yield_(cpu: Any, i: Any) -> None:
-    """YIELD: does nothing, since a PE is a host thread of its own."""
+    """YIELD: says that others have better use for the time."""
+    cpu.system("relax")
 
 
 @insn(HINT + " 0000 01 event:1 11111", asm="wf{event:e|i}", over="hint")
