@@ -1,6 +1,6 @@
 """`make bench`: Trapline and QEMU side by side, alternating, medians; written to docs/PERFORMANCE.md and docs/performance.json.
 
-    python -m trapline.ui.bench [--runs N] [--skip-first-run] [--output DIR]
+python -m trapline.ui.bench [--runs N] [--skip-first-run] [--output DIR]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import statistics
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from trapline.vmm import guests
@@ -26,6 +28,8 @@ from trapline.vmm.console import Output
 MARKER = b"BOOT-OK"
 PARAMS = 'console=ttyAMA0 panic=-1 run="report"'
 MEMORY_MIB = 512
+DISK_MIB = 256
+DISK_PARAMS = 'console=ttyAMA0 panic=-1 quiet run="time dd if=/dev/vda of=/dev/null bs=1M"'
 LIMIT_SECONDS = 300
 
 MMIO_ROUNDS = 20_000
@@ -45,18 +49,22 @@ class Boot:
     resident: float
 
 
-def trapline_command(files: guests.Guest, cpus: int) -> list[str]:
+Results = dict[str, dict[str, list[Boot]]]
+"""Boots by kind and side."""
+
+
+def trapline_command(files: guests.Guest, cpus: int, params: str = PARAMS) -> list[str]:
     """Our side."""
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software"]
     command += ["--kernel", str(files.kernel), "--initrd", str(files.initrd)]
-    return [*command, "--params", PARAMS, "--mem", f"{MEMORY_MIB}M", "--cpus", str(cpus), "--no-reboot"]
+    return [*command, "--params", params, "--mem", f"{MEMORY_MIB}M", "--cpus", str(cpus), "--no-reboot"]
 
 
-def qemu_command(files: guests.Guest, cpus: int) -> list[str]:
+def qemu_command(files: guests.Guest, cpus: int, params: str = PARAMS) -> list[str]:
     """The peer's side: same machine, same guest, its fastest comparable CPU."""
     command = ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "cortex-a57", "-accel", "tcg", "-m", str(MEMORY_MIB)]
     command += ["-smp", str(cpus), "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
-    return [*command, "-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", PARAMS]
+    return [*command, "-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", params]
 
 
 def boot(command: list[str], environment: dict[str, str] | None = None) -> Boot:
@@ -108,6 +116,32 @@ def first_run(files: guests.Guest) -> Boot:
         return boot(trapline_command(files, 1), {**os.environ, "XDG_CACHE_HOME": cache})
 
 
+def disk_read_rate(command: list[str]) -> float:
+    """MB/s of the guest's dd through the whole disk, by its own clock."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=True)
+    times = re.findall(r"real\s+(\d+)m\s*([\d.]+)s", done.stdout)
+    if not times:
+        raise RuntimeError(f"{command[0]}: no time in the guest's output: {done.stdout[-500:]}")
+    minutes, rest = times[-1]
+    return DISK_MIB * 1.048576 / (60 * int(minutes) + float(rest))
+
+
+def disk_rates(files: guests.Guest, runs: int, peer: bool) -> dict[str, float]:
+    """Medians of sequential reads of a virtio disk whose image is in the host's cache."""
+    with tempfile.NamedTemporaryFile(prefix="trapline-bench-") as image:
+        image.write(os.urandom(1 << 20) * DISK_MIB)
+        image.flush()
+        sides = {"Trapline": [*trapline_command(files, 1, DISK_PARAMS), "--disk", image.name]}
+        if peer:
+            drive = ["-drive", f"file={image.name},if=none,id=d,format=raw", "-device", "virtio-blk-device,drive=d"]
+            sides["QEMU"] = [*qemu_command(files, 1, DISK_PARAMS), *drive]
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(runs):
+            for name, command in sides.items():
+                rates[name].append(disk_read_rate(command))
+        return {name: statistics.median(values) for name, values in rates.items()}
+
+
 def mmio_exit_microseconds(rounds: int = MMIO_ROUNDS) -> float:
     """One MMIO read, from the guest to a Python handler and back, in microseconds."""
     import trapline
@@ -155,7 +189,7 @@ def describe_host() -> str:
     return f"{model}, {os.cpu_count()} CPUs, Linux {platform.release()}, CPython {platform.python_version()}, load average {load}"
 
 
-def table(results: dict[str, dict[str, list[Boot]]]) -> list[str]:
+def table(results: Results) -> list[str]:
     """The boots as rows of Markdown."""
     rows = ["| boot | marker s | exit s | CPU s | resident MiB |", "|---|---|---|---|---|"]
     for name, sides in results.items():
@@ -168,6 +202,65 @@ def table(results: dict[str, dict[str, list[Boot]]]) -> list[str]:
     return rows
 
 
+@dataclass(slots=True)
+class Figures:
+    """Everything that was measured."""
+
+    runs: int
+    boots: Results
+    mmio_exit_microseconds: list[float]
+    boot_instructions: int
+    disk_read_mb_per_s: dict[str, float]
+    peer: str
+    host: str
+
+
+def measure(runs: int, with_first_run: bool) -> Figures:
+    """Measure everything; progress goes to stderr."""
+    files = guests.prepare()
+    qemu = shutil.which("qemu-system-aarch64")
+    if qemu is None:
+        print("qemu-system-aarch64 is not installed (Debian package qemu-system-arm): measuring our side only", file=sys.stderr)
+    boot(trapline_command(files, 1))  # fills our caches, and the host's for both
+    boots: Results = {}
+    for cpus in (1, 2):
+        print(f"{cpus} CPU:", file=sys.stderr)
+        sides: dict[str, Callable[[], Boot]] = {"Trapline": partial(boot, trapline_command(files, cpus))}
+        if qemu:
+            sides["QEMU"] = partial(boot, qemu_command(files, cpus))
+        boots[f"{cpus} CPU"] = alternate(runs, sides)
+    if with_first_run:
+        boots["first run ever, 1 CPU"] = {"Trapline": [first_run(files)]}
+    return Figures(
+        runs=runs,
+        boots=boots,
+        mmio_exit_microseconds=[mmio_exit_microseconds() for _ in range(runs)],
+        boot_instructions=boot_instructions(files),
+        disk_read_mb_per_s=disk_rates(files, runs, qemu is not None),
+        peer=subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0] if qemu else "absent",
+        host=describe_host(),
+    )
+
+
+def page(figures: Figures) -> str:
+    """The figures as a page of Markdown."""
+    rate = figures.boot_instructions / medians(figures.boots["1 CPU"]["Trapline"]).exit
+    disks = ", ".join(f"{speed:.0f} MB/s ({side})" for side, speed in figures.disk_read_mb_per_s.items())
+    return f"""# Performance
+
+Written by `make bench`. {figures.host}. Peer: {figures.peer}, `-cpu cortex-a57 -accel tcg`.
+Medians of {figures.runs} runs, the two sides alternating. The guest is Debian's arm64 cloud kernel with {MEMORY_MIB} MiB: from the
+start of the process to the init's marker, and to the end of the process after power-off.
+
+{chr(10).join(table(figures.boots))}
+
+- The boot on 1 CPU retires {figures.boot_instructions / 1e6:.0f} million instructions: {rate / 1e6:.0f} million in a second of the
+  whole process's time, start-up and devices included.
+- A bare MMIO exit to a Python handler and back: {statistics.median(figures.mmio_exit_microseconds):.1f} microseconds.
+- `dd` in the guest reads {DISK_MIB} MiB of a virtio disk, its image in the host's cache: {disks}.
+"""
+
+
 def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
@@ -175,45 +268,10 @@ def main() -> int:
     parser.add_argument("--skip-first-run", action="store_true", help="leave out the boot with an empty cache")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the two files (docs)")
     options = parser.parse_args()
-
-    files = guests.prepare()
-    peer = shutil.which("qemu-system-aarch64")
-    if peer is None:
-        print("qemu-system-aarch64 is not installed (Debian package qemu-system-arm): measuring our side only", file=sys.stderr)
-    boot(trapline_command(files, 1))  # fills our caches, and the host's for both
-    results: dict[str, dict[str, list[Boot]]] = {}
-    for cpus in (1, 2):
-        print(f"{cpus} CPU:", file=sys.stderr)
-        sides: dict[str, Callable[[], Boot]] = {"Trapline": lambda cpus=cpus: boot(trapline_command(files, cpus))}  # type: ignore[misc]
-        if peer:
-            sides["QEMU"] = lambda cpus=cpus: boot(qemu_command(files, cpus))  # type: ignore[misc]
-        results[f"{cpus} CPU"] = alternate(options.runs, sides)
-    if not options.skip_first_run:
-        results["first run ever, 1 CPU"] = {"Trapline": [first_run(files)]}
-    mmio = [mmio_exit_microseconds() for _ in range(options.runs)]
-    instructions = boot_instructions(files)
-    rate = instructions / medians(results["1 CPU"]["Trapline"]).exit / 1e6
-
-    version = subprocess.run([peer, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0] if peer else "absent"
-    text = [
-        "# Performance",
-        "",
-        f"Written by `make bench`. {describe_host()}. Peer: {version}, `-cpu cortex-a57 -accel tcg`.",
-        f"Medians of {options.runs} runs, the two sides alternating. The guest is Debian's arm64 cloud kernel with {MEMORY_MIB} MiB: from "
-        "the start of the process to the init's marker, and to the end of the process after power-off.",
-        "",
-        *table(results),
-        "",
-        f"A bare MMIO exit to a Python handler and back: {statistics.median(mmio):.1f} microseconds.",
-        "",
-        f"The boot on 1 CPU retires {instructions / 1e6:.0f} million instructions: {rate:.0f} million a second of the whole process's time.",
-        "",
-    ]
-    (options.output / "PERFORMANCE.md").write_text("\n".join(text))
-    record = {name: {side: [asdict(one) for one in boots] for side, boots in sides.items()} for name, sides in results.items()}
-    document = {"host": describe_host(), "peer": version, "boots": record, "mmio_exit_microseconds": mmio, "boot_instructions": instructions}
-    (options.output / "performance.json").write_text(json.dumps(document, indent=1) + "\n")
-    print("\n".join(text))
+    figures = measure(options.runs, not options.skip_first_run)
+    (options.output / "PERFORMANCE.md").write_text(page(figures))
+    (options.output / "performance.json").write_text(json.dumps(asdict(figures), indent=1) + "\n")
+    print(page(figures))
     return 0
 
 
