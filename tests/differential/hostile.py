@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 
 from trapline.abi.caps import Cap
@@ -118,6 +119,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="guests, one after the other")
     options = parser.parse_args()
     exits: Counter[str] = Counter()
+    failed: list[str] = []
+    threading.excepthook = lambda args: failed.append("".join(traceback.format_exception(args.exc_value)))
     with System(Software()) as kvm:
         for k in range(options.rounds):
             guest = Guest(kvm, random.Random(options.seed + k), 2)
@@ -130,6 +133,9 @@ def main() -> int:
             for thread in threads:
                 thread.join()
             exits += guest.exits
+            if failed:
+                print(*failed)
+                return 1
             if not guest.intact():
                 print(f"seed {options.seed + k}: memory outside the guest was written")
                 return 1

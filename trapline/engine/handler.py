@@ -31,7 +31,7 @@ CC = "preserve_nonecc"
 PROTOTYPE = "ptr %cpu, ptr %rec, ptr %tlb, i64 %aux"
 _UNLIKELY = "!prof !0"
 
-WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, PAIR = 0x100, 0x200, 0x400, 0x800, 0x1000
+WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, PAIR, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000, 0x2000
 """Flags of the `meta` argument of slow memory paths; the low byte is the access size in bytes."""
 
 
@@ -317,15 +317,18 @@ class Handler:
         meta |= PAIR if access.pair else 0
         return hit, emit.let(f"inttoptr i64 {host} to ptr"), str(meta)
 
-    def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: bool = False) -> str:
-        """A host pointer for the access, through the TLB or the slow path; a fault leaves the handler."""
+    def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: int = 0) -> str:
+        """A host pointer for the access, through the TLB or the slow path; a fault leaves the handler.
+
+        `atomic` is ATOMIC for an exclusive store, ATOMIC | UPDATE for what both reads and writes.
+        """
         emit = self.emit
         hit, fast, meta = self._probe(addr, size, write, access)
         done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "memory"))
         emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
         emit.add(f"{slow}:")
         self.externs.add("declare i64 @trapline_slow_host(ptr, ptr, i64, i32)")
-        flags = int(meta) | (ATOMIC if atomic else 0)
+        flags = int(meta) | atomic
         found = emit.let(f"call i64 @trapline_slow_host(ptr %cpu, ptr %rec, i64 {addr}, i32 {flags})")
         bad = emit.let(f"icmp eq i64 {found}, 0")
         pointer = emit.let(f"inttoptr i64 {found} to ptr")
@@ -387,7 +390,7 @@ class Handler:
     def _update(self, e: fx.Update) -> None:
         emit = self.emit
         assert e.result is not None
-        pointer = self._translate(emit(e.addr), e.width // 8, True, e.access, atomic=True)
+        pointer = self._translate(emit(e.addr), e.width // 8, True, e.access, ATOMIC | UPDATE)
         t = f"i{e.width}"
         new = e.new
         direct = _ATOMICS.get(new.op) if new.op != "state" else None
@@ -419,7 +422,7 @@ class Handler:
         assert e.result is not None
         t = f"i{e.expected.width}"
         expected, new = emit(e.expected), emit(e.new)
-        pointer = self._translate(emit(e.addr), e.expected.width // 8, True, e.access, atomic=True)
+        pointer = self._translate(emit(e.addr), e.expected.width // 8, True, e.access, ATOMIC | UPDATE)
         pair = emit.let(f"cmpxchg ptr {pointer}, {t} {expected}, {t} {new} seq_cst seq_cst, align {e.expected.width // 8}")
         emit.set(e.result, emit.let(f"extractvalue {{ {t}, i1 }} {pair}, 0"))
 
@@ -445,7 +448,7 @@ class Handler:
         width = e.value.width
         t = f"i{width}"
         addr, value = emit(e.addr), emit(e.value)
-        pointer = self._translate(addr, width // 8, True, e.access, atomic=True)
+        pointer = self._translate(addr, width // 8, True, e.access, ATOMIC)
         valid = emit.let(f"icmp ne i64 {self._load_field('excl_valid', 64)}, 0")
         same = emit.let(f"icmp eq i64 {self._load_field('excl_addr', 64)}, {addr}")
         fits = emit.let(f"icmp eq i64 {self._load_field('excl_size', 64)}, {width // 8}")

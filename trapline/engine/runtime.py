@@ -27,7 +27,7 @@ from trapline.arm64.exceptions import (
     unfold_sp,
 )
 from trapline.arm64.gic_virtual import maintenance_pending
-from trapline.arm64.regs import HPFAR_EL2
+from trapline.arm64.regs import HPFAR_EL2, TCR_EL1
 from trapline.arm64.sysreg_functions import next_timer_count, system_counter, timer_lines
 from trapline.arm64.walk import ACCESS_EXEC, translate
 from trapline.bits.native import (
@@ -53,6 +53,7 @@ from trapline.engine.state import (
 )
 from trapline.engine.tlb import note_size, select_regime, serve_sync
 
+TOP_BYTE = 0xFF << 56
 CODE_LOCK = Shared.code_lock.offset
 
 
@@ -178,6 +179,7 @@ def transfer_syndrome(word: u32) -> u64:
     return 0
 
 
+DC_ZVA = 0xD50B7420
 FAULT_STAGE2, FAULT_S1PTW = 0x100, 0x80
 """Flags beside the fault status code in the first result of `translate`."""
 
@@ -187,12 +189,15 @@ def data_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, write: u1) 
     """Take a data abort for the instruction at arch.pc. `fault`: FSC, and where it happened."""
     same: u64 = 0
     iss = u64(fault & 0x3F) | u64(write) << 6
+    word = current_word(cpu)
+    if word & 0xFFFFFFE0 == DC_ZVA:
+        va = cpu.x[word & 31]  # FAR holds the operand, not the start of the block
     if fault & FAULT_STAGE2 != 0:
         cpu.sysreg[HPFAR_EL2.slot] = ipa >> 12 << 4
         if fault & FAULT_S1PTW != 0:
             iss = iss | FAULT_S1PTW
         else:
-            iss = iss | transfer_syndrome(current_word(cpu))
+            iss = iss | transfer_syndrome(word)
         enter_exception(cpu, 2, u64(EC_DABT) << EC_SHIFT | IL | iss, va, V_SYNC, cpu.pc)
         return
     target = route_sync(cpu)
@@ -255,13 +260,25 @@ def interrupt_hypervisor(cpu: Ptr[EngineState]) -> None:
 
 
 @native
+def branch_address(cpu: Ptr[EngineState], target: u64) -> u64:
+    """AArch64.BranchAddr(): a branch drops the top byte of its target where instruction addresses have tags."""
+    if ((target >> 55) + 1) & 0x1FE == 0:
+        return target
+    tcr = cpu.sysreg[TCR_EL1.slot]
+    if target >> 55 & 1 != 0:
+        return target | TOP_BYTE if tcr & (TCR_EL1.TBI1.mask | TCR_EL1.TBID1.mask) == TCR_EL1.TBI1.mask else target
+    return target & ~TOP_BYTE if tcr & (TCR_EL1.TBI0.mask | TCR_EL1.TBID0.mask) == TCR_EL1.TBI0.mask else target
+
+
+@native
 def lookup(cpu: Ptr[EngineState]) -> u64:
     """The record at arch.pc, taking exceptions as fetching it makes them due; 0 when the run ends."""
     while cpu.exit_code == Exit.NONE:
         if cpu.poll_kick != 0:  # a guest that takes one exception after the other may never reach a branch
             service(cpu)
             continue
-        pc = cpu.pc
+        pc = branch_address(cpu, cpu.pc)
+        cpu.pc = pc
         page = pc & ~u64(4095)
         entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
         if cpu.il != 0:

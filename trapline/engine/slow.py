@@ -20,7 +20,7 @@ from trapline.bits.native import (
     u32,
     u64,
 )
-from trapline.engine.handler import ALIGNED, ATOMIC, PAIR, UNPRIVILEGED, WRITE
+from trapline.engine.handler import ALIGNED, ATOMIC, PAIR, UNPRIVILEGED, UPDATE, WRITE
 from trapline.engine.runtime import current_pc, data_abort
 from trapline.engine.state import EngineState
 from trapline.engine.tlb import DTLB_OFFSET, fill_data
@@ -74,9 +74,12 @@ def slow_host(cpu: Ptr[EngineState], rec: u64, va: u64, meta: u32) -> u64:
     cpu.pc = current_pc(cpu, rec)
     size = u64(meta & 0xFF)
     write = meta & WRITE != 0
+    update = meta & UPDATE != 0
     if must_align(cpu, va, size, meta):
-        alignment_fault(cpu, va, write)
+        alignment_fault(cpu, va, write and not update)
         return 0
+    if update and host_page(cpu, va, False, meta) == 0:
+        return 0  # what reads and writes reports a fault that a read takes as that of a read
     host = host_page(cpu, va, write, meta)
     first = 4096 - (va & 4095)
     if host == 0 or first >= size:
