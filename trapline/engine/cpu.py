@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 NS_PER_TICK = 16
 """Nanoseconds of one tick of the system counter."""
-NEVER = (1 << 64) - 1
+NEVER = EVERYTHING = (1 << 64) - 1
+"""All ones: no deadline; all translations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Cpu:
 
     def request_flush(self) -> None:
         """Have this PE forget its translations before it runs on."""
-        self._entry.request_sync(self.address)
+        self._entry.request_sync(self.address, EVERYTHING)
 
     def wait_flush(self) -> None:
         """Wait until a requested flush is done, or the PE is not running (it flushes before it does)."""

@@ -44,7 +44,7 @@ class Entry:
         self.proceed = bind("trapline_proceed", u32, u64)
         self.decode = bind("trapline_decode_word", u32, u32, u64)
         self.flush_all = bind("trapline_flush_all", None, u64)
-        self.request_sync = bind("trapline_request_sync", None, u64)
+        self.request_sync = bind("trapline_request_sync", None, u64, u64)
         self.lines = bind("trapline_lines", u32, u64)
         self.next_count = bind("trapline_next_count", u64, u64)
         self.find_records = bind("trapline_find_records", u64, u64, u64)

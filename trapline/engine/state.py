@@ -18,6 +18,9 @@ ITLB_ENTRIES = 1 << ITLB_BITS
 REGIMES = 4
 """Data TLBs: EL0, EL1 with PAN clear, EL1 with PAN set, EL2."""
 
+SYNC_PAGES = 16
+"""How many invalidations by page can wait at a vCPU; more become one of everything."""
+
 TLB_INVALID = 1
 """A tag that no page address equals."""
 
@@ -87,12 +90,16 @@ class EngineState(CpuState):
         ("sync_request", c_uint64),
         ("sync_done", c_uint64),
         ("sync_wait", c_uint64),
+        ("sync_lock", c_uint64),
+        ("sync_count", c_uint64),
+        ("sync_pages", c_uint64 * SYNC_PAGES),
         ("deadline", c_uint64),
         ("large_2m", c_uint64),
         ("large_1g", c_uint64),
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
         ("icount", c_uint64),
+        ("relaxed", c_uint64),
         ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
         ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
     ]

@@ -8,7 +8,7 @@ small Bloom filters, so that a TLB invalidation by address knows when it must lo
 from __future__ import annotations
 
 from trapline.bits.native import Ptr, addressof, cas64, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
-from trapline.engine.state import ITLB_ENTRIES, REGIMES, TLB_ENTRIES, TLB_INVALID, EngineState, Shared
+from trapline.engine.state import ITLB_ENTRIES, REGIMES, SYNC_PAGES, TLB_ENTRIES, TLB_INVALID, EngineState, Shared
 
 sched_yield = extern("sched_yield", u32, ())
 
@@ -119,26 +119,43 @@ def note_size(cpu: Ptr[EngineState], va: u64, size_log2: u32) -> None:
 
 
 @native
-def serve_sync(cpu: Ptr[EngineState]) -> None:
-    """Answer requests of other vCPUs to forget translations."""
-    cpu.poll_sync = 0
-    fence()
-    request = cpu.sync_request
-    flush_all(cpu)
-    cpu.sync_done = request
-    fence()
+def lock_sync(cpu: u64) -> None:
+    """Take the lock of a vCPU's list of requested invalidations; it is held for a few stores."""
+    spins = u64(0)
+    while cas64(cpu + SYNC_LOCK, 0, 1) != 0:
+        spins = spins + 1
+        if spins > SPINS:
+            sched_yield()
+            spins = 0
 
 
 @native
-def broadcast_flush(cpu: Ptr[EngineState], shared: Ptr[Shared]) -> None:
-    """Ask all other vCPUs to forget their translations; `wait_sync` waits until they have."""
+def serve_sync(cpu: Ptr[EngineState]) -> None:
+    """Do the invalidations that other vCPUs asked for."""
+    lock_sync(addressof(cpu))
+    cpu.poll_sync = 0
+    request = cpu.sync_request
+    if cpu.sync_count > SYNC_PAGES:
+        flush_all(cpu)
+    else:
+        for k in range(cpu.sync_count):
+            flush_page(cpu, cpu.sync_pages[k])
+    cpu.sync_count = 0
+    cpu.sync_done = request
+    fence()
+    cpu.sync_lock = 0
+
+
+@native
+def broadcast_flush(cpu: Ptr[EngineState], shared: Ptr[Shared], va: u64) -> None:
+    """Ask all other vCPUs to forget a page, or EVERYTHING; `wait_sync` waits until they have."""
     if shared.cpu_count < 2:
         return
     fence()
     for k in range(shared.cpu_count):
         other = shared.cpus[k]
         if other != addressof(cpu):
-            request_sync(other)
+            request_sync(other, va)
     cpu.sync_wait = 1
 
 
@@ -161,19 +178,29 @@ def wait_sync(cpu: Ptr[EngineState], shared: Ptr[Shared]) -> None:
                     spins = 0
 
 
+EVERYTHING = (1 << 64) - 1
+"""Instead of an address: all translations."""
 SYNC_REQUEST = EngineState.sync_request.offset
+SYNC_LOCK, SYNC_COUNT, SYNC_LIST = EngineState.sync_lock.offset, EngineState.sync_count.offset, EngineState.sync_pages.offset
 SYNC_DONE = EngineState.sync_done.offset
 POLL_SYNC = EngineState.poll_sync.offset
 RUNNING = EngineState.running.offset
 
 
 @native
-def request_sync(other: u64) -> None:
-    """Post a request at another vCPU, given by its address."""
-    old = load64(other + SYNC_REQUEST)
-    while cas64(other + SYNC_REQUEST, old, old + 1) != old:
-        old = load64(other + SYNC_REQUEST)
+def request_sync(other: u64, va: u64) -> None:
+    """Post an invalidation at another vCPU, given by its address: of a page, or of EVERYTHING."""
+    lock_sync(other)
+    count = load64(other + SYNC_COUNT)
+    if va == EVERYTHING or count >= SYNC_PAGES:
+        store64(other + SYNC_COUNT, SYNC_PAGES + 1)
+    else:
+        store64(other + SYNC_LIST + (count << 3), va)
+        store64(other + SYNC_COUNT, count + 1)
+    store64(other + SYNC_REQUEST, load64(other + SYNC_REQUEST) + 1)
     store8(other + POLL_SYNC, 1)
+    fence()
+    store64(other + SYNC_LOCK, 0)
     fence()
 
 
