@@ -28,7 +28,7 @@ SYSTEM = tuple(
     getattr(system, name)
     for name in (
         "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "relax",
-        "sev", "sevl", "relax", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
+        "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
     )
 )  # fmt: skip
 """System operations, called as `trapline_sys_<name>`."""

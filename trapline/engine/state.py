@@ -99,7 +99,6 @@ class EngineState(CpuState):
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
         ("icount", c_uint64),
-        ("relaxed", c_uint64),
         ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
         ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
     ]

@@ -49,8 +49,6 @@ EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
 EC_SP = int(EC.SP_ALIGNMENT)
 BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
 LINE_BYTES = 64
-RELAX_MASK = 15
-"""One YIELD in 16 gives the host CPU away."""
 EVENT = EngineState.event.offset
 
 
@@ -222,15 +220,6 @@ def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
 def relax(cpu: Ptr[EngineState], rec: u64) -> u32:
     """YIELD: a loop that waits for another PE. Its thread may need this host CPU, and would get it milliseconds later."""
     sched_yield()
-    return 0
-
-
-@native
-def relax(cpu: Ptr[EngineState], rec: u64) -> u32:
-    """YIELD: a guest that spins may wait for a vCPU whose thread has no CPU; one in so many gives its own away."""
-    cpu.relaxed = cpu.relaxed + 1
-    if cpu.relaxed & RELAX_MASK == 0:
-        sched_yield()
     return 0
 
 
