@@ -125,12 +125,18 @@ class Vgic:
         self.finish(cpu, told, completed)
 
     def pending(self, vcpu: HostVcpu) -> bool:
-        """Whether an interrupt would end a WFI of this vCPU."""
+        """Whether an interrupt would end a WFI of this vCPU. On its own thread: it gives back what others want from it."""
         cpu = self.cpus[vcpu.index]
         if not cpu.queue:
             return False
+        completed: Iterable[int] = ()
         with self.lock:
-            return cpuif.pending(cpu, self.forwarded)
+            if cpu.dirty and cpu.loaded:
+                completed = cpuif.fold(cpu, self.requeue)
+            result = cpuif.pending(cpu, self.forwarded)
+            told = self.take_told()
+        self.finish(cpu, told, completed)
+        return result
 
     # ---- sources ------------------------------------------------------------------------------------------------------------
 
