@@ -87,6 +87,13 @@ def test_help(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert "usage: trapline" in capfd.readouterr().out
 
 
+def test_doctor_says_what_would_be_used() -> None:
+    done = trapline("doctor")
+    for word in ("host:", "python", "llvmlite", "/dev/kvm", "backend", "opens", "cache"):
+        assert word in done.stdout
+    assert (done.returncode == 0) == ("ready: a guest can run here" in done.stdout)
+
+
 def test_command_line_does_not_load_the_engine() -> None:
     program = "import sys, trapline.ui.cli as c; c.main(['run', '--kernel', '/nowhere']); sys.exit('llvmlite' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False).returncode == 0
