@@ -86,10 +86,12 @@ class Compiler:
         fills: list[str] = []
         for number in numbers:
             handler = self._handler(number)
-            functions.append(handler.text())
-            externs |= handler.externs
-            intrinsics |= handler.emit.intrinsics
-            natives |= handler.emit.natives
+            for each in (handler, handler.careful_twin()):
+                if each is not None:
+                    functions.append(each.text())
+                    externs |= each.externs
+                    intrinsics |= each.emit.intrinsics
+                    natives |= each.emit.natives
             slots = [(s.offset, s.size, s.expr) for s in handler.layout.slots.values()]
             key = tuple((offset, size, expr.key) for offset, size, expr in slots)
             if key not in fill_names:

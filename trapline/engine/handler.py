@@ -8,7 +8,6 @@ from the record; `SlotLayout` decides where they lie, and the predecoder's fill 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
@@ -16,6 +15,7 @@ from trapline.arm64.record import Recorder
 from trapline.arm64.state import CpuState
 from trapline.bits import Bits
 from trapline.bits.to_llvm import Emitter
+from trapline.engine.slots import Slot, SlotLayout
 from trapline.engine.state import (
     ITLB_BITS,
     PAGE_INSNS,
@@ -35,50 +35,29 @@ WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, PAIR, UPDATE = 0x100, 0x200, 0x400, 0x800,
 """Flags of the `meta` argument of slow memory paths; the low byte is the access size in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An operand in the record: byte offset, bytes, and whether it is read sign-extended."""
-
-    offset: int
-    size: int
-    signed: bool
-    expr: Bits
-
-
-class SlotLayout:
-    """Assigns record space (bytes 8 to 31) to the decode-time expressions of a shape."""
-
-    def __init__(self) -> None:
-        self.slots: dict[tuple[object, ...], Slot] = {}
-        self._free = set(range(8, RECORD_SIZE))
-
-    def place(self, node: Bits) -> Slot:
-        """The slot of a `decoded` leaf."""
-        expr = node.args[0]
-        if expr.key in self.slots:
-            return self.slots[expr.key]
-        lo, hi = node.attr if node.attr else (0, (1 << expr.width) - 1)
-        size = next(s for s in (1, 2, 4, 8) if (-(1 << 8 * s - 1) <= lo and hi < 1 << 8 * s - 1) or 0 <= lo and hi < 1 << 8 * s)
-        signed = lo < 0
-        for start in range(8, RECORD_SIZE - size + 1, size):
-            span = set(range(start, start + size))
-            if span <= self._free:
-                self._free -= span
-                slot = self.slots[expr.key] = Slot(start, size, signed, expr)
-                return slot
-        raise ValueError("a record has no room for this shape's operands")
-
-
 class Handler:
-    """Emits the handler of one recorded shape."""
+    """Emits the handler of one recorded shape.
+
+    A shape that accesses memory has two. The plain one knows only the fast paths and calls nothing, so it needs no stack; when it
+    cannot go on it hands the instruction to the *careful* one, which starts it again and calls the runtime where it must.
+    """
 
     def __init__(self, name: str, recording: Recorder, far: bool, counting: bool = False) -> None:
         self.name, self.recording, self.far, self.counting = name, recording, far, counting
+        self.careful = not any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects)
         self.layout = SlotLayout()
         self.emit = Emitter(self._leaf)
         self.externs: set[str] = set()
         self._labels = 0
         self._slot_values: dict[int, str] = {}
+
+    def careful_twin(self) -> Handler | None:
+        """The handler that this one falls back on, if it is a plain one."""
+        if self.careful:
+            return None
+        twin = Handler(f"{self.name}_careful", self.recording, self.far)
+        twin.careful, twin.layout = True, self.layout
+        return twin
 
     # -- leaves ----------------------------------------------------------------------------------------------------------
     def _field(self, offset: int, base: str = "%cpu") -> str:
@@ -136,7 +115,8 @@ class Handler:
         self.emit.add("ret void")
 
     def _tail(self, function: str, record: str = "%rec", aux: str = "poison") -> None:
-        self.externs.add(f"declare {CC} void @{function}(ptr, ptr, ptr, i64)")
+        if not function.startswith(self.name):
+            self.externs.add(f"declare {CC} void @{function}(ptr, ptr, ptr, i64)")
         self.emit.add(f"musttail call {CC} void @{function}(ptr %cpu, ptr {record}, ptr %tlb, i64 {aux})")
         self.emit.add("ret void")
 
@@ -289,8 +269,11 @@ class Handler:
         go, ask = self._label("aligned"), self._label("misaligned")
         emit.add(f"br i1 {aligned}, label %{go}, label %{ask}, {_UNLIKELY}")
         emit.add(f"{ask}:")
-        self._call_system("sp_alignment", [], None)
-        emit.add(f"br label %{go}")
+        if self.careful:
+            self._call_system("sp_alignment", [], None)
+            emit.add(f"br label %{go}")
+        else:
+            self._tail(f"{self.name}_careful")
         emit.add(f"{go}:")
 
     # -- memory ----------------------------------------------------------------------------------------------------------
@@ -327,6 +310,10 @@ class Handler:
         done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "memory"))
         emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
         emit.add(f"{slow}:")
+        if not self.careful:
+            self._tail(f"{self.name}_careful")
+            emit.add(f"{done}:")
+            return fast
         self.externs.add("declare i64 @trapline_slow_host(ptr, ptr, i64, i32)")
         flags = int(meta) | atomic
         found = emit.let(f"call i64 @trapline_slow_host(ptr %cpu, ptr %rec, i64 {addr}, i32 {flags})")
@@ -363,6 +350,13 @@ class Handler:
         done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "stored"))
         emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
         emit.add(f"{slow}:")
+        if not self.careful:
+            self._tail(f"{self.name}_careful")
+            emit.add(f"{done}:")
+            self._put(fast, value, size)
+            if e.access.release:
+                emit.add("fence seq_cst")
+            return
         low = emit.let(f"trunc i128 {value} to i64") if size == 16 else "0" if size == 64 else value
         low = low if size >= 8 else emit.let(f"zext i{8 * size} {value} to i64")
         high = "0"
@@ -375,17 +369,22 @@ class Handler:
         emit.add(f"{failed}:")
         self._tail("trapline_resume")
         emit.add(f"{done}:")
-        if size == 64:
-            emit.add(f"store <8 x i64> zeroinitializer, ptr {fast}, align 1")
-        elif size == 16:
-            pair = emit.let(f"bitcast i128 {value} to <2 x i64>")
-            emit.add(f"store <2 x i64> {pair}, ptr {fast}, align 1")
-        else:
-            emit.add(f"store i{8 * size} {value}, ptr {fast}, align 1")
+        self._put(fast, value, size)
         emit.add(f"br label %{merged}")
         emit.add(f"{merged}:")
         if e.access.release:
             emit.add("fence seq_cst")
+
+    def _put(self, pointer: str, value: str, size: int) -> None:
+        """Store `size` bytes at a host address; 64 of them are zeroes."""
+        emit = self.emit
+        if size == 64:
+            emit.add(f"store <8 x i64> zeroinitializer, ptr {pointer}, align 1")
+        elif size == 16:
+            pair = emit.let(f"bitcast i128 {value} to <2 x i64>")
+            emit.add(f"store <2 x i64> {pair}, ptr {pointer}, align 1")
+        else:
+            emit.add(f"store i{8 * size} {value}, ptr {pointer}, align 1")
 
     def _update(self, e: fx.Update) -> None:
         emit = self.emit
