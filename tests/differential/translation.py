@@ -31,12 +31,14 @@ EMULATOR = "qemu-system-aarch64"
 MACHINE = ["-M", "virt,gic-version=3", "-cpu", "max,sve=off,sme=off,pauth=off,lpa2=off", "-m", "128", "-nodefaults", "-display", "none"]
 RAM, RAM_BYTES, UART = 0x4000_0000, 128 << 20, 0x0900_0000
 IMAGE, CASES, RESULTS, DATA, TABLES = RAM + (2 << 20), RAM + (3 << 20), RAM + (4 << 20), RAM + (6 << 20), RAM + (8 << 20)
+PAGE, DATA_BYTES = 4096, 2 << 20
 USER_ALIAS = 0x8000_0000
 """Where EL0 sees the image: the same memory, executable at EL0 and therefore not at EL1."""
-ROW = struct.Struct("<4Q")
+ROW = struct.Struct("<8Q")
 NOTE = struct.Struct("<6Q")
 MAGIC = 0x1122_3344_5566_7788
-RET = 0xD65F_03C0_D65F_03C0
+RET = 0xD65F_03C0
+"""Every doubleword of the data begins with this instruction; its page number follows."""
 
 OPERATIONS = {
     "ldr": (1, "ldr x0, [x1]"), "str": (1, "str x2, [x1]"), "ldrb": (1, "ldrb w0, [x1]"), "stp": (1, "stp x2, x2, [x1]"),
@@ -61,10 +63,25 @@ NAMES = tuple(OPERATIONS)
 
 MEMORY_STAYS = tuple(name for name in NAMES if name != "zva")
 """DC ZVA clears another number of bytes on QEMU's CPU: it is tried only where it must fault."""
-READ_ONLY = 1 << 7
+READ_ONLY, NOT_GLOBAL = 1 << 7, 1 << 11
 
 BEYOND = {2: (1 << 40, 1 << 45, 1 << 47), 3: (1 << 42, 1 << 47), 5: (0,)}
 """Output address bits that are out of range, by TCR_EL1.IPS."""
+
+
+_CHANGE = "str x6, [x5]\n dsb sy\n"
+PREPARATIONS = {
+    "nothing": "",
+    "switch": "msr TTBR0_EL1, x8\n isb",
+    "vae1": _CHANGE + "sys #0, c8, c7, #1, x8\n dsb sy\n isb", "vae1is": _CHANGE + "sys #0, c8, c3, #1, x8\n dsb sy\n isb",
+    "vale1": _CHANGE + "sys #0, c8, c7, #5, x8\n dsb sy\n isb", "vaae1": _CHANGE + "sys #0, c8, c7, #3, x8\n dsb sy\n isb",
+    "vaale1is": _CHANGE + "sys #0, c8, c3, #7, x8\n dsb sy\n isb", "vmalle1": _CHANGE + "sys #0, c8, c7, #0, xzr\n dsb sy\n isb",
+    "aside1": _CHANGE + "sys #0, c8, c7, #2, x8\n dsb sy\n isb",
+}  # fmt: skip
+"""What happens before an access: nothing, another address space (TTBR0 in X8), or a new descriptor X6 at X5 and its
+invalidation, by the operand X8."""
+
+ASIDS = (5, 0x1207)
 
 
 @dataclass(frozen=True)
@@ -116,13 +133,15 @@ def _program(setting: Setting) -> tuple[bytes, dict[str, int]]:
         _set("x0", IMAGE + 0x800), "msr VBAR_EL1, x0",
         _set("x0", 3 << 20), "msr CPACR_EL1, x0",
         _set("x0", 0x0044_0C04_00FF), "msr MAIR_EL1, x0",
-        _set("x0", TABLES), "msr TTBR0_EL1, x0",
+        _set("x0", TABLES | ASIDS[0] << 48), "msr TTBR0_EL1, x0",
         _set("x0", setting.tcr), "msr TCR_EL1, x0",
         "isb", "sys #0, c8, c7, #0, xzr", "dsb sy", "isb",
         "mrs x0, SCTLR_EL1", _set("x1", setting.sctlr), "orr x0, x0, x1", "msr SCTLR_EL1, x0", "isb",
         _set("x20", CASES), _set("x21", RESULTS),
         "next:", "ldr x9, [x20], #8", "cbz x9, finish",
-        "ldr x1, [x20], #8", "ldr x14, [x20], #8", "ldr x2, [x20], #8", _set("x0", MAGIC),
+        "ldr x1, [x20], #8", "ldr x14, [x20], #8", "ldr x2, [x20], #8",
+        "ldr x5, [x20], #8", "ldr x6, [x20], #8", "ldr x7, [x20], #8", "ldr x8, [x20], #8", "blr x7",
+        _set("x0", MAGIC),
         _set("x3", setting.pan << 22), "msr PAN, x3", "msr NZCV, xzr", "isb",
         "cbz x14, user", "adr x30, back", "br x9",
         "back:", "mov x10, #0", "mov x11, #0", "mov x12, #0", "mov x13, #0", "b note",
@@ -133,29 +152,48 @@ def _program(setting: Setting) -> tuple[bytes, dict[str, int]]:
         "finish:", _set("x0", RESULTS), _set("x1", UART), "print:", "cmp x0, x21", "b.eq off", "ldrb w2, [x0], #1", "strb w2, [x1]",
         "b print", "off:", _set("x0", 0x8400_0008), "hvc #0", "b off",
     ]  # fmt: skip
+    for name, text in PREPARATIONS.items():
+        lines += [f"before_{name}:", text, "ret"]
     for name, (_, text) in OPERATIONS.items():
         lines += [f"op_{name}:", "mov x15, x30", text, "mov x30, x15", "ret"]
     return assemble_with_labels(_named("\n".join(lines)), IMAGE)
 
 
+@dataclass(frozen=True)
+class Case:
+    """One access, and what happens before it."""
+
+    name: str
+    va: int
+    before: str = "nothing"
+    at: int = 0
+    value: int = 0
+    operand: int = 0
+    trail: str = ""
+
+
 class Image:
-    """Memory contents: code, page tables and cases."""
+    """Memory contents: code, two address spaces and cases."""
 
     def __init__(self, setting: Setting, rng: random.Random, paths: int, per_path: int) -> None:
         self.setting, self.rng = setting, rng
         self.memory: dict[int, int] = {}
         self.code, self.labels = _program(setting)
-        self.cases: list[tuple[str, int]] = []
-        self.trails: dict[int, list[int]] = {}
+        self.cases: list[Case] = []
         granule = setting.granule
-        self._next_table = TABLES + max(8 << 64 - granule.tsz - granule.level_shift(granule.start), 1 << granule.shift)
+        root_bytes = max(8 << 64 - granule.tsz - granule.level_shift(granule.start), 1 << granule.shift)
+        self.roots = (TABLES, TABLES + root_bytes)
+        self._next_table = TABLES + 2 * root_bytes
         self._next_table += -self._next_table % (1 << 16)
+        self._space = 0
         self._identity()
         for va in self._addresses(paths):
-            leaf = self.trails[va][-1]
-            names = NAMES if leaf & 1 == 0 or leaf & READ_ONLY else MEMORY_STAYS
+            self._private = rng.randrange(3) > 0
+            first = self._path(self.roots[0], va)
+            trails = [first, self._path(self.roots[1], va) if self._private else self._shared(first)]
+            address = self._with_tag(va)
             for _ in range(per_path):
-                self.cases.append((rng.choice(names), va))
+                self._case(address, va, trails)
 
     def _table(self) -> int:
         at = self._next_table
@@ -166,49 +204,82 @@ class Image:
     def _identity(self) -> None:
         """The image for EL1 at its address, for EL0 at USER_ALIAS; the UART for EL1."""
         g = self.setting.granule
-        block = g.level_shift(2) if g.start == 2 else g.level_shift(1)
-        level = 2 if g.start == 2 else 1
-        root_index = g.level_shift(g.start)
-        assert level == g.start
+        block = g.level_shift(g.start)
         self._used = set()
-        for va, pa, attributes in ((RAM, RAM, 1 << 54), (USER_ALIAS, RAM, 1 << 53 | 1 << 6), (UART, 0, 1 << 54 | 1 << 53 | 2 << 2)):
+        for va, pa, attributes in ((RAM, RAM, 1 << 54), (USER_ALIAS, RAM, 1 << 53 | 1 << 6), (UART, UART, 1 << 54 | 1 << 53 | 2 << 2)):
             for offset in range(0, RAM_BYTES if va != UART else 1, 1 << block):
-                index = va + offset >> root_index
+                index = va + offset >> block
                 self._used.add(index)
-                target = pa + offset & -1 << block if va != UART else UART & -1 << block
-                self.memory[TABLES + 8 * index] = target | attributes | 3 << 8 | 1 << 10 | 1
+                for root in self.roots:
+                    self.memory[root + 8 * index] = pa + offset & -1 << block | attributes | 3 << 8 | 1 << 10 | 1
 
     def _addresses(self, count: int) -> Iterator[int]:
-        """Virtual addresses, each with a path of random descriptors of its own."""
+        """Virtual addresses with root entries of their own; below the root they all lead to the data."""
         g, rng = self.setting.granule, self.rng
-        entries = 1 << 64 - g.tsz - g.level_shift(g.start)
-        free = [k for k in range(entries) if k not in self._used]
+        shift = g.level_shift(g.start)
+        free = [k for k in range(1 << 64 - g.tsz - shift) if k not in self._used]
         for index in rng.sample(free, min(count, len(free))):
-            va = index << g.level_shift(g.start)
-            at = TABLES + 8 * index
-            trail = []
-            for level in range(g.start, 4):
-                value = self._descriptor(level)
-                is_table = value & 3 == 3 and level < 3
-                if is_table:
-                    child = self._table()
-                    value |= child
-                self.memory[at] = value
-                trail.append(value)
-                if not is_table:
-                    break
-                inner = rng.randrange(1 << g.index_bits)
-                va |= inner << g.level_shift(level + 1)
-                at = child + 8 * inner
-            size = g.level_shift(len(trail) - 1 + g.start)
-            low = DATA & (1 << size) - 1 | rng.choice((0, 8, 0x100, 0xFF8))
-            full = va | low
-            if rng.randrange(12) == 0:
-                full |= rng.choice((0xFF, 0x5A, 1)) << 56
-            elif rng.randrange(30) == 0:
-                full |= rng.choice((1 << 55, 0xFFFF << 48, 1 << 48, 1 << 63 | 1 << 47))
-            self.trails[full] = trail
-            yield full
+            page = DATA + (rng.randrange(DATA_BYTES >> g.shift) << g.shift)
+            yield index << shift | page & (1 << shift) - 1 | rng.choice((0, 8, 0x100, 0xFF8))
+
+    def _with_tag(self, va: int) -> int:
+        """Sometimes a tag, sometimes an address outside the range."""
+        kind = self.rng.randrange(30)
+        if kind < 3:
+            return va | self.rng.choice((0xFF, 0x5A, 1)) << 56
+        return va | self.rng.choice((1 << 55, 0xFFFF << 48, 1 << 48, 1 << 63 | 1 << 47)) if kind == 3 else va
+
+    def _path(self, root: int, va: int) -> list[tuple[int, int]]:
+        """Random descriptors for an address: their own addresses and values, the leaf last."""
+        g = self.setting.granule
+        table, trail = root, []
+        for level in range(g.start, 4):
+            bits = g.level_shift(level)
+            width = 64 - g.tsz - bits if level == g.start else g.index_bits
+            at = table + 8 * (va >> bits & (1 << width) - 1)
+            value = self._descriptor(level)
+            if value & 3 == 3 and level < 3:
+                table = self._table()
+                value |= table
+            self.memory[at] = value
+            trail.append((at, value))
+            if value & 3 != 3 or level == 3:
+                break
+        return trail
+
+    def _shared(self, trail: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The other address space has the same path: a global translation may be used in both."""
+        at, value = trail[0]
+        self.memory[at + self.roots[1] - self.roots[0]] = value
+        return trail
+
+    def _case(self, address: int, va: int, trails: list[list[tuple[int, int]]]) -> None:
+        rng = self.rng
+        before, at, value, operand = "nothing", 0, 0, 0
+        kind = rng.randrange(8)
+        if kind == 0:
+            self._space ^= 1
+            before, operand = "switch", self.roots[self._space] | ASIDS[self._space] << 48
+        trail = trails[self._space]
+        if kind in (1, 2) and (len(trail) > 1 or trails[0] is not trails[1]):
+            unsuitable = ("nothing", "switch") if trail[-1][1] & NOT_GLOBAL else ("nothing", "switch", "aside1")
+            before = rng.choice([name for name in PREPARATIONS if name not in unsuitable])
+            at, value = trail[-1][0], self._leaf(self.setting.granule.start + len(trail) - 1)
+            operand = va >> 12 & (1 << 44) - 1 | ASIDS[self._space] << 48
+            trail[-1] = at, value
+        read_only = trail[-1][1] & 1 == 0 or trail[-1][1] & READ_ONLY
+        name = rng.choice(NAMES if read_only else MEMORY_STAYS)
+        if name == "stp" and va & 0xFF8 == 0xFF8:
+            name = "str"  # what is stored before a fault on the second page is open
+        text = " ".join(f"{descriptor:016x}" for _, descriptor in trail)
+        self.cases.append(Case(name, address, before, at, value, operand, text))
+
+    def _leaf(self, level: int) -> int:
+        """A descriptor that ends a walk: an invalid one, a block or a page."""
+        while True:
+            value = self._descriptor(level)
+            if level == 3 or value & 3 != 3:
+                return value
 
     def _descriptor(self, level: int) -> int:
         """A random descriptor; a leaf's output is the data page."""
@@ -221,13 +292,15 @@ class Image:
         if level == 3 and kind == 1:
             return rng.getrandbits(62) << 2 | 1
         size = g.level_shift(level)
-        output = DATA & -1 << size
+        output = DATA + (rng.randrange(DATA_BYTES >> g.shift) << g.shift) & -1 << size
         if rng.randrange(12) == 0:
             output |= rng.choice(BEYOND[self.setting.tcr >> 32 & 7])
         value = output | (3 if level == 3 else 1)
         value |= rng.getrandbits(2) << 6 | rng.getrandbits(2) << 8 | rng.choice((0, 1, 1, 1, 1, 1)) << 10 | rng.getrandbits(1) << 11
         value |= rng.getrandbits(3) << 52 if rng.randrange(3) else 0
         value |= rng.choice((0, 0, 0, 1, 2)) << 2
+        if self._private:
+            value |= NOT_GLOBAL
         if rng.randrange(6) == 0:
             value |= rng.getrandbits(4) << 55 | rng.getrandbits(1) << 5
         return value
@@ -237,13 +310,15 @@ class Image:
         data = bytearray(self._next_table - IMAGE)
         data[: len(self.code)] = self.code
         rows = b""
-        for name, va in self.cases:
-            el = OPERATIONS[name][0]
-            address = self.labels[f"op_{name}"] - (0 if el else RAM - USER_ALIAS)
-            rows += ROW.pack(address, va, el, RET)
+        for number, case in enumerate(self.cases):
+            el = OPERATIONS[case.name][0]
+            address = self.labels[f"op_{case.name}"] - (0 if el else RAM - USER_ALIAS)
+            stored, before = RET | number << 32, self.labels[f"before_{case.before}"]
+            rows += ROW.pack(address, case.va, el, stored, case.at, case.value, before, case.operand)
         data[CASES - IMAGE : CASES - IMAGE + len(rows)] = rows
         assert len(rows) < RESULTS - CASES and NOTE.size * len(self.cases) < DATA - RESULTS
-        data[DATA - IMAGE : TABLES - IMAGE] = RET.to_bytes(8, "little") * ((TABLES - DATA) // 8)
+        pages = (struct.pack("<II", RET, page) * (PAGE // 8) for page in range(DATA_BYTES // PAGE))
+        data[DATA - IMAGE : TABLES - IMAGE] = b"".join(pages)
         for at, value in self.memory.items():
             data[at - IMAGE : at - IMAGE + 8] = value.to_bytes(8, "little")
         return bytes(data)
@@ -293,7 +368,7 @@ FIELDS = ("esr", "far", "elr", "spsr", "x0")
 
 
 def random_setting(rng: random.Random, granule: Granule) -> Setting:
-    tcr = granule.tsz | granule.tg0 << 14 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 23 | rng.choice((2, 3, 5, 5)) << 32
+    tcr = granule.tsz | granule.tg0 << 14 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 23 | 1 << 36 | rng.choice((2, 3, 5, 5)) << 32
     tcr |= rng.getrandbits(1) << 37 | rng.choice((0, 0, 1)) << 41
     sctlr = 1 | 1 << 2 | 1 << 12 | 1 << 23 | 1 << 14 | 1 << 26
     return Setting(granule, tcr, sctlr, rng.getrandbits(1))
@@ -307,13 +382,13 @@ def compare(granule: Granule, seed: int, paths: int = 400, per_path: int = 24) -
     contents, size = image.contents(), NOTE.size * len(image.cases)
     theirs, ours = on_qemu(contents, size), on_trapline(contents, size)
     found, kinds = [], Counter()
-    for k, (name, va) in enumerate(image.cases):
+    for k, case in enumerate(image.cases):
+        name = case.name
         a, b = (meaning(name, notes[NOTE.size * k : NOTE.size * (k + 1)]) for notes in (ours, theirs))
         if a != b:
             kinds[name, tuple(n for n, x, y in zip(FIELDS, a, b, strict=True) if x != y), a[0], b[0]] += 1
-            trail = " ".join(f"{d:016x}" for d in image.trails[va])
             rows = " ".join(f"{n}={x:x}/{y:x}" for n, x, y in zip(FIELDS, a, b, strict=True) if x != y)
-            found.append(f"{name} {va:#x} descriptors {trail}: trapline/qemu {rows}")
+            found.append(f"#{k} {case.before} {name} {case.va:#x} descriptors {case.trail}: trapline/qemu {rows}")
     if found:
         found[:0] = [f"{count} x {kind}" for kind, count in kinds.most_common(30)]
         found.insert(0, f"seed {seed} tcr {setting.tcr:#x} sctlr {setting.sctlr:#x} pan {setting.pan} {granule}")
@@ -333,7 +408,7 @@ def main() -> int:
     for seed in range(options.seed, options.seed + options.images):
         count, found = compare(random.Random(seed).choice(list(GRANULES.values())), seed)
         total, bad = total + count, bad + max(0, len(found) - 1)
-        print("\n".join(found[:40]))
+        print("".join(line + "\n" for line in found[:40]), end="")
     print(f"seeds {options.seed} on: {total} accesses, {bad} differences")
     return 1 if bad else 0
 
