@@ -61,6 +61,7 @@ TESTS = (
     Test("pl031", "pl031"),
     Test("spinlock", "spinlock-test", cpus=CPUS, limit=300),
     Test("fpu-context", "fpu", cpus=2),
+    Test("micro-bench", "micro-bench", cpus=2),
 )
 
 
