@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from fake_kvm import FakeSystem, FakeVcpu, prints, read, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trapline.abi.exits import Exit, IntrExit, SystemEvent, SystemEventType, UnknownExit
 from trapline.errors import BadInput, Timeout
 from trapline.vmm.board import RAM_BASE, MiB
 from trapline.vmm.console import Keyboard, Output, RawTerminal
-from trapline.vmm.images import FlatImage
+from trapline.vmm.images import FlatImage, LinuxImage
 from trapline.vmm.machine import Config, Machine, Software
 from trapline.vmm.report import EL1_REGISTERS, LOOKS_TO_CONVINCE, LoopDetector, describe_syndrome
 from trapline.vmm.runloop import Ending, Outcome, Runner
@@ -242,3 +244,28 @@ def test_terminal_is_restored() -> None:
 def test_impossible_machines_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInput, match=complaint):
         Config(**options).check()
+
+
+ACCESS = st.tuples(
+    st.sampled_from((UART, RTC, GPIO, 0x0A00_0000, 0x0A00_0200, 0x1000_0000, 0x3EFF_0000, 0x40_1000_8000)),
+    st.one_of(st.integers(0, 0x1FF), st.integers(0, 0xFFF), st.sampled_from((0xFE0, 0xFFC, 0x400, 0x3FC, 0x70, 0x50, 0x44))),
+    st.sampled_from((1, 2, 4, 8)),
+    st.one_of(st.none(), st.integers(0, 255), st.integers(0, (1 << 64) - 1)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ACCESS, max_size=120))
+def test_no_access_of_a_guest_can_break_a_device(accesses: list[tuple[int, int, int, int | None]]) -> None:
+    """Any width, alignment and value, in any order: reads fit their width, and nothing raises."""
+    options = config(virtio_console=True, pci_testdev=True)
+    software = Software(LinuxImage(b"\0", 0, 1), b"", b"")
+    machine = Machine(FakeSystem(lambda vcpu: iter(())), options, software, [], lambda data: None)  # type: ignore[arg-type]
+    machine.receive(b"input" * 20)
+    for base, offset, size, value in accesses:
+        if value is None:
+            got = machine.bus.read(base + offset, size)
+            assert got is None or 0 <= got < 1 << 8 * size
+        else:
+            machine.bus.write(base + offset, size, value & (1 << 8 * size) - 1)
+    machine.bus.reset()
