@@ -391,3 +391,18 @@ def test_initial_interface() -> None:
     vmcr = ICH_VMCR_EL2(int(machine.vcpus[0].cpu.state.sysreg[ICH_VMCR_EL2.slot]))
     assert (vmcr.VPMR, vmcr.VENG0, vmcr.VENG1) == (0, 0, 0)
     assert machine.icc(0, "BPR0") == gic_virtual.MIN_BPR0 and machine.icc(0, "BPR1") == gic_virtual.MIN_BPR1
+
+
+def test_rerouted_while_active_and_pending() -> None:
+    machine = GicMachine(cpus=2)
+    machine.setup(40, edge=True, cpu=1)
+    machine.pulse(40)
+    assert machine.ack(1) == 40
+    machine.pulse(40)
+    machine.route(40, 0)
+    state = machine.vcpus[1].cpu.state
+    machine.gic.flush(machine.vcpus[1])
+    gic_virtual.icv_eoir1_write(state, 40)
+    assert gic_virtual.virtual_lines(state) == gic_virtual.LINE_MAINTENANCE, "not delivered here again"
+    machine.gic.sync(machine.vcpus[1])
+    assert machine.vcpus[0].kicks == 1 and machine.ack(0) == 40

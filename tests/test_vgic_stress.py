@@ -152,9 +152,11 @@ class Pair:
 
     def configure(self, irq: ModelIrq) -> None:
         owner = irq.target
-        irq.priority = self.numbers.randrange(0x20, 0xF8, 8)
+        # No two share a priority: the architecture leaves open which of those comes first.
+        taken = {other.priority for other in self.model.irqs.values() if other is not irq}
+        irq.priority = self.numbers.choice([priority for priority in range(0x08, 0xF8, 8) if priority not in taken])
         irq.group = self.numbers.choice((0, 1, 1, 1))
-        with self.trap(self.numbers.randrange(CPUS)):
+        with self.trap(0):
             self.machine.priority(irq.intid, irq.priority, owner)
             self.machine.group(irq.intid, irq.group, owner)
             if irq.intid >= 32 and not irq.active:

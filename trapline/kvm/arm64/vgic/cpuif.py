@@ -80,7 +80,7 @@ def fold(cpu: CpuInterface, requeue: Requeue) -> list[int]:
         value = regs[LR_SLOT + n]
         regs[LR_SLOT + n] = 0
         irq.fold(value)
-        if irq.watched and value & (LR_EOI | LR_PENDING | LR_ACTIVE) == LR_EOI:
+        if irq.watched and not irq.edge and value & (LR_EOI | LR_PENDING | LR_ACTIVE) == LR_EOI:
             completed.append(irq.intid)
         requeue(irq)
     if cpu.spilled:
@@ -113,7 +113,7 @@ def load(cpu: CpuInterface, deliverable: Deliverable) -> None:
     elif len(chosen) > 1:
         chosen.sort(key=_urgency)
     for n, irq in enumerate(chosen):
-        value = _list_register(irq, deliverable)
+        value = _list_register(cpu, irq, deliverable)
         regs[LR_SLOT + n] = value
         cpu.loaded.append((irq, value))
         irq.lr = n
@@ -155,7 +155,7 @@ def _choose(cpu: CpuInterface, queue: list[Irq], deliverable: Deliverable) -> tu
     return chosen, control
 
 
-def _list_register(irq: Irq, deliverable: Deliverable) -> int:
+def _list_register(cpu: CpuInterface, irq: Irq, deliverable: Deliverable) -> int:
     value = irq.intid | irq.priority << LR_PRIORITY | irq.group << LR_GROUP
     if not irq.edge:
         # Pending *and* active would be delivered again without a look at the wire in between.
@@ -163,4 +163,7 @@ def _list_register(irq: Irq, deliverable: Deliverable) -> int:
         return value | (LR_ACTIVE if irq.active else LR_PENDING)
     if irq.active:
         value |= LR_ACTIVE
+        if irq.target is not cpu:
+            # Its next delivery is another vCPU's, so this one only has to say when it is done.
+            return value | LR_EOI
     return value | LR_PENDING if deliverable(irq) else value
