@@ -80,7 +80,7 @@ class RawTerminal:
         self.saved: list[object] | None = None
 
     def __enter__(self) -> RawTerminal:
-        if os.isatty(self.fd) and os.tcgetpgrp(self.fd) == os.getpgrp():
+        if os.isatty(self.fd) and self._in_foreground():
             self.saved = termios.tcgetattr(self.fd)
             mode = termios.tcgetattr(self.fd)
             mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
@@ -89,6 +89,13 @@ class RawTerminal:
             mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
         return self
+
+    def _in_foreground(self) -> bool:
+        """Whether the terminal is ours to change: as a background job it is not."""
+        try:
+            return os.tcgetpgrp(self.fd) == os.getpgrp()
+        except OSError:
+            return True  # not our controlling terminal, so it has no jobs of ours
 
     def __exit__(self, *_: object) -> None:
         if self.saved is not None:
