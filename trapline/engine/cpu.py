@@ -49,7 +49,8 @@ class Cpu:
         values = self.engine.reset_values
         for slot, value in values.items():
             self._sysreg[slot] = value
-        self._entry.flush_all(self.address)
+        for tlb in (EngineState.dtlb, EngineState.itlbs):
+            ctypes.memset(self.address + tlb.offset, 0xFF, tlb.size)  # no page has such a tag
 
     def __getitem__(self, reg: type[Sysreg]) -> int:
         """The stored value of a system register."""

@@ -13,7 +13,7 @@ from trapline.arm64.state import CpuState
 TLB_BITS = 9
 TLB_ENTRIES = 1 << TLB_BITS
 """Entries of each data TLB (direct-mapped, one 4 KiB page each)."""
-ITLB_BITS = 8
+ITLB_BITS = 10
 ITLB_ENTRIES = 1 << ITLB_BITS
 REGIMES = 4
 """Data TLBs: EL0, EL1 with PAN clear, EL1 with PAN set, EL2."""

@@ -8,7 +8,7 @@ small Bloom filters, so that a TLB invalidation by address knows when it must lo
 from __future__ import annotations
 
 from trapline.bits.native import Ptr, addressof, cas64, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
-from trapline.engine.state import ITLB_ENTRIES, REGIMES, SYNC_PAGES, TLB_ENTRIES, TLB_INVALID, EngineState, Shared
+from trapline.engine.state import ITLB_ENTRIES, SYNC_PAGES, TLB_ENTRIES, TLB_INVALID, EngineState, Shared
 
 sched_yield = extern("sched_yield", u32, ())
 
@@ -16,6 +16,8 @@ DTLB_OFFSET = EngineState.dtlb.offset
 REGIME_BYTES = TLB_ENTRIES * 32
 ITLB_OFFSET = EngineState.itlbs.offset
 ITLB_BYTES = ITLB_ENTRIES * 16
+EL1_REGIMES = 3
+"""Data TLBs of EL1&0; that of EL2 is never used, since the hypervisor is not guest code."""
 GOLDEN = 0x9E37_79B9_7F4A_7C15
 SPINS = 2000
 """How often a waiting vCPU looks before it lets another thread run."""
@@ -45,13 +47,13 @@ def flush_all(cpu: Ptr[EngineState]) -> None:
     """Invalidate every entry of this vCPU."""
     base = addressof(cpu)
     at = base + DTLB_OFFSET
-    end = at + REGIMES * REGIME_BYTES
+    end = at + EL1_REGIMES * REGIME_BYTES
     while at != end:
         store64(at, TLB_INVALID)
         store64(at + 8, TLB_INVALID)
         at = at + 32
     at = base + ITLB_OFFSET
-    end = at + 4 * ITLB_BYTES
+    end = at + 2 * ITLB_BYTES
     while at != end:
         store64(at, TLB_INVALID)
         at = at + 16
@@ -64,7 +66,7 @@ def flush_nonglobal(cpu: Ptr[EngineState]) -> None:
     """Invalidate entries of the current address space (another ASID is selected, or this one is invalidated)."""
     base = addressof(cpu)
     at = base + DTLB_OFFSET
-    end = at + 3 * REGIME_BYTES
+    end = at + EL1_REGIMES * REGIME_BYTES
     while at != end:
         if load64(at + 24) != 0:
             store64(at, TLB_INVALID)
@@ -86,7 +88,7 @@ def flush_page(cpu: Ptr[EngineState], va: u64) -> None:
         flush_all(cpu)
         return
     index = frame & (TLB_ENTRIES - 1)
-    for regime in range(3):
+    for regime in range(EL1_REGIMES):
         at = base + DTLB_OFFSET + u64(regime) * REGIME_BYTES + (index << 5)
         store64(at, TLB_INVALID)
         store64(at + 8, TLB_INVALID)
