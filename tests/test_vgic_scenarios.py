@@ -215,9 +215,11 @@ def test_clear_pending_while_in_a_list_register(one: GicMachine) -> None:
     assert one.ack() == 40
 
 
+@pytest.mark.parametrize("stay", [True, False])
 @pytest.mark.parametrize("edge", [True, False])
 @pytest.mark.parametrize("count", [4, 5, 9, 31])
-def test_more_interrupts_than_list_registers(one: GicMachine, count: int, edge: bool) -> None:
+def test_more_interrupts_than_list_registers(one: GicMachine, count: int, edge: bool, stay: bool) -> None:
+    one.stay = stay
     intids = range(40, 40 + count)
     for intid in intids:
         one.setup(intid, 8 * (1 + intid * 7 % 13), edge)
@@ -231,8 +233,10 @@ def test_more_interrupts_than_list_registers(one: GicMachine, count: int, edge: 
     assert taken == order
 
 
+@pytest.mark.parametrize("stay", [True, False])
 @pytest.mark.parametrize("split", [False, True])
-def test_more_active_interrupts_than_list_registers(one: GicMachine, split: bool) -> None:
+def test_more_active_interrupts_than_list_registers(one: GicMachine, split: bool, stay: bool) -> None:
+    one.stay = stay
     one.icc(0, "CTLR", EOI_MODE * split)
     nest = list(range(40, 52))
     for depth, intid in enumerate(nest):
@@ -254,17 +258,42 @@ def test_more_active_interrupts_than_list_registers(one: GicMachine, split: bool
     assert one.icc(0, "RPR") == 0xFF and one.ack() == 60
 
 
-def test_group_switched_on_reorders_what_waits(one: GicMachine) -> None:
+@pytest.mark.parametrize("stay", [True, False])
+def test_group_switches_change_what_is_next(one: GicMachine, stay: bool) -> None:
+    one.stay = stay
     one.icc(0, "IGRPEN0", 0)
     for intid in range(40, 46):
         one.setup(intid, 0xA0, edge=True)
         one.pulse(intid)
-    one.setup(50, 0x10, edge=True)
-    one.group(50, 0)
-    one.pulse(50)
+    for intid, priority in ((50, 0x10), (51, 0xF0)):
+        one.setup(intid, priority, edge=True)
+        one.group(intid, 0)
+        one.pulse(intid)
     assert one.lines(0) == IRQ
     one.icc(0, "IGRPEN0", 1)
     assert one.lines(0) == FIQ and one.ack(group=0) == 50
+    one.eoi(50, group=0)
+    assert one.lines(0) == IRQ
+    one.icc(0, "IGRPEN1", 0)
+    assert one.lines(0) == FIQ and one.ack(group=0) == 51
+    one.eoi(51, group=0)
+    assert one.lines(0) == 0
+    one.icc(0, "IGRPEN1", 1)
+    assert one.lines(0) == IRQ and one.ack() == 40
+
+
+def test_completion_reaches_an_interrupt_without_list_register(one: GicMachine) -> None:
+    """Nested seven deep, the guest completes all of them without any other reason to leave."""
+    one.stay = True
+    nest = list(range(40, 47))
+    for depth, intid in enumerate(nest):
+        one.setup(intid, 0xF0 - 0x10 * depth, edge=True)
+        one.pulse(intid)
+        assert one.ack() == intid
+    for number, intid in enumerate(reversed(nest), 1):
+        one.eoi(intid)
+        left = [each for each in nest if one.bit(ISACTIVER, each)]
+        assert left == nest[: len(nest) - number]
 
 
 def test_distributor_group_enable(one: GicMachine) -> None:

@@ -59,6 +59,8 @@ class GicMachine:
         self.vm = FakeVm(cpus, mpidrs)
         self.vcpus = self.vm.vcpus
         self.gic = VgicV3(self.vm)
+        self.stay = False
+        """The guest goes on until a maintenance interrupt stops it, rather than leaving after every access."""
         self.gic.set_attr(NR_IRQS, 0, irqs)
         self.gic.set_attr(ADDR, 2, DIST)
         self.gic.set_attr(ADDR, 3, REDIST)
@@ -141,16 +143,15 @@ class GicMachine:
             result = access.read(vcpu.cpu.state)
         else:
             access.write(vcpu.cpu.state, value)
-        self.gic.sync(vcpu)
+        if not self.stay or gic_virtual.maintenance_pending(vcpu.cpu.state):
+            self.gic.sync(vcpu)
         return result
 
     def lines(self, n: int) -> int:
         """What is signalled to the processor: 1 IRQ, 2 FIQ."""
         vcpu = self.vcpus[n]
         self.gic.flush(vcpu)
-        lines = int(gic_virtual.virtual_lines(vcpu.cpu.state))
-        self.gic.sync(vcpu)
-        return lines
+        return int(gic_virtual.virtual_lines(vcpu.cpu.state))
 
     def ack(self, n: int = 0, group: int = 1) -> int:
         return self.icc(n, f"IAR{group}")

@@ -150,8 +150,9 @@ class Vgic:
             if irq.edge:
                 if not level or not irq.set_latch():
                     return
-            elif irq.lr >= 0 and irq.holder is not None and not (level and irq.may_sleep()):
-                # The end of what is in the list register looks at the wire again, and a fall takes effect at the next exit.
+            elif irq.lr >= 0 and irq.holder is not None:
+                # The end of what is in the list register looks at the wire again, and so does a vCPU before it sleeps; a fall takes
+                # effect at the next exit.
                 irq.holder.dirty = True
                 return
             self.requeue(irq, tell=level)

@@ -143,10 +143,6 @@ class Irq:
         """Pending as the distributor shows it."""
         return self.asserted() or self._latched_in_lr()
 
-    def may_sleep(self) -> bool:
-        """Whether its list register is pending: its vCPU may be asleep, having found the wire low, and must look again."""
-        return self.holder is not None and bool(self.holder.list_register(self.lr) & LR_PENDING)
-
     def is_active(self) -> bool:
         """Active as the distributor shows it."""
         if self.force_active is not None:
