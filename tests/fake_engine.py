@@ -24,6 +24,7 @@ class FakeCpu:
         self.lines = 0
         self.deadline: int | None = None
         self.kicks = 0
+        self.flushes = 0
         self.entries = 0
 
     def enter(self) -> SimpleNamespace:
@@ -32,6 +33,9 @@ class FakeCpu:
 
     def reset(self) -> None:
         self.script.clear()
+
+    def request_flush(self) -> None:
+        self.flushes += 1
 
     def kick(self) -> None:
         self.kicks += 1

@@ -333,3 +333,35 @@ def test_many_machines_one_after_another(kvm: System) -> None:
         guest = Guest(kvm, f"mov x0, #{value}\n mov x1, #0x9000000\n str x0, [x1]")
         assert guest.run().value == value
         guest.close()
+
+
+def test_a_register_set_by_userspace_changes_translation_at_once(kvm: System) -> None:
+    """Two sets of tables map one address differently; userspace switches between them while the guest waits for a device."""
+    va, tables = 0x1000_0000, (RAM + MB, RAM + MB + 0x10000)
+    guest = Guest(kvm, "again:\nldr x1, [x0]\nstr w1, [x2]\nb again")
+    try:
+
+        def put(at: int, value: int) -> None:
+            guest.ram.view[at - RAM : at - RAM + 8] = value.to_bytes(8, "little")
+
+        for root, target in zip(tables, (RAM + 2 * MB, RAM), strict=True):
+            put(root, root + 0x1000 | 3)
+            put(root + 0x1000, root + 0x2000 | 3)
+            put(root + 0x1000 + 8, RAM | 0x701)
+            put(root + 0x2000 + (va >> 21) * 8, target | 0x701)
+            put(root + 0x2000 + (UART >> 21) * 8, UART & ~(2 * MB - 1) | 0x705)
+        guest.ram.view[2 * MB : 2 * MB + 4] = (1111).to_bytes(4, "little")
+        guest.ram.view[0x100:0x104] = (2222).to_bytes(4, "little")
+        regs, name = guest.vcpu, TABLE.by_name
+        regs.set_one_reg(name["MAIR_EL1"].one_reg_id, 0xFF)
+        regs.set_one_reg(name["TCR_EL1"].one_reg_id, 16 | 1 << 23 | 5 << 32)
+        regs.set_one_reg(name["SCTLR_EL1"].one_reg_id, name["SCTLR_EL1"].reset_value() | 1)
+        regs.regs.x2 = UART
+        for root, offset, expected in ((tables[0], 0, 1111), (tables[1], 0x100, 2222), (tables[0], 0, 1111)):
+            regs.set_one_reg(name["TTBR0_EL1"].one_reg_id, root)
+            regs.regs.x0 = va + offset
+            exit = guest.run()
+            assert isinstance(exit, MmioExit) and exit.phys_addr == UART, exit
+            assert int.from_bytes(exit.data, "little") == expected
+    finally:
+        guest.close()

@@ -169,6 +169,7 @@ class Arm64Vcpu:
         sysreg[ELR] = 0
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
+        self.cpu.request_flush()
         self.pending_mmio = NOT_PENDING
         self.look_at_timers = True
         if self.vm.vgic is not None:
@@ -217,6 +218,7 @@ class Arm64Vcpu:
     def write_register(self, reg_id: int, value: int) -> None:
         """KVM_SET_ONE_REG."""
         onereg.write(self, reg_id, value)
+        self.cpu.request_flush()  # it may have been a register that translation depends on
         self.look_at_timers = True
 
     def register_ids(self) -> list[int]:
