@@ -7,18 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.guests import tiny
 
 
-def run(tmp_path: Path, text: str, *options: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def run(tmp_path: Path, text: str, *options: str, stdin: bytes = b"", form: str = "flat") -> subprocess.CompletedProcess[bytes]:
     kernel = tmp_path / "guest.bin"
-    kernel.write_bytes(tiny.build(text))
+    kernel.write_bytes(tiny.FORMATS[form](tiny.build(text)))
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", "--kernel", str(kernel), "--mem", "16M"]
     return subprocess.run([*command, "--timeout", "120", *options], input=stdin, capture_output=True, timeout=180, check=False)
 
 
-def test_hello_on_stdout_and_announced_status(tmp_path: Path) -> None:
-    done = run(tmp_path, tiny.HELLO)
+@pytest.mark.parametrize("form", tiny.FORMATS)
+def test_hello_on_stdout_and_announced_status(tmp_path: Path, form: str) -> None:
+    done = run(tmp_path, tiny.HELLO, form=form)
     assert (done.returncode, done.stdout) == (21, b"hello from the guest\nEXIT: STATUS=43\n"), done.stderr
     assert done.stderr == b"", "nothing to say when all is well"
 

@@ -5,6 +5,10 @@ Each is a flat binary: loaded 512 KiB above the start of RAM, entered with the d
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
+from struct import pack
+
 from trapline.arm64.asm_program import assemble_program
 
 ORIGIN = 0x4008_0000
@@ -92,3 +96,26 @@ done:   .asciz "the second CPU was here\\n"
 def build(text: str) -> bytes:
     """A guest with the helpers behind it."""
     return assemble_program(text + PRINT + PSCI, ORIGIN)
+
+
+def as_elf(code: bytes) -> bytes:
+    """The guest as an ELF executable with one segment, virtual addresses elsewhere than physical ones."""
+    virtual = 0xFFFF_8000_0000_0000
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = pack("<HHIQQQIHHHHHH", 2, 183, 1, virtual, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    segment = pack("<IIQQQQQQ", 1, 7, 120, virtual, ORIGIN, len(code), len(code), 8)
+    return ident + header + segment + code
+
+
+def as_image(code: bytes) -> bytes:
+    """The guest behind an arm64 Image header that asks for the place it was assembled for."""
+    branch = 0x1400_0010  # over the header
+    return pack("<IIQQQQQQ4sI", branch, 0, 0x7_FFC0, 0x10_0000, 0xA, 0, 0, 0, b"ARM\x64", 0) + code
+
+
+FORMATS: dict[str, Callable[[bytes], bytes]] = {
+    "flat": bytes,
+    "elf": as_elf,
+    "image": as_image,
+    "gzip": lambda code: gzip.compress(as_image(code)),
+}
