@@ -16,14 +16,14 @@ from trapline.bits import Bits, Imm
 class Access:
     """How memory is accessed: ordering, alignment and privilege of one access.
 
-    `pair` marks two elements read or written as one: each half is what alignment checks and single-copy atomicity are about.
+    `parts` elements are read or written as one: each is what alignment checks and single-copy atomicity are about.
     """
 
     acquire: bool = False
     release: bool = False
     aligned: bool = False
     unprivileged: bool = False
-    pair: bool = False
+    parts: int = 1
 
 
 @dataclass(eq=False, slots=True)

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 from trapline.arm64.gic_virtual import LINE_FIQ, LINE_IRQ, signalled_group
+from trapline.arm64.regs.debug import MDSCR_EL1
 from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, VBAR_EL1
 from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2, SPSR_EL2, VBAR_EL2
 from trapline.arm64.state import CpuState
@@ -225,7 +226,7 @@ def pstate_from_spsr(cpu: Ptr[CpuState], spsr: u64) -> None:
     cpu.btype = u8(spsr >> SPSR_BTYPE & 3)
     cpu.ssbs = u8(spsr >> SPSR_SSBS & 1)
     cpu.il = u8(spsr >> SPSR_IL & 1)
-    cpu.ss = u8(spsr >> SPSR_SS & 1)
+    cpu.ss = u8(spsr >> SPSR_SS & cpu.sysreg[MDSCR_EL1.slot] & 1)  # DebugExceptionReturnSS(): only while stepping is on
     cpu.uao = u8(spsr >> SPSR_UAO & 1)
     cpu.dit = u8(spsr >> SPSR_DIT & 1)
     cpu.tco = u8(spsr >> SPSR_TCO & 1)

@@ -178,17 +178,17 @@ class Recorder:
 
     # -- memory ----------------------------------------------------------------------------------------------------------
     def load(
-        self, addr: Bits, width: int, *, acquire: bool = False, aligned: bool = False, unprivileged: bool = False, pair: bool = False
+        self, addr: Bits, width: int, *, acquire: bool = False, aligned: bool = False, unprivileged: bool = False, parts: int = 1
     ) -> Bits:
-        """Read `width` bits (8 to 128) at `addr`; with `pair` they are two elements."""
-        access = fx.Access(acquire=acquire, aligned=aligned or acquire, unprivileged=unprivileged, pair=pair)
+        """Read `width` bits (8 to 128) at `addr`; they are `parts` elements."""
+        access = fx.Access(acquire=acquire, aligned=aligned or acquire, unprivileged=unprivileged, parts=parts)
         return self._effect(fx.Load(addr, width, access), width)
 
     def store(
-        self, addr: Bits, value: Bits, *, release: bool = False, aligned: bool = False, unprivileged: bool = False, pair: bool = False
+        self, addr: Bits, value: Bits, *, release: bool = False, aligned: bool = False, unprivileged: bool = False, parts: int = 1
     ) -> None:
-        """Write `value` at `addr`; with `pair` it is two elements."""
-        access = fx.Access(release=release, aligned=aligned or release, unprivileged=unprivileged, pair=pair)
+        """Write `value` at `addr`; it is `parts` elements."""
+        access = fx.Access(release=release, aligned=aligned or release, unprivileged=unprivileged, parts=parts)
         self.effects.append(fx.Store(addr, value, access))
 
     def update(self, addr: Bits, width: int, fn: Callable[[Bits], Bits], acquire: Any = 0, release: Any = 0) -> Bits:

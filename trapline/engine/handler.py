@@ -31,8 +31,10 @@ CC = "preserve_nonecc"
 PROTOTYPE = "ptr %cpu, ptr %rec, ptr %tlb, i64 %aux"
 _UNLIKELY = "!prof !0"
 
-WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, PAIR, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000, 0x2000
-"""Flags of the `meta` argument of slow memory paths; the low byte is the access size in bytes."""
+WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000
+PARTS_SHIFT = 16
+"""Flags of the `meta` argument of slow memory paths; the low byte is the access size in bytes, and from PARTS_SHIFT on stands
+log2 of the number of elements."""
 
 
 class Handler:
@@ -297,7 +299,7 @@ class Handler:
         addend = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
         host = emit.let(f"add i64 {addr}, {addend}")
         meta = size | (WRITE if write else 0) | (UNPRIVILEGED if access.unprivileged else 0) | (ALIGNED if access.aligned else 0)
-        meta |= PAIR if access.pair else 0
+        meta |= access.parts.bit_length() - 1 << PARTS_SHIFT
         return hit, emit.let(f"inttoptr i64 {host} to ptr"), str(meta)
 
     def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: int = 0) -> str:

@@ -20,7 +20,7 @@ from trapline.bits.native import (
     u32,
     u64,
 )
-from trapline.engine.handler import ALIGNED, ATOMIC, PAIR, UNPRIVILEGED, UPDATE, WRITE
+from trapline.engine.handler import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
 from trapline.engine.runtime import current_pc, data_abort
 from trapline.engine.state import EngineState
 from trapline.engine.tlb import DTLB_OFFSET, fill_data
@@ -43,7 +43,7 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 
     With SCTLR_ELx.A all do; atomic, exclusive and ordered ones do when they leave an aligned 16-byte block (FEAT_LSE2).
     """
-    element = size >> 1 if meta & PAIR != 0 else size
+    element = size >> (meta >> PARTS_SHIFT)
     if va & (element - 1) == 0 or size == 64:
         return False
     if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask != 0:

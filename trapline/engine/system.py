@@ -9,6 +9,7 @@ from __future__ import annotations
 from trapline.arm64.exceptions import (
     EC,
     EC_SHIFT,
+    FP_ISS,
     IL,
     LINE_FIQ,
     LINE_IRQ,
@@ -124,7 +125,8 @@ def sysreg_trap(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u
     cpu.pc = current_pc(cpu, rec)
     rt = current_word(cpu) & 31
     outcome = access_outcome(cpu, u32(encoding), write != 0)
-    take_access_exception(cpu, outcome, u32(encoding), rt, write == 0)
+    instruction = current_word(cpu) >> 5 & 0xFFFF  # the register's number, except for MSR (immediate)
+    take_access_exception(cpu, outcome, instruction, rt, write == 0)
     settle(cpu, Exit.EL2_SYNC)
     return 1
 
@@ -210,7 +212,7 @@ def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
     target = wait_trap(cpu, is_wfe)
     if target != 0:
         cpu.pc = current_pc(cpu, rec)
-        enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | 0xE00000 | u64(is_wfe), 0, V_SYNC, cpu.pc)
+        enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | FP_ISS | u64(is_wfe), 0, V_SYNC, cpu.pc)
         return 1
     sched_yield()
     return 0

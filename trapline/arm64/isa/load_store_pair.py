@@ -18,7 +18,7 @@ def load_pair(cpu: Any, address: Bits, width: int) -> tuple[Bits, Bits]:
     """Two neighbouring elements."""
     if width == 128:
         return cpu.load(address, 128), cpu.load(address + 16, 128)
-    both = cpu.load(address, 2 * width, pair=True)
+    both = cpu.load(address, 2 * width, parts=2)
     return both[width - 1 : 0], both[2 * width - 1 : width]
 
 
@@ -28,7 +28,7 @@ def store_pair(cpu: Any, address: Bits, first: Bits, second: Bits) -> None:
         cpu.store(address, first)
         cpu.store(address + 16, second)
     else:
-        cpu.store(address, cat(second, first), pair=True)
+        cpu.store(address, cat(second, first), parts=2)
 
 
 def transfer(cpu: Any, i: Any, address: Bits) -> None:

@@ -19,15 +19,15 @@ def pieces(width: int) -> list[tuple[int, int]]:
     return [(position, min(128, width - position)) for position in range(0, width, 128)]
 
 
-def load_block(cpu: Any, base: Bits, width: int) -> Bits:
-    """Consecutive memory as one value."""
-    return cat(*reversed([cpu.load(base + position // 8, part) for position, part in pieces(width)]))
+def load_block(cpu: Any, base: Bits, width: int, esize: int) -> Bits:
+    """Consecutive memory, elements of `esize` bits, as one value."""
+    return cat(*reversed([cpu.load(base + position // 8, part, parts=part // esize) for position, part in pieces(width)]))
 
 
-def store_block(cpu: Any, base: Bits, value: Bits) -> None:
-    """One value to consecutive memory."""
+def store_block(cpu: Any, base: Bits, value: Bits, esize: int) -> None:
+    """One value, elements of `esize` bits, to consecutive memory."""
     for position, part in pieces(value.width):
-        cpu.store(base + position // 8, value[position + part - 1 : position])
+        cpu.store(base + position // 8, value[position + part - 1 : position], parts=part // esize)
 
 
 # -- structures --------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def transfer_multiple(cpu: Any, i: Any, load: bool, structure: int, count: int) 
     width, base = vector_width(i), cpu.X(i.Rn, sp=True)
     names = [cpu.reg(i.Rt, k) for k in range(count)]
     if load:
-        block = load_block(cpu, base, count * width)
+        block = load_block(cpu, base, count * width, 8 << i.size)
         vectors = split_structures(block.lanes(8 << i.size), structure)
         whole = cat(*reversed([vector.bits for vector in vectors]))
         for k, name in enumerate(names):
@@ -94,7 +94,7 @@ def transfer_multiple(cpu: Any, i: Any, load: bool, structure: int, count: int) 
         whole = cat(*reversed([cpu.V(name, width) for name in names]))
         part = whole.width // structure
         vectors = [whole[k * part + part - 1 : k * part].lanes(8 << i.size) for k in range(structure)]
-        store_block(cpu, base, join_structures(vectors).bits)
+        store_block(cpu, base, join_structures(vectors).bits, 8 << i.size)
     return count * width // 8
 
 
