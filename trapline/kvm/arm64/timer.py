@@ -70,15 +70,19 @@ TIMER_GROUP: Final = VcpuGroup.TIMER_CTRL
 
 
 def reset(vcpu: Arm64Vcpu) -> None:
-    """Give the guest both timers and the VM's offset."""
+    """Give the guest both timers, quiet, and the VM's offset."""
     sysreg = vcpu.sysreg
+    _set_lines(vcpu, 0)
     sysreg[CNTHCTL_EL2.slot] = CNTHCTL_EL2(EL1PCTEN=1, EL1PCEN=1)
     sysreg[CNTVOFF_EL2.slot] = vcpu.vm.timer.offset
 
 
 def update_lines(vcpu: Arm64Vcpu) -> None:
     """Copy the timers' outputs to the interrupt controller. Called on the vCPU's own thread."""
-    lines = vcpu.cpu.timer_lines()
+    _set_lines(vcpu, vcpu.cpu.timer_lines())
+
+
+def _set_lines(vcpu: Arm64Vcpu, lines: int) -> None:
     changed = lines ^ vcpu.timer_lines
     if not changed:
         return
