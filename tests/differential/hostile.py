@@ -27,15 +27,24 @@ from trapline.errors import KvmError
 RAM, MB, PAGE = 0x4000_0000, 1 << 20, 4096
 SIZE, GUARD, CANARY = 2 * MB, 4 * MB, 0xC5
 KICK_SECONDS = 0.01
+SHAPES = 300
 MSR, MRS, SYS = 0xD510_0000, 0xD530_0000, 0xD508_0000
 LIVELY = ("SCTLR_EL1", "TTBR0_EL1", "TTBR1_EL1", "TCR_EL1", "MAIR_EL1", "VBAR_EL1", "ELR_EL1", "SPSR_EL1", "SP_EL0", "CPACR_EL1",
           "CNTV_CTL_EL0", "CNTV_CVAL_EL0", "ICC_IGRPEN1_EL1", "ICC_PMR_EL1", "ICC_SGI1R_EL1", "DAIF", "TPIDR_EL1")  # fmt: skip
 ERET, ISB, TLBI, IC = 0xD69F_03E0, 0xD503_3FDF, 0xD508_871F, 0xD508_751F
 
 
-def random_code(rng: random.Random, words: int) -> bytes:
+def vocabulary(rng: random.Random, size: int) -> list[tuple[int, int]]:
+    """Some shapes of instructions as (word, mask of the operands): each has to be compiled once, so there are not too many."""
+    found = []
+    for insn in rng.choices(load_a64().insns, k=size):
+        operands = sum((1 << f.width) - 1 << f.lo for f in insn.operand_fields)
+        found.append((insn.pattern.value | rng.getrandbits(32) & ~insn.pattern.mask, operands))
+    return found
+
+
+def random_code(rng: random.Random, words: int, known: list[tuple[int, int]]) -> bytes:
     """Instructions of all kinds, the dangerous ones more often than they occur; some words are just noise."""
-    insns = load_a64().insns
     system = [reg.encoding for reg in TABLE]
     lively = [TABLE[name].encoding for name in LIVELY]
     code = []
@@ -50,21 +59,21 @@ def random_code(rng: random.Random, words: int) -> bytes:
         elif kind == 3 and rng.randrange(3) == 0:
             code.append(rng.choice((ERET, ISB, TLBI, IC, SYS | rng.getrandbits(19))))
         else:
-            insn = rng.choice(insns)
-            code.append(insn.pattern.value | rng.getrandbits(32) & ~insn.pattern.mask)
+            word, operands = rng.choice(known)
+            code.append(word ^ rng.getrandbits(32) & operands)
     return b"".join(word.to_bytes(4, "little") for word in code)
 
 
 class Guest:
     """Random memory between canaries, and vCPUs with random registers."""
 
-    def __init__(self, kvm: System, rng: random.Random, vcpus: int) -> None:
+    def __init__(self, kvm: System, rng: random.Random, vcpus: int, known: list[tuple[int, int]]) -> None:
         self.rng = rng
         self.mapping = mmap.mmap(-1, SIZE + 2 * GUARD)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
         self.view = memoryview(self.mapping)
         self.view[:] = bytes([CANARY]) * len(self.view)
-        code = random_code(rng, SIZE // 4 // 8)
+        code = random_code(rng, SIZE // 4 // 8, known)
         self.view[GUARD : GUARD + SIZE] = code * 8
         self.vm = kvm.create_vm()
         self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
@@ -121,9 +130,10 @@ def main() -> int:
     exits: Counter[str] = Counter()
     failed: list[str] = []
     threading.excepthook = lambda args: failed.append("".join(traceback.format_exception(args.exc_value)))
+    known = vocabulary(random.Random(options.seed), SHAPES)
     with System(Software()) as kvm:
         for k in range(options.rounds):
-            guest = Guest(kvm, random.Random(options.seed + k), 2)
+            guest = Guest(kvm, random.Random(options.seed + k), 2, known)
             deadline = time.monotonic() + options.seconds / options.rounds
             threads = [threading.Thread(target=kick, args=(guest, deadline))]
             for n, vcpu in enumerate(guest.vcpus):
