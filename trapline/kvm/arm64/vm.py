@@ -84,7 +84,7 @@ class Arm64Vm:
     def id_values(self) -> dict[int, int]:
         """ID registers as the guest sees them, by encoding; those that are not here read as zero."""
         if self._id_values is None or not self.has_run:
-            hidden = ["VHE", "VMID16"]
+            hidden = ["VHE", "VMID16", "CSV2_2"]  # a guest has no SCXTNUM_EL1: it traps, and is UNDEFINED
             if not self.has_feature(Feature.PTRAUTH_ADDRESS):
                 hidden.append("PAuth")
             if self.vgic is None:
