@@ -24,8 +24,8 @@ from .sgi import SgiRequest
 from .state import INTID_LIMIT, PRIVATE_IRQS, SGIS, CpuInterface, Irq, Region
 
 DEFAULT_IRQS = 256
-FRAME_SHIFT = 16
-"""Every frame of registers is 64 KiB long and aligned to that."""
+FRAME_SHIFT = FRAME_SIZE.bit_length() - 1
+"""Every frame of registers is aligned to its size."""
 
 NOBODY: frozenset[CpuInterface] = frozenset()
 
@@ -52,8 +52,8 @@ class Vgic:
         """Called without the lock when a guest has completed an interrupt that `watch_eoi` was asked for."""
         self._told: set[CpuInterface] = set()
         """Who is to be kicked once the lock is released."""
-        self._frames: dict[int, tuple[RegisterMap, CpuInterface | None]] = {}
-        """Register map and owner of each frame, by its address divided by its size."""
+        self._frames: dict[int, tuple[RegisterMap, Access]] = {}
+        """Registers and context of each frame, by its address divided by its size."""
         for vcpu in vm.vcpus:
             self.add_vcpu(vcpu)
 
@@ -79,6 +79,7 @@ class Vgic:
             self.spis = [Irq(intid) for intid in range(PRIVATE_IRQS, min(self.nr_irqs, INTID_LIMIT))]
             for irq in self.spis:
                 irq.target = self.cpus[0]
+            self._map()
             self.initialized = True
 
     def first_run(self, _vcpu: HostVcpu) -> None:
@@ -194,9 +195,8 @@ class Vgic:
 
     def mmio(self, vcpu: HostVcpu, ipa: int, is_write: bool, length: int, value: int = 0) -> int:
         """An access by `vcpu` to an address this GIC contains. Returns what a read reads."""
-        registers, owner = self._frames[ipa >> FRAME_SHIFT]
-        offset = ipa & (1 << FRAME_SHIFT) - 1
-        access = self.access(owner)
+        registers, access = self._frames[ipa >> FRAME_SHIFT]
+        offset = ipa & FRAME_SIZE - 1
         with self.lock:
             if not is_write:
                 return registers.read(access, offset, length)
@@ -310,13 +310,14 @@ class Vgic:
         self._map()
 
     def _map(self) -> None:
-        frames: dict[int, tuple[RegisterMap, CpuInterface | None]] = {}
+        frames: dict[int, tuple[RegisterMap, Access]] = {}
         for cpu in self.cpus:
             if cpu.frame is not None:
-                frames[cpu.frame >> FRAME_SHIFT] = CONTROL_FRAME, cpu
-                frames[cpu.frame + SGI_FRAME >> FRAME_SHIFT] = PRIVATE_FRAME, cpu
+                access = self.access(cpu)
+                frames[cpu.frame >> FRAME_SHIFT] = CONTROL_FRAME, access
+                frames[cpu.frame + SGI_FRAME >> FRAME_SHIFT] = PRIVATE_FRAME, access
         if self.dist_base is not None:
-            frames[self.dist_base >> FRAME_SHIFT] = DISTRIBUTOR, None
+            frames[self.dist_base >> FRAME_SHIFT] = DISTRIBUTOR, self.access(None)
         self._frames = frames
 
     # ---- who is to be told --------------------------------------------------------------------------------------------------
