@@ -33,6 +33,8 @@ class FakeVcpu:
         self.regs = FakeRegs()
         self.kicked = threading.Event()
         self.sysregs: dict[int, int] = {}
+        self.sticky: set[int] = set()
+        """System registers that the guest itself keeps setting to what they are."""
         self.aborts = 0
         self._read: MmioExit | None = None
         self._program = program(self)
@@ -60,6 +62,10 @@ class FakeVcpu:
 
     def get_one_reg(self, reg_id: int) -> int:
         return self.sysregs.get(reg_id, 0)
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        if reg_id not in self.sticky:
+            self.sysregs[reg_id] = value
 
     def inject_external_abort(self) -> None:
         self.aborts += 1
@@ -94,6 +100,9 @@ class FakeVm:
 
     def check_extension(self, cap: int) -> int:
         return 1
+
+    def enable_cap(self, cap: int, *args: int) -> int:
+        return 0
 
     def set_irq(self, intid: int, level: bool) -> None:
         self.lines.append((intid, level))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trapline.abi.arm64 import DeviceType, Feature, VgicAddr, VgicCtrl, VgicGroup
+from trapline.abi.caps import Cap
 from trapline.abi.vm import MEM_READONLY
 from trapline.backends.memory import GuestMemory
 from trapline.backends.objects import System, Vm
@@ -137,6 +138,8 @@ class Machine:
         plan = software.plan(config.memory)
         self.vm: Vm = system.create_vm()
         try:
+            if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
+                self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
             self.memory = self._add_memory()
             self.ram = GuestRam(RAM_BASE, self.memory.view)
             # Linux never looks at the flash; whatever else starts here may be firmware that does.

@@ -92,6 +92,10 @@ class VcpuThread:
                 self.runner.end(Ending(Outcome.RESET))
             case SystemEvent(type=SystemEventType.CRASH):
                 self.runner.crash(self, "the guest reported a crash of its own")
+            case NisvExit(fault_ipa=address) if self.runner.machine.bus.find(address):
+                self.runner.crash(
+                    self, f"KVM cannot tell what the guest did to the device at {address:#x}: use a plain load or store there"
+                )
             case NisvExit():
                 self._nobody_answers()
             case _:
