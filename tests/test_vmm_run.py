@@ -21,7 +21,7 @@ from trapline.vmm.board import RAM_BASE, MiB
 from trapline.vmm.console import Keyboard, Output, RawTerminal
 from trapline.vmm.images import FlatImage, LinuxImage
 from trapline.vmm.machine import Config, Machine, Software
-from trapline.vmm.report import EL1_REGISTERS, LOOKS_TO_CONVINCE, LoopDetector, describe_syndrome
+from trapline.vmm.report import EL1_REGISTERS, LOOKS_TO_PROBE, LoopDetector, describe_syndrome
 from trapline.vmm.runloop import Ending, Outcome, Runner
 from trapline.vmm.session import Session
 
@@ -116,7 +116,8 @@ def test_timeout_stops_a_silent_guest() -> None:
 def test_guest_lost_in_its_vectors_is_a_crash() -> None:
     def guest(vcpu: FakeVcpu) -> Iterator[Exit]:
         vcpu.sysregs = {EL1_REGISTERS["VBAR_EL1"]: 0x1000, EL1_REGISTERS["ESR_EL1"]: 0x21 << 26 | 0x10, EL1_REGISTERS["FAR_EL1"]: 0x1200}
-        vcpu.regs.elr_el1 = 0x1200
+        vcpu.sticky = {EL1_REGISTERS["ESR_EL1"]}
+        vcpu.regs.elr_el1 = vcpu.regs.pc = 0x1200
         yield IntrExit()
 
     ending, _, _ = run(guest)
@@ -124,18 +125,33 @@ def test_guest_lost_in_its_vectors_is_a_crash() -> None:
     assert "0x1200 faults itself" in ending.why and "external abort" in ending.why
 
 
+ESR = EL1_REGISTERS["ESR_EL1"]
+FAULT = 0x25 << 26
+
+
+def looks(detector: LoopDetector, vcpu: FakeVcpu, count: int) -> list[str]:
+    return [detector.look(vcpu) for _ in range(count)]  # type: ignore[arg-type]
+
+
 def test_loop_detector_needs_the_same_sight_several_times() -> None:
-    vcpu = FakeVcpu(0, lambda vcpu: iter(()))
-    vcpu.sysregs = {EL1_REGISTERS["ESR_EL1"]: 0x25 << 26}
-    detector = LoopDetector()
+    vcpu, detector = FakeVcpu(0, lambda vcpu: iter(())), LoopDetector()
+    vcpu.sysregs, vcpu.sticky = {ESR: FAULT}, {ESR}
     for address in range(0, 0x800, 0x80):
         vcpu.sysregs[EL1_REGISTERS["FAR_EL1"]] = address  # moves on: progress
-        assert detector.look(vcpu) == ""  # type: ignore[arg-type]
-    for _ in range(LOOKS_TO_CONVINCE - 2):
-        assert detector.look(vcpu) == ""  # type: ignore[arg-type]
-    assert detector.look(vcpu)  # type: ignore[arg-type]
-    vcpu.regs.elr_el1 = 0x9000
-    assert detector.look(vcpu) == ""  # type: ignore[arg-type]
+        assert looks(detector, vcpu, 1) == [""]
+    assert looks(detector, vcpu, LOOKS_TO_PROBE - 1) == [""] * (LOOKS_TO_PROBE - 1)
+    assert "faults itself, endlessly" in detector.look(vcpu)  # type: ignore[arg-type]
+    vcpu.regs.pc = 0x9000
+    assert looks(detector, vcpu, 1) == [""], "neither in a vector nor at the instruction"
+
+
+def test_loop_detector_spares_a_guest_that_waits_where_it_once_faulted() -> None:
+    vcpu, detector = FakeVcpu(0, lambda vcpu: iter(())), LoopDetector()
+    vcpu.sysregs = {ESR: FAULT}
+    vcpu.regs.pc = vcpu.regs.elr_el1 = 0x4000
+    assert not any(looks(detector, vcpu, 10 * LOOKS_TO_PROBE))
+    while vcpu.sysregs[ESR] != FAULT:
+        detector.look(vcpu)  # type: ignore[arg-type]
 
 
 def test_syndromes_in_words() -> None:

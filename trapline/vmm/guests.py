@@ -52,10 +52,13 @@ def prepare(cache: Path | None = None) -> Guest:
     """The Debian guest, from the cache or fetched now; progress goes to stderr. BadInput says what to do without a package manager."""
     home = (cache or cache_root()) / "guests" / "debian"
     initrd = home / f"initramfs-{recipe_hash()}.cpio"
-    if not is_ready(home):
-        fetch(home)
-    if not initrd.exists():
-        write_atomically(initrd, build_initramfs((home / "busybox").read_bytes(), home / "modules"))
+    try:
+        if not is_ready(home):
+            fetch(home)
+        if not initrd.exists():
+            write_atomically(initrd, build_initramfs((home / "busybox").read_bytes(), home / "modules"))
+    except OSError as error:
+        raise BadInput(f"cannot keep the guest in {home} ({error.strerror}); name another place with XDG_CACHE_HOME") from error
     return Guest(home / "vmlinuz", initrd)
 
 

@@ -47,7 +47,13 @@ LOOPING_CLASSES = (EC.UNKNOWN, EC.ILLEGAL, EC.INSN_ABORT, EC.PC_ALIGNMENT, EC.DA
 """Synchronous exceptions that EL1 takes from EL1 and that come back as long as nothing changes."""
 
 VECTORS_SIZE = 0x800
-LOOKS_TO_CONVINCE = 3
+ADDRESS_MASK = (1 << 56) - 1
+"""Without the top byte: taking an exception may have replaced it by copies of bit 55."""
+SYNC_VECTORS = (0x000, 0x200)
+"""Where synchronous exceptions from EL1 go, on either stack pointer."""
+LOOKS_TO_PROBE = 3
+PROBE = 0x3F << 26
+"""A value of ESR_EL1 that no exception gives: an unallocated class."""
 
 
 def describe_syndrome(esr: int) -> str:
@@ -111,11 +117,11 @@ def describe_exits(recent: Iterable[Exit], error: BaseException | None = None) -
 
 @dataclass(slots=True)
 class LoopDetector:
-    """Recognises a guest that takes an exception inside its own vectors, again and again.
+    """Recognises a guest that takes the same exception again and again and gets nowhere.
 
-    It looks from time to time, at a vCPU that has not left KVM meanwhile. ELR_EL1 inside the vector table together with a
-    synchronous exception from EL1 means that the vector itself faulted; the same syndrome at the same place several times over
-    means that it always will.
+    It looks from time to time, at a vCPU that has not left KVM meanwhile. Several looks in a row have to find the same synchronous
+    exception from EL1 (VBAR, ELR, ESR, FAR) and the PC in its vector or at the instruction that caused it. That might still be an old
+    exception and a guest that waits in a loop, so the last look but one changes ESR_EL1, which only a new exception puts back.
     """
 
     last: tuple[int, ...] = ()
@@ -123,16 +129,23 @@ class LoopDetector:
 
     def look(self, vcpu: Vcpu) -> str:
         """Why the guest is lost, or "" if it is not (yet)."""
-        vbar = vcpu.get_one_reg(EL1_REGISTERS["VBAR_EL1"])
-        esr = vcpu.get_one_reg(EL1_REGISTERS["ESR_EL1"])
-        far = vcpu.get_one_reg(EL1_REGISTERS["FAR_EL1"])
-        elr = vcpu.regs.elr_el1
-        if not (vbar <= elr < vbar + VECTORS_SIZE and esr >> EC_SHIFT & 0x3F in LOOPING_CLASSES):
-            self.last, self.times = (), 0
+        vbar, esr, far = (vcpu.get_one_reg(EL1_REGISTERS[name]) for name in ("VBAR_EL1", "ESR_EL1", "FAR_EL1"))
+        elr, pc = vcpu.regs.elr_el1, vcpu.regs.pc
+        if esr == PROBE:
+            vcpu.set_one_reg(EL1_REGISTERS["ESR_EL1"], self.last[2])
+            self.times = 0
+            return ""
+        at_vector = (pc - vbar) & ADDRESS_MASK in SYNC_VECTORS
+        if not (at_vector or (pc - elr) & ADDRESS_MASK == 0) or esr >> EC_SHIFT & 0x3F not in LOOPING_CLASSES:
+            self.times = 0
             return ""
         now = (vbar, elr, esr, far)
         self.times = self.times + 1 if now == self.last else 1
         self.last = now
-        if self.times < LOOKS_TO_CONVINCE:
+        if self.times == LOOKS_TO_PROBE:
+            vcpu.set_one_reg(EL1_REGISTERS["ESR_EL1"], PROBE)
+        if self.times <= LOOKS_TO_PROBE:
             return ""
-        return f"the exception vector at {elr:#x} faults itself, endlessly: {describe_syndrome(esr)}, FAR {far:#x}"
+        own = (elr - vbar) & ADDRESS_MASK < VECTORS_SIZE
+        what = f"the exception vector at {elr:#x} faults itself" if own else f"the instruction at {elr:#x} faults, and so does its handling"
+        return f"{what}, endlessly: {describe_syndrome(esr)}, FAR {far:#x}"

@@ -46,8 +46,9 @@ class VcpuThread:
     def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
         self.runner = runner
         self.vcpu = vcpu
-        self.exits = 0
-        self.exits_seen = 0
+        self.progress = 0
+        """Exits that a device answered."""
+        self.progress_seen = 0
         self.recent: deque[Exit] = deque(maxlen=EXITS_REMEMBERED)
         self.errands: deque[Callable[[VcpuThread], None]] = deque()
         self.loop_detector = LoopDetector()
@@ -64,7 +65,6 @@ class VcpuThread:
         run, bus, lock, remember = vcpu.run, machine.bus, machine.lock, self.recent.append
         while runner.ending is None:
             exit = run()
-            self.exits += 1
             if type(exit) is MmioExit:
                 remember(exit)
                 if exit.is_write:
@@ -75,7 +75,9 @@ class VcpuThread:
                         value = bus.read(exit.phys_addr, exit.length)
                     known = value is not None
                     exit.data = value or 0
-                if not known:
+                if known:
+                    self.progress += 1
+                else:
                     self._nobody_answers()
             elif type(exit) is IntrExit:
                 while self.errands:
@@ -168,12 +170,11 @@ class Runner:
         return WATCH_SECONDS if deadline is None else max(0.0, min(WATCH_SECONDS, deadline - time.monotonic()))
 
     def _watch(self) -> None:
-        """Have a look at each vCPU that made no exit since the last time: it may be lost in its exception vectors."""
+        """Have a look at each vCPU that no device has answered since the last time: it may be lost in its exception vectors."""
         for thread in self.threads:
-            idle = thread.exits == thread.exits_seen
-            if idle:
+            if thread.progress == thread.progress_seen:
                 thread.ask(VcpuThread.look_for_loop)
-            thread.exits_seen = thread.exits + idle  # the errand itself is an exit
+            thread.progress_seen = thread.progress
 
     def _join(self) -> None:
         for thread in self.threads:
