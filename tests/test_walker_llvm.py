@@ -17,8 +17,8 @@ from trapline.arm64.insn import Insn
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 PER_SHAPE = int(os.environ.get("TRAPLINE_WALKER_CASES", "0"))
-DEFAULT_SECONDS, DEFAULT_SHAPES = 20, 4
-"""The default test: how long it runs, and how many shapes of an instruction it takes."""
+DEFAULT_SECONDS, LEAST_SECONDS, DEFAULT_SHAPES = 30, 12, 3
+"""The default test: how long it takes with compiling, how long it compares at least, how many shapes of an instruction it takes."""
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +88,12 @@ class Comparison:
 
 
 def test_agreement(pair: Pair) -> None:
+    start = time.monotonic()
     rng = random.Random(SEED)
     shapes = shapes_of(pair, rng)
     compile_all(pair, shapes)
     comparison = Comparison(pair, rng)
-    deadline = time.monotonic() + DEFAULT_SECONDS if not PER_SHAPE else float("inf")
+    deadline = max(start + DEFAULT_SECONDS, time.monotonic() + LEAST_SECONDS) if not PER_SHAPE else float("inf")
     for _ in range(PER_SHAPE or 1000):
         for insn, shape in shapes:
             if time.monotonic() < deadline:
