@@ -16,8 +16,10 @@ import time
 import traceback
 from collections import Counter
 
+from trapline.abi.arm64 import DeviceType, VgicAddr, VgicCtrl, VgicGroup
 from trapline.abi.caps import Cap
 from trapline.abi.exits import IntrExit, MmioExit, NisvExit
+from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.isa import load_a64
 from trapline.arm64.regs import CPACR_EL1, TABLE, VBAR_EL1
 from trapline.backends.objects import System, Vcpu
@@ -25,12 +27,14 @@ from trapline.backends.software import Software
 from trapline.errors import KvmError
 
 RAM, MB, PAGE = 0x4000_0000, 1 << 20, 4096
+DISTRIBUTOR, REDISTRIBUTORS = 0x0800_0000, 0x080A_0000
 SIZE, GUARD, CANARY = 2 * MB, 4 * MB, 0xC5
 KICK_SECONDS = 0.01
 SHAPES = 300
 MSR, MRS, SYS = 0xD510_0000, 0xD530_0000, 0xD508_0000
 LIVELY = ("SCTLR_EL1", "TTBR0_EL1", "TTBR1_EL1", "TCR_EL1", "MAIR_EL1", "VBAR_EL1", "ELR_EL1", "SPSR_EL1", "SP_EL0", "CPACR_EL1",
-          "CNTV_CTL_EL0", "CNTV_CVAL_EL0", "ICC_IGRPEN1_EL1", "ICC_PMR_EL1", "ICC_SGI1R_EL1", "DAIF", "TPIDR_EL1")  # fmt: skip
+          "CNTV_CTL_EL0", "CNTV_CVAL_EL0", "ICC_IGRPEN1_EL1", "ICC_PMR_EL1", "ICC_SGI1R_EL1", "ICC_EOIR1_EL1",
+          "ICC_CTLR_EL1", "ICC_BPR1_EL1", "ICC_DIR_EL1", "DAIF", "TPIDR_EL1")  # fmt: skip
 ERET, ISB, TLBI, IC = 0xD69F_03E0, 0xD503_3FDF, 0xD508_871F, 0xD508_751F
 
 
@@ -41,6 +45,28 @@ def vocabulary(rng: random.Random, size: int) -> list[tuple[int, int]]:
         operands = sum((1 << f.width) - 1 << f.lo for f in insn.operand_fields)
         found.append((insn.pattern.value | rng.getrandbits(32) & ~insn.pattern.mask, operands))
     return found
+
+
+WITH_INTERRUPTS = """
+    movz x0, #0xf0
+    msr S3_0_C4_C6_0, x0
+    movz x0, #1
+    msr S3_0_C12_C12_7, x0
+    movz x1, #0x800, lsl #16
+    movz w0, #0x37
+    str w0, [x1]
+    movn w0, #0
+    str w0, [x1, #0x84]
+    str w0, [x1, #0x88]
+    str w0, [x1, #0x104]
+    str w0, [x1, #0x108]
+    movz x1, #0x80b, lsl #16
+    str w0, [x1, #0x80]
+    str w0, [x1, #0x100]
+    msr daifclr, #15
+    br x30
+"""
+"""Turns the interrupt controller and the CPU interface on, then goes to X30."""
 
 
 def random_code(rng: random.Random, words: int, known: list[tuple[int, int]]) -> bytes:
@@ -75,15 +101,22 @@ class Guest:
         self.view[:] = bytes([CANARY]) * len(self.view)
         code = random_code(rng, SIZE // 4 // 8, known)
         self.view[GUARD : GUARD + SIZE] = code * 8
+        stub = assemble_program(WITH_INTERRUPTS)
+        self.view[GUARD : GUARD + len(stub)] = stub
         self.vm = kvm.create_vm()
         self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
         self.vm.set_user_memory_region(0, 0, RAM, SIZE, self.base + GUARD)
         self.vcpus = [self.vm.create_vcpu() for _ in range(vcpus)]
+        gic = self.vm.create_device(DeviceType.ARM_VGIC_V3)
+        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_DIST, DISTRIBUTOR)
+        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_REDIST, REDISTRIBUTORS)
+        gic.set_attr(VgicGroup.CTRL, VgicCtrl.INIT)
         self.exits: Counter[str] = Counter()
 
     def address(self, rng: random.Random) -> int:
         """An address in, around or far from the guest's memory, or the host's."""
-        near = (RAM, RAM + SIZE, RAM + SIZE // 2, self.base + GUARD, self.base + GUARD + SIZE, rng.getrandbits(64))
+        near = (RAM, RAM + SIZE, RAM + SIZE // 2, self.base + GUARD, self.base + GUARD + SIZE, DISTRIBUTOR, REDISTRIBUTORS,
+                REDISTRIBUTORS + 0x1_0000, rng.getrandbits(64))  # fmt: skip
         return rng.choice(near) + rng.randrange(-128, 4 * PAGE) & (1 << 64) - 1
 
     def run(self, vcpu: Vcpu, seed: int, deadline: float) -> None:
@@ -92,7 +125,8 @@ class Guest:
         while time.monotonic() < deadline:
             for n in range(31):
                 setattr(vcpu.regs, f"x{n}", self.address(rng) if rng.randrange(3) else rng.getrandbits(64))
-            vcpu.regs.pc = RAM + rng.randrange(SIZE) & -4
+            vcpu.regs.x30 = RAM + rng.randrange(SIZE) & -4
+            vcpu.regs.pc = RAM if rng.randrange(2) else vcpu.regs.x30
             vcpu.regs.pstate = rng.choice((0x3C5, 0x3C4, 0x3C0, 0x005))
             vcpu.set_one_reg(VBAR_EL1.one_reg_id, RAM + rng.randrange(SIZE) & -0x800)
             vcpu.set_one_reg(CPACR_EL1.one_reg_id, CPACR_EL1(FPEN=3))
@@ -114,9 +148,11 @@ class Guest:
 
 
 def kick(guest: Guest, deadline: float) -> None:
-    """Let no vCPU run for long."""
+    """Let no vCPU run for long, and move interrupt lines meanwhile."""
+    rng = random.Random(guest.rng.getrandbits(32))
     while time.monotonic() < deadline + 1:
         time.sleep(KICK_SECONDS)
+        guest.vm.set_irq(rng.randrange(32, 96), bool(rng.getrandbits(1)))
         for vcpu in guest.vcpus:
             vcpu.kick()
 
