@@ -15,7 +15,9 @@ from tests.differential import values
 from tests.differential.templates import INDEX_VALUES, POINTERS
 from trapline.arm64.asm_program import assemble_with_labels
 
-CODE, DATA = 0x10_0000_0000, 0x10_2000_0000
+PAGE = 4096
+CODE, DATA = 0x10_0000_0000, 0x10_2000_0A00
+"""Where code and records lie; the windows of every other record have a page boundary in the middle."""
 RECORD, WINDOW, WINDOW_BYTES = 2048, 1024, 1024
 SP_AT, V_AT, NZCV_AT, FPCR_AT, FPSR_AT, LINK_AT = 248, 256, 768, 776, 784, 792
 POINTER_START = {26: 512, 27: 400, 28: 611, 31: 560}
@@ -66,7 +68,7 @@ class Program:
         """A static executable."""
         header = struct.Struct("<16sHHIQQQIHHHHHH")
         segment = struct.Struct("<IIQQQQQQ")
-        rounded = self.code + bytes(-len(self.code) % 4096)
+        rounded = self.code + bytes(-len(self.code) % PAGE + DATA % PAGE)
         ident = b"\x7fELF\x02\x01\x01" + bytes(9)
         head = header.pack(ident, 2, 183, 1, CODE, 64, 0, 0, 64, 56, 2, 0, 0, 0)
         text = segment.pack(1, 5, 4096, CODE, CODE, len(rounded), len(rounded), 4096)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.differential.machine import HCR
-from tests.differential.program import CODE, DATA, Program
+from tests.differential.program import CODE, DATA, PAGE, Program
 from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL1, SPSR_EL2
 from trapline.engine import Cpu, Engine
 
@@ -77,7 +77,8 @@ class Unicorn:
         machine = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         machine.ctl_set_cpu_model(names.UC_CPU_ARM64_MAX)
         for start, content in ((CODE, program.code), (DATA, program.data)):
-            machine.mem_map(start, len(content) + -len(content) % 4096)
+            first, end = start & -PAGE, start + len(content)
+            machine.mem_map(first, end - first + -end % PAGE)
             machine.mem_write(start, content)
         machine.reg_write(names.UC_ARM64_REG_CPACR_EL1, 3 << 20)
         try:
@@ -99,7 +100,7 @@ class Trapline:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.mmap.restype = ctypes.c_void_p
             flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-            for start, size in ((CODE, CODE_BYTES), (DATA, DATA_BYTES)):
+            for start, size in ((CODE, CODE_BYTES), (DATA & -PAGE, DATA_BYTES + PAGE)):
                 got = libc.mmap(ctypes.c_void_p(start), ctypes.c_size_t(size), 3, flags, -1, ctypes.c_long(0))
                 if got != start:
                     raise RunError(f"cannot map {start:#x}")
