@@ -203,7 +203,8 @@ def describe_host() -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"{model}, {os.cpu_count()} CPUs, Linux {".".join(platform.release().split(".")[:2])}, CPython {platform.python_version()}, load average {load}"
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{model}, {os.cpu_count()} CPUs, Linux {kernel}, CPython {platform.python_version()}, load average {load}"
 
 
 def table(results: Results) -> list[str]:
