@@ -6,6 +6,7 @@ import ctypes
 import mmap
 from typing import TYPE_CHECKING, Any
 
+from trapline.backends.mapping import advise, map_far
 from trapline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 HUGE_PAGE = 2 << 20
 PAGE = mmap.PAGESIZE
-MAP_NORESERVE = 0x4000  # not in the mmap module of every supported Python; the same on x86-64 and arm64
-ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 
 
 class GuestMemory:
@@ -34,21 +33,15 @@ class GuestMemory:
         self._vm = vm
         self._owned = host is None
         # The guest's memory starts on a huge page, so that KVM can map it by blocks.
-        self._buffer = mmap.mmap(-1, size + HUGE_PAGE, flags=ANONYMOUS) if self._owned else host
+        self._buffer = map_far(size + HUGE_PAGE) if self._owned else host
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         skip = -start % HUGE_PAGE if self._owned else 0
         self.address = start + skip
         """Where the memory is in this process."""
         self._view = memoryview(self._buffer).cast("B")[skip : skip + size]
         if self._owned and hasattr(mmap, "MADV_HUGEPAGE"):
-            self._advise(mmap.MADV_HUGEPAGE, skip)
+            advise(self.address, size, mmap.MADV_HUGEPAGE)
         vm.set_user_memory_region(slot, flags, guest_phys_addr, size, self.address)
-
-    def _advise(self, advice: int, skip: int) -> None:
-        try:
-            self._buffer.madvise(advice, skip, self.size)
-        except OSError:
-            return  # a host without transparent huge pages: only slower
 
     def __len__(self) -> int:
         return self.size
@@ -78,7 +71,7 @@ class GuestMemory:
         """The VM is gone: give the pages back to the host at once, however long somebody still holds on to the mapping."""
         self.slot = -1
         if self._owned:
-            self._buffer.madvise(mmap.MADV_DONTNEED)
+            advise(self.address, self.size, mmap.MADV_DONTNEED)
 
     def __enter__(self) -> GuestMemory:
         return self
