@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.engine_machine import Bench
+from trapline.arm64.regs import ESR_EL1
+from trapline.engine.state import TLB_INVALID
 
 SECONDS = 10
 
@@ -19,3 +24,18 @@ def test_random_code_stays_inside() -> None:
     print(done.stdout)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-2000:]}"
     assert "NisvExit" in done.stdout, "the guest never reached outside"
+
+
+@pytest.mark.parametrize("text", ["ldar x0, [x1]", "ldarh w0, [x1]", "swp x1, x0, [x1]", "ldxp x0, x2, [x1]", "br x1"])
+def test_no_address_hits_an_invalid_tlb_entry(text: str) -> None:
+    """Not even one whose low bits are those of an invalid tag: such an entry still points where it once did."""
+    bench = Bench()
+    secret = ctypes.create_string_buffer(b"the host's secret " * 4, 4096)
+    for address in (1, 2, 3, 4, 8, TLB_INVALID, TLB_INVALID + 1):
+        cpu = bench.cpu(bench.load(text), x1=address)
+        entry = cpu.state.dtlb[1][0]
+        entry.read_tag = entry.write_tag = TLB_INVALID
+        entry.addend = ctypes.addressof(secret) - address
+        cpu.state.itlbs[1][0].tag, cpu.state.itlbs[1][0].records = TLB_INVALID, ctypes.addressof(secret)
+        cpu.enter()
+        assert cpu[ESR_EL1] >> 26 in (0x21, 0x22, 0x25) and cpu.state.x[0] == 0, f"{text} at {address:#x}"

@@ -21,8 +21,9 @@ REGIMES = 4
 SYNC_PAGES = 16
 """How many invalidations by page can wait at a vCPU; more become one of everything."""
 
-TLB_INVALID = 1
-"""A tag that no page address equals."""
+TLB_INVALID = 1 << 11
+"""A tag that no probe asks for: page addresses, with the low bits of a misaligned address left in (up to 15), or of a misaligned
+branch target (up to 3)."""
 
 RECORD_SIZE = 32
 """Bytes of a predecoded instruction: handler address and operands."""
