@@ -78,8 +78,8 @@ class Tables:
 class Bench:
     """An engine, memory and one address space that its vCPUs share."""
 
-    def __init__(self, pages: int = 64) -> None:
-        self.engine = Engine()
+    def __init__(self, pages: int = 64, engine: Engine | None = None) -> None:
+        self.engine = engine if engine is not None else Engine()
         self.memory = Memory(pages)
         self.tables = Tables(self.memory)
         self.vectors = self.memory.page()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random as Generator
 from random import SystemRandom
 from typing import Generic, Protocol, TypeVar
 
@@ -290,10 +291,25 @@ class Random:
     __slots__ = ("_source",)
 
     def __init__(self) -> None:
-        self._source = SystemRandom()
+        self._source: Generator = SystemRandom()
 
     def bits(self, count: int) -> int:
         """`count` random bits."""
         if _Installed.hooks is not None:
             _Installed.hooks.point("random", "system")
         return self._source.getrandbits(count)
+
+
+class World:
+    """What a hypervisor shares with the rest of the world: a clock, randomness, and the way its tasks sleep. Here the host's own."""
+
+    clock: Clock
+    random: Random
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.random = Random()
+
+    def wait_queue(self, name: str) -> WaitQueue:
+        """Somewhere for one task to sleep."""
+        return WaitQueue(name)

@@ -28,8 +28,8 @@ from trapline.arm64.regs.timer import (
 from trapline.arm64.state import CpuState
 from trapline.bits.native import NativeFunction, Ptr, extern, native, s32, s64, u8, u32, u64
 
-system_counter = extern("trapline_system_counter", u64, ())
-"""The system counter now, in ticks of `regs.timer.COUNTER_HZ`; the engine gives the address."""
+system_counter = extern("trapline_system_counter", u64, (Ptr[CpuState],))
+"""The system counter as this PE sees it now, in ticks of `regs.timer.COUNTER_HZ`; the engine gives the address."""
 
 # ---- PSTATE -------------------------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ CTL_ISTATUS = 4
 @native
 def cntpct_read(cpu: Ptr[CpuState]) -> u64:
     """CNTPCT_EL0."""
-    return system_counter()
+    return system_counter(cpu)
 
 
 @native
@@ -245,8 +245,8 @@ def cntvct_read(cpu: Ptr[CpuState]) -> u64:
     """CNTVCT_EL0; the host at EL2, and its EL0, see no offset."""
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
     if (cpu.el == 2 and hcr & HCR_EL2.E2H.mask != 0) or (cpu.el == 0 and hcr & HOST == HOST):
-        return system_counter()
-    return system_counter() - cpu.sysreg[CNTVOFF_EL2.slot]
+        return system_counter(cpu)
+    return system_counter(cpu) - cpu.sysreg[CNTVOFF_EL2.slot]
 
 
 @native
@@ -302,25 +302,25 @@ def cval_from_tval(tval: u64, now: u64) -> u64:
 @native
 def virtual_now(cpu: Ptr[CpuState]) -> u64:
     """What EL1's virtual timer compares with."""
-    return system_counter() - cpu.sysreg[CNTVOFF_EL2.slot]
+    return system_counter(cpu) - cpu.sysreg[CNTVOFF_EL2.slot]
 
 
 @native
 def cntp_ctl_read(cpu: Ptr[CpuState]) -> u64:
     """CNTP_CTL_EL0."""
-    return timer_status(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter())
+    return timer_status(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter(cpu))
 
 
 @native
 def cntp_tval_read(cpu: Ptr[CpuState]) -> u64:
     """CNTP_TVAL_EL0."""
-    return tval_from_cval(cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter())
+    return tval_from_cval(cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter(cpu))
 
 
 @native
 def cntp_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
     """CNTP_TVAL_EL0."""
-    cpu.sysreg[CNTP_CVAL_EL0.slot] = cval_from_tval(value, system_counter())
+    cpu.sysreg[CNTP_CVAL_EL0.slot] = cval_from_tval(value, system_counter(cpu))
 
 
 @native
@@ -344,37 +344,37 @@ def cntv_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
 @native
 def cnthp_ctl_read(cpu: Ptr[CpuState]) -> u64:
     """CNTHP_CTL_EL2."""
-    return timer_status(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], system_counter())
+    return timer_status(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], system_counter(cpu))
 
 
 @native
 def cnthp_tval_read(cpu: Ptr[CpuState]) -> u64:
     """CNTHP_TVAL_EL2."""
-    return tval_from_cval(cpu.sysreg[CNTHP_CVAL_EL2.slot], system_counter())
+    return tval_from_cval(cpu.sysreg[CNTHP_CVAL_EL2.slot], system_counter(cpu))
 
 
 @native
 def cnthp_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
     """CNTHP_TVAL_EL2."""
-    cpu.sysreg[CNTHP_CVAL_EL2.slot] = cval_from_tval(value, system_counter())
+    cpu.sysreg[CNTHP_CVAL_EL2.slot] = cval_from_tval(value, system_counter(cpu))
 
 
 @native
 def cnthv_ctl_read(cpu: Ptr[CpuState]) -> u64:
     """CNTHV_CTL_EL2."""
-    return timer_status(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], system_counter())
+    return timer_status(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], system_counter(cpu))
 
 
 @native
 def cnthv_tval_read(cpu: Ptr[CpuState]) -> u64:
     """CNTHV_TVAL_EL2."""
-    return tval_from_cval(cpu.sysreg[CNTHV_CVAL_EL2.slot], system_counter())
+    return tval_from_cval(cpu.sysreg[CNTHV_CVAL_EL2.slot], system_counter(cpu))
 
 
 @native
 def cnthv_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
     """CNTHV_TVAL_EL2."""
-    cpu.sysreg[CNTHV_CVAL_EL2.slot] = cval_from_tval(value, system_counter())
+    cpu.sysreg[CNTHV_CVAL_EL2.slot] = cval_from_tval(value, system_counter(cpu))
 
 
 # ---- debug, interrupts --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, dire
 
 CALLED = (
     runtime.lookup, runtime.service, runtime.begin, runtime.continue_, runtime.fp_exception, runtime.raise_, runtime.lines,
-    runtime.next_count, slow.slow_host, slow.slow_store, system.after, tlb.flush_all,
+    runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host, slow.slow_store, system.after, tlb.flush_all,
     tlb.request_sync, codemap.find_records, codemap.reset_records,
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""

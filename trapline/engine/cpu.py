@@ -41,6 +41,7 @@ class Cpu:
         self._entry = engine.entry
         self.state.shared = engine.shared_address
         self.state.index = index
+        self.state.stop = NEVER
         self.state.el, self.state.spsel, self.state.daif = 2, 1, 15
         self.reset()
 

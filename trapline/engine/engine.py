@@ -20,10 +20,12 @@ from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
 from trapline.engine.state import MAX_CPUS, PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, Shared
 from trapline.engine.timers import Timers
+from trapline.engine.turn_cpu import TurnCpu, TurnTimers
 from trapline.errors import NotSupported
 
 if TYPE_CHECKING:
     from trapline.engine.compiler import Compiler
+    from trapline.turns import Turns
 
 INDEX = "index.json"
 CODE_PAGES = 6144
@@ -111,12 +113,14 @@ def code_for(features: Features, counting: bool) -> Code:
 class Engine:
     """Processors that share memory, compiled code and predecoded pages."""
 
-    def __init__(self, features: Features | None = None, counting: bool = False) -> None:
+    def __init__(self, features: Features | None = None, counting: bool = False, turns: Turns | None = None) -> None:
+        """`counting`: count retired instructions. `turns`: be deterministic, which needs counting."""
         self.features = features if features is not None else Features()
-        self.code = code_for(self.features, counting)
+        self.code = code_for(self.features, counting or turns is not None)
         self.entry = self.code.entry
         self.reset_values = {reg.slot: int(value) for reg, value in self.features.reset_values().items()}
-        self.timers = Timers()
+        self.turns = turns
+        self.timers: Timers | TurnTimers = Timers() if turns is None else TurnTimers()
         self.cpus: list[Cpu] = []
         self.paused = False
         """Set while one PE needs all others to stay outside compiled code."""
@@ -145,7 +149,8 @@ class Engine:
         with self._lock:
             if len(self.cpus) == MAX_CPUS:
                 raise NotSupported(f"a software machine has at most {MAX_CPUS} processors")
-            cpu = Cpu(self, len(self.cpus))
+            index = len(self.cpus)
+            cpu = Cpu(self, index) if self.turns is None else TurnCpu(self, index, self.turns)
             self.cpus.append(cpu)
             self.shared.cpus[cpu.index] = cpu.address
             self.shared.cpu_count = len(self.cpus)

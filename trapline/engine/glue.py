@@ -44,6 +44,7 @@ declare void @trapline_service(ptr)
 declare void @trapline_begin(ptr)
 declare void @trapline_continue(ptr)
 declare void @trapline_fp_exception(ptr, ptr)
+declare void @trapline_interrupt_hypervisor(ptr)
 declare i32 @trapline_decode_word(i32, i64)
 
 ; Enter the guest from EL2; go on after an exit that was not one to EL2. Both return the exit code.
@@ -92,6 +93,12 @@ define {CC} void @trapline_goto({PROTOTYPE}) {{
 
 define {CC} void @trapline_poll({PROTOTYPE}) {{{_pc_of_record()}
   call void @trapline_service(ptr %cpu)
+  {resume}
+}}
+
+; A counting engine has retired as many instructions as it was asked for.
+define {CC} void @trapline_stop({PROTOTYPE}) {{{_pc_of_record()}
+  call void @trapline_interrupt_hypervisor(ptr %cpu)
   {resume}
 }}
 

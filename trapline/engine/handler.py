@@ -176,8 +176,7 @@ class Handler:
         """IR of the handler function."""
         emit, recording = self.emit, self.recording
         if self.counting:
-            count = self._load_field("icount", 64)
-            self._store_field("icount", 64, emit.let(f"add i64 {count}, 1"))
+            self._count()
         if recording.uses_fp:
             self._check_fp()
         if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
@@ -197,6 +196,17 @@ class Handler:
                 self._finish()
         lines = "\n".join(emit.lines)
         return f"define internal {CC} void @{self.name}({PROTOTYPE}) {{\nentry:\n{lines}\n}}\n"
+
+    def _count(self) -> None:
+        """Count the instruction, or leave before it if as many as were asked for have run."""
+        count = self._load_field("icount", 64)
+        enough = self.emit.let(f"icmp uge i64 {count}, {self._load_field('stop', 64)}")
+        leave, go = self._label("stop"), self._label("counted")
+        self.emit.add(f"br i1 {enough}, label %{leave}, label %{go}, !prof !1")
+        self.emit.add(f"{leave}:")
+        self._tail("trapline_stop")
+        self.emit.add(f"{go}:")
+        self._store_field("icount", 64, self.emit.let(f"add i64 {count}, 1"))
 
     def _finish(self) -> None:
         """Go on after the last effect, looking again at whatever the writes changed."""

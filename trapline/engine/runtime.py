@@ -63,13 +63,13 @@ CODE_LOCK = Shared.code_lock.offset
 @native
 def lines(cpu: Ptr[EngineState]) -> u32:
     """Timer interrupt outputs now: bit 0 the virtual timer, bit 1 the EL1 physical timer."""
-    return timer_lines(cpu, system_counter())
+    return timer_lines(cpu, system_counter(cpu))
 
 
 @native
 def next_count(cpu: Ptr[EngineState]) -> u64:
     """The count of the system counter at which a timer output rises next (or rose); all ones if none will."""
-    return next_timer_count(cpu, system_counter())
+    return next_timer_count(cpu, system_counter(cpu))
 
 
 # ---- exceptions ---------------------------------------------------------------------------------------------------------------
@@ -326,12 +326,17 @@ def begin(cpu: Ptr[EngineState]) -> None:
     refresh(cpu)
     cpu.poll_timer = 1
     continue_(cpu)
+    service(cpu)
 
 
 @native
 def continue_(cpu: Ptr[EngineState]) -> None:
-    """Start or go on running: from here on other vCPUs wait for this one's answers."""
+    """Start or go on running: from here on other vCPUs wait for this one's answers.
+
+    Interrupts wait for the next branch, so that it makes no difference to the guest whether its code was compiled before.
+    """
     cpu.exit_code = Exit.NONE
     cpu.running = 1
     fence()
-    service(cpu)
+    if cpu.poll_sync != 0:
+        serve_sync(cpu)

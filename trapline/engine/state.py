@@ -64,6 +64,9 @@ class EngineState(CpuState):
 
     The four `poll_` bytes lie in one aligned word that handlers test at every taken branch: each is a reason to stop and look
     (`runtime.service`), and each has a byte of its own so that other threads set it with a plain store.
+
+    The handlers of a counting engine increment `icount` and leave the guest before an instruction that finds it at `stop`. `turns`
+    says that YIELD and WFE end the turn of a vCPU that shares its host thread with others.
     """
 
     _fields_ = [
@@ -100,10 +103,17 @@ class EngineState(CpuState):
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
         ("icount", c_uint64),
+        ("stop", c_uint64),
+        ("virtual_time", c_uint64),
+        ("clock_offset", c_uint64),
+        ("turns", c_uint64),
         ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
         ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
     ]
 
+
+TURN_GIVEN_UP = 2
+"""In `EngineState.turns`: the vCPU wants its turn to end."""
 
 MAX_CPUS = 64
 

@@ -39,7 +39,7 @@ from trapline.engine.runtime import (
     undefined,
 )
 from trapline.engine.slow import host_page
-from trapline.engine.state import EngineState, Exit, Shared
+from trapline.engine.state import TURN_GIVEN_UP, EngineState, Exit, Shared
 from trapline.engine.tlb import EVERYTHING, broadcast_flush, flush_all, flush_nonglobal, flush_page, wait_sync
 
 sched_yield = extern("sched_yield", u32, ())
@@ -214,15 +214,25 @@ def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
         cpu.pc = current_pc(cpu, rec)
         enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | FP_ISS | u64(is_wfe), 0, V_SYNC, cpu.pc)
         return 1
-    sched_yield()
+    give_way(cpu)
     return 0
 
 
 @native
 def relax(cpu: Ptr[EngineState], rec: u64) -> u32:
     """YIELD: a loop that waits for another PE. Its thread may need this host CPU, and would get it milliseconds later."""
-    sched_yield()
+    give_way(cpu)
     return 0
+
+
+@native
+def give_way(cpu: Ptr[EngineState]) -> None:
+    """Let others run: for a moment, or where PEs take turns on one thread, by ending this one's turn."""
+    if cpu.turns == 0:
+        sched_yield()
+    else:
+        cpu.turns = TURN_GIVEN_UP
+        cpu.stop = cpu.icount
 
 
 @native

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
+from trapline.sync import World
+
 if TYPE_CHECKING:
     from trapline.kvm.device import DeviceOps
     from trapline.kvm.memslots import Memslot
@@ -18,6 +20,9 @@ class Arch(Protocol):
 
     modules: Sequence[ModuleType]
     """Where the bodies of the architecture's own calls are."""
+
+    world: World
+    """Clock, randomness and sleep of everything on this machine."""
 
     def check_extension(self, vm: Vm | None, cap: int) -> int:
         """The answer for a capability that the core does not answer itself; 0 if unknown."""

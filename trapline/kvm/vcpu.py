@@ -23,7 +23,7 @@ from trapline.abi.vcpu import (
 from trapline.errors import KvmError
 from trapline.host.user import PAGE_SIZE, copy_from_user, copy_to_user
 from trapline.kvm.device import DeviceOps
-from trapline.sync import Bits, Lock, WaitQueue
+from trapline.sync import Bits, Lock
 
 if TYPE_CHECKING:
     from trapline.kvm.vm import Vm
@@ -40,7 +40,7 @@ class Vcpu:
         self.requests = Bits("requests")
         self.signal = False
         """A thread wants the vCPU's own thread back in userspace: what a pending signal is to Linux."""
-        self.wait_queue = WaitQueue("vcpu_sleep")
+        self.wait_queue = vm.system.arch.world.wait_queue("vcpu_sleep")
         self.run = mmap.mmap(-1, 2 * PAGE_SIZE)
         """kvm_run and what follows it, shared with userspace."""
         self.arch = vm.arch.create_vcpu(self)

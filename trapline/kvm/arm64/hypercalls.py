@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.abi.arm64 import Feature
 from trapline.kvm.arm64 import psci
-from trapline.sync import Random
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -61,7 +60,7 @@ def _trng_random(register_bits: int) -> Service:
         count = vcpu.x[1] & (1 << register_bits) - 1
         if not 0 < count <= 3 * register_bits:
             return TRNG_INVALID
-        bits = Random().bits(count)
+        bits = vcpu.vm.machine.world.random.bits(count)
         mask = (1 << register_bits) - 1
         return [0, bits >> 2 * register_bits & mask, bits >> register_bits & mask, bits & mask]
 

@@ -15,10 +15,11 @@ from trapline.errors import KvmError
 from trapline.kvm.arm64 import calls as calls_module
 from trapline.kvm.arm64 import vm as vm_module
 from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
-from trapline.sync import Clock, Lock
+from trapline.sync import Lock, World
 
 if TYPE_CHECKING:
     from trapline.kvm.vm import Vm
+    from trapline.turns import Turns
 
 DEFAULT_IPA_BITS = 40
 MIN_IPA_BITS, MAX_IPA_BITS = 32, 48
@@ -111,26 +112,26 @@ class Arm64:
 
     modules: Sequence[ModuleType] = (calls_module, vm_module)
 
-    def __init__(self, engine: Engine, features: Features) -> None:
+    def __init__(self, engine: Engine, features: Features, world: World | None = None) -> None:
         self.engine = engine
         self.features = features
         self.vmids = Vmids()
         self.processors = Processors(engine)
-        self.clock = Clock()
+        self.world = World() if world is None else world
         self.reset_values = [(reg.slot, int(value)) for reg, value in features.reset_values().items()]
         """What every register's storage holds after reset."""
 
     @classmethod
-    def on_software_machine(cls) -> Arm64:
-        """A new software machine with every default feature."""
+    def on_software_machine(cls, turns: Turns | None = None) -> Arm64:
+        """A new software machine with every default feature; a deterministic one if its vCPUs are to take `turns`."""
         from trapline.engine import Engine as SoftwareEngine
 
         features = Features()
-        return cls(SoftwareEngine(features), features)
+        return cls(SoftwareEngine(features, turns=turns), features, turns)
 
     def counter(self) -> int:
         """The system counter, CNTPCT_EL0."""
-        return self.clock.now() // NS_PER_TICK
+        return self.world.clock.now() // NS_PER_TICK
 
     def check_extension(self, vm: Vm | None, cap: int) -> int:
         """Capabilities of this architecture."""

@@ -1,0 +1,82 @@
+"""A PE of a deterministic machine: it runs for as many instructions as its turn has, and lives in virtual time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trapline.engine.clock import TICK_SHIFT
+from trapline.engine.cpu import IRQ, NEVER, Cpu, EngineExit
+from trapline.engine.state import TURN_GIVEN_UP
+from trapline.turns import Turns
+
+if TYPE_CHECKING:
+    from trapline.engine.engine import Engine
+
+WORD = (1 << 64) - 1
+
+
+class TurnCpu(Cpu):
+    """A PE whose handlers count. It never runs while another one of its machine does."""
+
+    def __init__(self, engine: Engine, index: int, turns: Turns) -> None:
+        super().__init__(engine, index)
+        self.turns = turns
+        self.state.virtual_time = 1
+        self._end = 0
+        """Where the instruction count stands when the turn ends."""
+
+    def enter(self) -> EngineExit:
+        """Run until an exception to EL2, which the end of the turn is too."""
+        turns, state = self.turns, self.state
+        budget = turns.budget()
+        if not budget:
+            turns.pass_on()
+            return IRQ
+        self._set_clock()
+        start = state.icount
+        self._end = start + budget
+        state.turns = turns.others_wait()
+        self.aim()
+        exit = super().enter()
+        turns.spend(state.icount - start)
+        if state.turns == TURN_GIVEN_UP:
+            turns.give_up()
+        if turns.trace is not None:
+            turns.trace(self, exit.kind)
+        return exit
+
+    def aim(self) -> None:
+        """Stop the guest at the end of its turn, or when a timer is due before that."""
+        state = self.state
+        due = self._entry.next_count(self.address)
+        if due != NEVER:
+            at = (due << TICK_SHIFT) - state.clock_offset & WORD
+            if state.icount < at < self._end:
+                state.stop = at
+                return
+        state.stop = self._end
+
+    def _set_clock(self) -> None:
+        state = self.state
+        state.clock_offset = self.turns.now - state.icount & WORD
+
+    def timer_lines(self) -> int:
+        """Timer interrupt outputs now."""
+        self._set_clock()
+        return super().timer_lines()
+
+    def next_timer_deadline(self) -> int | None:
+        """When a timer output rises next, in virtual nanoseconds; None if none will."""
+        self._set_clock()
+        return super().next_timer_deadline()
+
+
+class TurnTimers:
+    """What programming a timer means to such a PE. Nobody has to look at a clock: the count says when it is due."""
+
+    def arm(self, cpu: TurnCpu) -> None:
+        """A timer of `cpu` was programmed."""
+        cpu.aim()
+
+    def close(self) -> None:
+        """Nothing to stop."""

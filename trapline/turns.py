@@ -1,0 +1,282 @@
+"""Deterministic time and scheduling: tasks that take turns on one host thread, a clock that counts instructions, seeded randomness.
+
+Nothing here looks at the host. Time is made of instructions: each one that any vCPU retires takes a nanosecond, and when every task
+sleeps the clock jumps to the next moment at which something is due. A turn ends after `quantum` instructions, at YIELD and WFE, and
+when the task goes to sleep; the next ready task follows in order. What comes from outside (console input, keys) is let in between two
+turns only, by an `Outside`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from random import Random as Generator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trapline.errors import TraplineError
+from trapline.sync import Clock, Random, WaitQueue, World
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+QUANTUM = 100_000
+"""Instructions of a turn."""
+
+
+class Outside(Protocol):
+    """Where a run meets the rest of the world: between turns, and when there is nothing left to do."""
+
+    def between_turns(self) -> None:
+        """Let in what has come. Called before every turn."""
+
+    def idle(self, until: int | None) -> None:
+        """Every task sleeps, at the latest until the clock reads `until` (None: for ever): let time pass."""
+
+
+class Nobody:
+    """An outside from which nothing ever comes: idle time passes at once."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def between_turns(self) -> None:
+        """Nothing."""
+
+    def idle(self, until: int | None) -> None:
+        """Go on with what is due next; Deadlock when nothing is."""
+        if until is None:
+            raise Deadlock("the guest sleeps, and nothing will ever wake it")
+        self.turns.advance_to(until)
+
+
+class Deadlock(TraplineError):
+    """Every task sleeps, and nothing is due that could wake one."""
+
+    exit_status = 124
+
+
+class Turns(World):
+    """The tasks of one deterministic machine, and the time they live in."""
+
+    def __init__(self, seed: int = 0, quantum: int = QUANTUM) -> None:
+        self.seed = seed
+        self.quantum = quantum
+        self.retired = 0
+        """Instructions of all vCPUs so far."""
+        self.skipped = 0
+        """Nanoseconds that passed without an instruction."""
+        self.clock = VirtualClock(self)
+        self.random = SeededRandom(seed, "hypervisor")
+        self.outside: Outside = Nobody(self)
+        self.stop_at: int | None = None
+        """When so many instructions have retired `on_stop` is called, which sees to it that none follows."""
+        self.on_stop: Callable[[], None] = lambda: None
+        self.trace: Callable[[Any, str], None] | None = None
+        """Called after each run of a vCPU's processor, with the processor and the kind of its exit."""
+        self._left = quantum
+        self._alarms: list[tuple[int, int, Callable[[], None]]] = []
+        self._serial = 0
+        self._tasks: list[Task] = []
+        self._current: Task | None = None
+
+    # --- time ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        """Virtual nanoseconds."""
+        return self.retired + self.skipped
+
+    def advance_to(self, time: int) -> None:
+        """Let the time until `time` pass without an instruction."""
+        self.skipped += max(0, time - self.now)
+
+    def call_at(self, time: int, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called between turns when the clock reads `time`. Returns what cancels it."""
+        self._serial += 1
+        entry = (time, self._serial, callback)
+        heapq.heappush(self._alarms, entry)
+
+        def cancel() -> None:
+            if entry in self._alarms:
+                self._alarms.remove(entry)
+                heapq.heapify(self._alarms)
+
+        return cancel
+
+    def wait_queue(self, name: str) -> WaitQueue:
+        """Somewhere to sleep for a task that takes turns."""
+        return TurnQueue(name, self)
+
+    def entropy(self, purpose: str) -> Callable[[int], bytes]:
+        """A source of bytes that depends on the seed and what it is for, and on nobody else's use of randomness."""
+        return Generator(f"{self.seed}:{purpose}").randbytes
+
+    # --- a turn --------------------------------------------------------------------------------------------------------------
+
+    def budget(self) -> int:
+        """Instructions that may run before somebody else has to."""
+        budget = self._left
+        if self._alarms:
+            budget = min(budget, self._alarms[0][0] - self.now)
+        if self.stop_at is not None:
+            budget = min(budget, self.stop_at - self.retired)
+        return max(budget, 0)
+
+    def spend(self, instructions: int) -> None:
+        """So many instructions have retired."""
+        self.retired += instructions
+        self._left -= instructions
+
+    def give_up(self) -> None:
+        """End this turn early."""
+        self._left = 0
+
+    def others_wait(self) -> bool:
+        """Whether another task would run if this turn ended."""
+        return any(task is not self._current and task.ready() for task in self._tasks)
+
+    def pass_on(self) -> None:
+        """The turn is over: let others run, and return with a new turn."""
+        if self._current is not None:
+            self._current.leave()
+        else:
+            self._between()
+            self._left = self.quantum
+
+    def sleep(self, queue: TurnQueue, deadline: int | None) -> None:
+        """The current task sleeps until `queue` is woken or the clock reads `deadline`."""
+        if self._current is not None:
+            self._current.sleep(queue, deadline)
+            return
+        while not queue.woken and not (deadline is not None and deadline <= self.now):
+            self._between()
+            if not queue.woken:
+                self._idle(deadline)
+
+    # --- tasks ---------------------------------------------------------------------------------------------------------------
+
+    def run(self, bodies: Sequence[Callable[[], object]]) -> None:
+        """Run tasks to their ends, in turns. What one of them raises, or the outside, ends all."""
+        self._tasks = [Task(self, body) for body in bodies]
+        try:
+            while self._tasks:
+                if not any([self._turn(task) for task in list(self._tasks)]) and self._tasks:
+                    self._idle(None)
+        finally:
+            for task in self._tasks:
+                task.greenlet.throw()
+            self._tasks = []
+
+    def _turn(self, task: Task) -> bool:
+        """Give a task its turn; False if it sleeps."""
+        self._between()
+        if not task.ready():
+            return False
+        self._left = self.quantum
+        self._current = task
+        try:
+            task.greenlet.switch()
+        finally:
+            self._current = None
+        if task.greenlet.dead:
+            self._tasks.remove(task)
+        return True
+
+    def _between(self) -> None:
+        self.outside.between_turns()
+        while self._alarms and self._alarms[0][0] <= self.now:
+            heapq.heappop(self._alarms)[2]()
+        if self.stop_at is not None and self.retired >= self.stop_at:
+            self.on_stop()
+
+    def _idle(self, deadline: int | None) -> None:
+        due = [task.deadline for task in self._tasks if task.deadline is not None]
+        if deadline is not None:
+            due.append(deadline)
+        if self._alarms:
+            due.append(self._alarms[0][0])
+        self.outside.idle(min(due) if due else None)
+
+
+class Task:
+    """One task: its greenlet, and while it sleeps what it waits for."""
+
+    def __init__(self, turns: Turns, body: Callable[[], object]) -> None:
+        from greenlet import getcurrent, greenlet
+
+        self.turns = turns
+        self.hub: greenlet = getcurrent()
+        self.greenlet: greenlet = greenlet(body)
+        self.queue: TurnQueue | None = None
+        self.deadline: int | None = None
+
+    def ready(self) -> bool:
+        """Whether the task has something to do."""
+        return self.queue is None or self.queue.woken or (self.deadline is not None and self.deadline <= self.turns.now)
+
+    def leave(self) -> None:
+        """Let others run."""
+        self.hub.switch()
+
+    def sleep(self, queue: TurnQueue, deadline: int | None) -> None:
+        """Let others run until the queue is woken or the deadline has come."""
+        self.queue, self.deadline = queue, deadline
+        try:
+            if not self.ready():
+                self.hub.switch()
+        finally:
+            self.queue = self.deadline = None
+
+
+class TurnQueue(WaitQueue):
+    """Where a task that takes turns sleeps."""
+
+    __slots__ = ("turns", "woken")
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        self.name = name
+        self.turns = turns
+        self.woken = False
+
+    def prepare(self) -> None:
+        """Forget earlier wake-ups."""
+        self.woken = False
+
+    def wait(self, deadline_ns: int | None = None) -> bool:
+        """Sleep until woken after `prepare`, or until the virtual clock reads `deadline_ns`. False after the deadline."""
+        self.turns.sleep(self, deadline_ns)
+        return self.woken
+
+    def wake(self) -> None:
+        """End the current or next wait."""
+        self.woken = True
+
+
+class VirtualClock(Clock):
+    """The time of a deterministic machine."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def now(self) -> int:
+        """Virtual nanoseconds."""
+        return self._turns.now
+
+    def sleep_until(self, deadline_ns: int) -> None:
+        """Sleep until the clock reads at least `deadline_ns`."""
+        TurnQueue("sleep", self._turns).wait(deadline_ns)
+
+
+class SeededRandom(Random):
+    """Numbers that follow from a seed and what they are for."""
+
+    __slots__ = ()
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._source = Generator(f"{seed}:{purpose}")
+
+    def bits(self, count: int) -> int:
+        """`count` random bits."""
+        return self._source.getrandbits(count)
