@@ -9,6 +9,7 @@ import pytest
 
 from trapline.arm64 import exceptions as ex
 from trapline.arm64.exceptions import EC, IL, NO_EXCEPTION, AbortSyndrome, Fsc, SysregSyndrome, Vector
+from trapline.arm64.gic_interface import PHYSICAL
 from trapline.arm64.regs import (
     CPACR_EL1,
     CPTR_EL2,
@@ -266,14 +267,37 @@ def test_virtual_serror_is_taken_once(call) -> None:
     assert state.sysreg[ESR_EL1.slot] == EC.SERROR << 26 | IL
 
 
-def test_physical_interrupts(call) -> None:
-    goes = call("physical_irq_goes_to_el2")
-    state = machine(1, HCR_EL2=int(HCR_EL2(IMO=1)))
-    state.daif = 15
-    assert goes(state) == 1
-    state.el = 2
-    assert goes(state) == 0
-    assert goes(machine(1)) == 0
+PHYSICAL_ROUTES = (
+    # E2H TGE IMO: the level that takes an IRQ, or None where it stays pending; at EL0, EL1 and EL2, first with PSTATE.I clear, then set
+    ((0, 0, 0), (1, 1, None), (None, None, None)),
+    ((0, 0, 1), (2, 2, 2), (2, 2, None)),
+    ((0, 1, 0), (2, 2, 2), (2, 2, None)),
+    ((0, 1, 1), (2, 2, 2), (2, 2, None)),
+    ((1, 0, 0), (1, 1, None), (None, None, None)),
+    ((1, 0, 1), (2, 2, 2), (2, 2, None)),
+    ((1, 1, 0), (2, 2, 2), (None, None, None)),
+    ((1, 1, 1), (2, 2, 2), (None, None, None)),
+)
+"""The manual's tables of routing and masking physical interrupts, without EL3."""
+
+
+@pytest.mark.parametrize(("controls", "unmasked", "masked"), PHYSICAL_ROUTES)
+def test_physical_interrupts(call, controls, unmasked, masked) -> None:
+    e2h, tge, imo = controls
+    lr = 1 << 62 | 1 << 60 | 0xA0 << 48 | 40
+    for daif, row in ((0, unmasked), (2, masked)):
+        for el, target in enumerate(row):
+            if el == 1 and tge:
+                continue  # there is no EL1 then
+            state = machine(el, HCR_EL2=int(HCR_EL2(E2H=e2h, TGE=tge, IMO=imo)))
+            for reg, value in ((ICH_HCR_EL2, 1), (ICH_VMCR_EL2, 0xF800_0003), (ICH_LR0_EL2, lr)):
+                state.sysreg[PHYSICAL + reg.slot] = value
+            state.daif = daif
+            found = call("pending_physical_exception")(state)
+            assert found == (NO_EXCEPTION if target is None else Vector.IRQ), (controls, el, daif)
+            if target is not None:
+                call("take_physical_exception")(state, found)
+                assert state.el == target
 
 
 def test_both_executions_agree_on_random_states() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_engine import FakeCpu, mmio, open_fake
 from trapline.abi import arm64
-from trapline.arm64 import gic_virtual
+from trapline.arm64 import gic_interface, gic_virtual
 from trapline.arm64.regs import ICC_PMR_EL1, ICH_LR0_EL2, ICH_VMCR_EL2
 from trapline.backends.objects import Device
 from trapline.errors import KvmError
@@ -106,7 +106,7 @@ def test_interrupts_reach_the_guest(board: Board) -> None:
     board.run(take)
     board.vm.set_irq(SPI, 0)
     board.run(take)
-    assert taken[2:] == [SPI, gic_virtual.SPURIOUS]
+    assert taken[2:] == [SPI, gic_interface.SPURIOUS]
 
 
 def test_attributes_through_user_memory(board: Board) -> None:

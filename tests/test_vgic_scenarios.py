@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from vgic_machine import CTLR, DIST, ICACTIVER, ICENABLER, ICPENDR, ISACTIVER, ISENABLER, ISPENDR, SPURIOUS, GicMachine
 
-from trapline.arm64 import gic_virtual
+from trapline.arm64 import gic_interface, gic_virtual
 from trapline.arm64.regs import ICH_HCR_EL2, ICH_LR0_EL2, ICH_VMCR_EL2
 from trapline.errors import KvmError
 
@@ -419,7 +419,7 @@ def test_initial_interface() -> None:
     machine = GicMachine(quiet=True)
     vmcr = ICH_VMCR_EL2(int(machine.vcpus[0].cpu.state.sysreg[ICH_VMCR_EL2.slot]))
     assert (vmcr.VPMR, vmcr.VENG0, vmcr.VENG1) == (0, 0, 0)
-    assert machine.icc(0, "BPR0") == gic_virtual.MIN_BPR0 and machine.icc(0, "BPR1") == gic_virtual.MIN_BPR1
+    assert machine.icc(0, "BPR0") == gic_interface.MIN_BPR0 and machine.icc(0, "BPR1") == gic_interface.MIN_BPR1
 
 
 def test_rerouted_while_active_and_pending() -> None:
@@ -432,6 +432,6 @@ def test_rerouted_while_active_and_pending() -> None:
     state = machine.vcpus[1].cpu.state
     machine.gic.flush(machine.vcpus[1])
     gic_virtual.icv_eoir1_write(state, 40)
-    assert gic_virtual.virtual_lines(state) == gic_virtual.LINE_MAINTENANCE, "not delivered here again"
+    assert gic_virtual.virtual_lines(state) == gic_interface.LINE_MAINTENANCE, "not delivered here again"
     machine.gic.sync(machine.vcpus[1])
     assert machine.vcpus[0].kicks == 1 and machine.ack(0) == 40

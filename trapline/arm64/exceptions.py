@@ -8,11 +8,11 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from trapline.arm64.gic_virtual import LINE_FIQ, LINE_IRQ, signalled_group
+from trapline.arm64.gic_interface import LINE_FIQ, LINE_IRQ, PHYSICAL, VIRTUAL, signalled_group
 from trapline.arm64.regs.debug import MDSCR_EL1
 from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, VBAR_EL1
 from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2, SPSR_EL2, VBAR_EL2
-from trapline.arm64.state import CpuState
+from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import Ptr, native, u1, u8, u32, u64
 from trapline.registers import Field, Register
 
@@ -353,6 +353,30 @@ def exception_return(cpu: Ptr[CpuState]) -> None:
         pstate_from_spsr(cpu, spsr)
 
 
+# ---- regimes -----------------------------------------------------------------------------------------------------------------
+
+
+@native
+def is_el2_host(cpu: Ptr[CpuState]) -> u1:
+    """At EL2 with HCR_EL2.E2H: names of EL1 registers mean those of EL2."""
+    return cpu.el == 2 and cpu.sysreg[HCR_EL2.slot] & HCR_EL2.E2H.mask != 0
+
+
+@native
+def current_regime(cpu: Ptr[CpuState]) -> u8:
+    """The translation regime of the current exception level (`CpuState.regime` holds it while the engine runs)."""
+    hcr: u64 = cpu.sysreg[HCR_EL2.slot]
+    if cpu.el == 2:
+        return REGIME_EL2_HOST if hcr & HCR_EL2.E2H.mask != 0 else u8(REGIME_EL2)
+    return REGIME_EL2_HOST if cpu.el == 0 and hcr & HOST == HOST else u8(REGIME_EL1)
+
+
+@native
+def current_sctlr(cpu: Ptr[CpuState]) -> u64:
+    """The SCTLR_ELx that rules the current exception level."""
+    return cpu.sysreg[SCTLR_EL1.slot] if cpu.regime == REGIME_EL1 else cpu.sysreg[SCTLR_EL2.slot]
+
+
 # ---- routing ------------------------------------------------------------------------------------------------------------------
 
 
@@ -401,9 +425,10 @@ def wait_trap(cpu: Ptr[CpuState], is_wfe: u1) -> u32:
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
     if cpu.el == 2:
         return 0
-    if cpu.el == 0 and hcr & HOST != HOST:
-        allowed: u64 = SCTLR_EL1.nTWE.mask if is_wfe else SCTLR_EL1.nTWI.mask
-        if cpu.sysreg[SCTLR_EL1.slot] & allowed == 0:
+    if cpu.el == 0:
+        allowed: u64 = SCTLR_EL1.nTWE.mask if is_wfe else SCTLR_EL1.nTWI.mask  # SCTLR_EL2 has them in the same places
+        control: u64 = cpu.sysreg[SCTLR_EL2.slot] if hcr & HOST == HOST else cpu.sysreg[SCTLR_EL1.slot]
+        if control & allowed == 0:
             return 2 if hcr & HCR_EL2.TGE.mask != 0 else 1
     trapped: u64 = HCR_EL2.TWE.mask if is_wfe else HCR_EL2.TWI.mask
     return 2 if hcr & trapped != 0 and hcr & HOST != HOST else 0
@@ -433,12 +458,38 @@ SERROR_ESR = int(EC.SERROR) << EC_SHIFT | IL
 
 
 @native
-def physical_irq_goes_to_el2(cpu: Ptr[CpuState]) -> u1:
-    """Is a physical IRQ taken to EL2 now? From a lower level the hypervisor's routing ignores PSTATE.I."""
-    routed: u1 = cpu.sysreg[HCR_EL2.slot] & (HCR_EL2.IMO.mask | HCR_EL2.TGE.mask) != 0
-    if cpu.el == 2:
-        return routed and cpu.daif & MASK_I == 0
-    return routed
+def pending_physical_exception(cpu: Ptr[CpuState]) -> u32:
+    """The `Vector` of an FIQ or IRQ of the physical interrupt interface that the PE takes now; NO_EXCEPTION if there is none."""
+    lines: u32 = signalled_group(cpu, PHYSICAL)
+    if lines & LINE_FIQ != 0 and physical_is_taken(cpu, HCR_EL2.FMO.mask, MASK_F):
+        return V_FIQ
+    if lines & LINE_IRQ != 0 and physical_is_taken(cpu, HCR_EL2.IMO.mask, MASK_I):
+        return V_IRQ
+    return NO_EXCEPTION
+
+
+@native
+def route_interrupt(cpu: Ptr[CpuState], routing: u64) -> u32:
+    """Target of a physical interrupt that this bit of HCR_EL2 routes."""
+    return 2 if cpu.sysreg[HCR_EL2.slot] & (routing | HCR_EL2.TGE.mask) != 0 else 1
+
+
+@native
+def physical_is_taken(cpu: Ptr[CpuState], routing: u64, mask: u8) -> u1:
+    """Is a physical interrupt taken here and now? Never to a lower level; PSTATE masks it, except where a hypervisor wants it."""
+    target: u32 = route_interrupt(cpu, routing)
+    if u32(cpu.el) > target:
+        return False
+    if target == 2 and cpu.el != 2 and cpu.sysreg[HCR_EL2.slot] & HOST != HOST:
+        return True
+    return cpu.daif & mask == 0
+
+
+@native
+def take_physical_exception(cpu: Ptr[CpuState], kind: u32) -> None:
+    """Take what `pending_physical_exception` found."""
+    routing: u64 = HCR_EL2.IMO.mask if kind == V_IRQ else u64(HCR_EL2.FMO.mask)
+    take_exception(cpu, route_interrupt(cpu, routing), 0, 0, kind, cpu.pc)
 
 
 @native
@@ -466,7 +517,7 @@ def pending_virtual_exception(cpu: Ptr[CpuState]) -> u32:
 def virtual_interrupt_lines(cpu: Ptr[CpuState]) -> u32:
     """LINE_IRQ and LINE_FIQ as the list registers and HCR_EL2.VI, VF assert them, masks aside."""
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
-    lines: u32 = signalled_group(cpu)
+    lines: u32 = signalled_group(cpu, VIRTUAL)
     if hcr & HCR_EL2.VI.mask != 0:
         lines |= LINE_IRQ
     if hcr & HCR_EL2.VF.mask != 0:

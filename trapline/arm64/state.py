@@ -13,6 +13,9 @@ from ctypes import c_uint8, c_uint64
 SYSREG_SLOTS = 512
 """How many system registers can have storage."""
 
+BANK_SLOTS = 64
+"""Room behind the system registers for the physical interrupt interface (arm64/gic_interface.py)."""
+
 XZR = 31
 """Register number 31 where it means the zero register."""
 
@@ -28,6 +31,10 @@ class CpuState(ctypes.Structure):
 
     `x[31]` always reads zero and is never written: writes to XZR go to `xzr_sink`, so that no instruction needs a test for
     register 31. `sp` is the stack pointer selected by PSTATE.SP; the selected entry of `sp_el` is stale meanwhile.
+
+    Three fields are about the machine around the PE: `el2` says who is at EL2 (EL2_OUTSIDE and so on), `regime` which translation
+    regime the current exception level uses (REGIME_EL1 and so on; kept by the engine), and `regions` where physical memory is
+    (arm64/memory.py).
     """
 
     _fields_ = [
@@ -53,9 +60,18 @@ class CpuState(ctypes.Structure):
         ("ss", c_uint8),
         ("tco", c_uint8),
         ("event", c_uint8),
-        ("sysreg", c_uint64 * SYSREG_SLOTS),
+        ("el2", c_uint8),
+        ("regime", c_uint8),
+        ("regions", c_uint64),
+        ("sysreg", c_uint64 * (SYSREG_SLOTS + BANK_SLOTS)),
     ]
 
+
+EL2_OUTSIDE, EL2_ABSENT, EL2_GUEST = 0, 1, 2
+"""Values of `CpuState.el2`: a hypervisor in this program is EL2, and exceptions to it end a run; there is no EL2; EL2 is the guest's."""
+
+REGIME_EL1, REGIME_EL2_HOST, REGIME_EL2 = 0, 1, 2
+"""Values of `CpuState.regime`: EL1&0; EL2&0 (HCR_EL2.E2H is 1); EL2 alone."""
 
 D, A, I, F = 8, 4, 2, 1
 """Bits of `CpuState.daif`."""

@@ -82,6 +82,12 @@ def generic_name(enc: Encoding) -> str:
     return f"S{op0}_{op1}_C{crn}_C{crm}_{op2}"
 
 
+def el12_name(name: str) -> str:
+    """The name by which the host at EL2 reaches a register of EL1: SCTLR_EL12, CNTV_CTL_EL02."""
+    stem, _, el = name.rpartition("_EL")
+    return f"{stem}_EL{el}2"
+
+
 @dataclass(frozen=True)
 class Trap:
     """An access to a register goes to `target` with exception class `ec` when the condition holds."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from trapline.arm64.exceptions import HOST, LINE_FIQ, LINE_IRQ, set_mode, virtual_interrupt_lines
 from trapline.arm64.features import CACHE_SIZES
+from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending, signalled_group
 from trapline.arm64.gic_virtual import CPU_INTERFACE, ich_eisr_read, ich_elrsr_read, ich_misr_read
 from trapline.arm64.regs.debug import DBGCLAIMCLR_EL1, OSLSR_EL1
 from trapline.arm64.regs.el1 import SCTLR_EL1
-from trapline.arm64.regs.el2 import CNTVOFF_EL2, HCR_EL2, VMPIDR_EL2, VPIDR_EL2
+from trapline.arm64.regs.el2 import CNTVOFF_EL2, HCR_EL2, SCTLR_EL2, VMPIDR_EL2, VPIDR_EL2
 from trapline.arm64.regs.identification import CSSELR_EL1, DCZID_EL0, MIDR_EL1, MPIDR_EL1
 from trapline.arm64.regs.timer import (
     CNTHP_CTL_EL2,
@@ -25,7 +26,7 @@ from trapline.arm64.regs.timer import (
     CNTV_CTL_EL0,
     CNTV_CVAL_EL0,
 )
-from trapline.arm64.state import CpuState
+from trapline.arm64.state import EL2_GUEST, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import NativeFunction, Ptr, extern, native, s32, s64, u8, u32, u64
 
 system_counter = extern("trapline_system_counter", u64, (Ptr[CpuState],))
@@ -207,8 +208,10 @@ def dczid_read(cpu: Ptr[CpuState]) -> u64:
     """DCZID_EL0: DZP says whether DC ZVA would trap here."""
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
     value: u64 = cpu.sysreg[DCZID_EL0.slot]
-    if cpu.el == 2 or hcr & HOST == HOST:
+    if cpu.el == 2:
         return value
+    if hcr & HOST == HOST:
+        return value if cpu.sysreg[SCTLR_EL2.slot] & SCTLR_EL2.DZE.mask != 0 else value | DCZID_EL0.DZP.mask
     if hcr & HCR_EL2.TDZ.mask != 0 or (cpu.el == 0 and cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.DZE.mask == 0):
         value |= DCZID_EL0.DZP.mask
     return value
@@ -216,15 +219,17 @@ def dczid_read(cpu: Ptr[CpuState]) -> u64:
 
 @native
 def isr_read(cpu: Ptr[CpuState]) -> u64:
-    """ISR_EL1: virtual exceptions pending. Physical ones never stay pending at EL1, they go to EL2 at once."""
+    """ISR_EL1: what is pending, masked or not: at EL1 the virtual interrupt where HCR_EL2 makes it so, else the physical one."""
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
-    lines: u32 = virtual_interrupt_lines(cpu)
+    below: u64 = hcr if cpu.el == 1 else u64(0)
+    virtual: u32 = virtual_interrupt_lines(cpu)
+    physical: u32 = signalled_group(cpu, PHYSICAL)
     pending: u64 = 0
-    if lines & LINE_IRQ != 0:
+    if (virtual if below & HCR_EL2.IMO.mask != 0 else physical) & LINE_IRQ != 0:
         pending |= 1 << 7
-    if lines & LINE_FIQ != 0:
+    if (virtual if below & HCR_EL2.FMO.mask != 0 else physical) & LINE_FIQ != 0:
         pending |= 1 << 6
-    if hcr & HCR_EL2.AMO.mask != 0 and hcr & HCR_EL2.VSE.mask != 0:
+    if below & HCR_EL2.AMO.mask != 0 and hcr & HCR_EL2.VSE.mask != 0:
         pending |= 1 << 8
     return pending
 
@@ -261,6 +266,10 @@ def timer_asserted(ctl: u64, cval: u64, now: u64) -> u32:
     return u32(ctl & 3 == 1 and now >= cval)
 
 
+LINE_VIRTUAL, LINE_PHYSICAL, LINE_HYP_PHYSICAL, LINE_HYP_VIRTUAL, LINE_MAINTENANCE = 1, 2, 4, 8, 16
+"""Bits of `private_lines`: the outputs of the PE that are wired to private interrupts."""
+
+
 @native
 def timer_lines(cpu: Ptr[CpuState], now: u64) -> u32:
     """Interrupt lines of EL1's timers at physical count `now`: bit 0 virtual, bit 1 physical."""
@@ -269,15 +278,33 @@ def timer_lines(cpu: Ptr[CpuState], now: u64) -> u32:
     return lines | timer_asserted(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now) << 1
 
 
+@native
+def private_lines(cpu: Ptr[CpuState], now: u64) -> u32:
+    """`timer_lines`, and where EL2 is guest code its timers and the maintenance interrupt."""
+    lines: u32 = timer_lines(cpu, now)
+    if cpu.el2 != EL2_GUEST:
+        return lines
+    lines |= timer_asserted(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], now) << 2
+    lines |= timer_asserted(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], now) << 3
+    return lines | u32(maintenance_pending(cpu, VIRTUAL)) << 4
+
+
 NEVER = (1 << 64) - 1
+
+
+@native
+def timer_count(ctl: u64, cval: u64, now: u64) -> u64:
+    """The count at which a timer's line next goes high: `now` if it is high already, NEVER if it will not."""
+    return max(cval, now) if ctl & 3 == 1 else u64(NEVER)
 
 
 @native
 def next_timer_count(cpu: Ptr[CpuState], now: u64) -> u64:
     """The physical count at which a timer line next goes high; NEVER if none will, `now` if one is high already."""
-    best: u64 = NEVER
-    if cpu.sysreg[CNTP_CTL_EL0.slot] & 3 == 1:
-        best = max(cpu.sysreg[CNTP_CVAL_EL0.slot], now)
+    best: u64 = timer_count(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now)
+    if cpu.el2 == EL2_GUEST:
+        best = min(best, timer_count(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], now))
+        best = min(best, timer_count(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], now))
     if cpu.sysreg[CNTV_CTL_EL0.slot] & 3 == 1:
         virtual: u64 = now - cpu.sysreg[CNTVOFF_EL2.slot]
         cval: u64 = cpu.sysreg[CNTV_CVAL_EL0.slot]
@@ -375,6 +402,59 @@ def cnthv_tval_read(cpu: Ptr[CpuState]) -> u64:
 def cnthv_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
     """CNTHV_TVAL_EL2."""
     cpu.sysreg[CNTHV_CVAL_EL2.slot] = cval_from_tval(value, system_counter(cpu))
+
+
+@native
+def cntp_ctl_read_here(cpu: Ptr[CpuState]) -> u64:
+    """CNTP_CTL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    return cnthp_ctl_read(cpu) if cpu.regime == REGIME_EL2_HOST else cntp_ctl_read(cpu)
+
+
+@native
+def cntp_tval_read_here(cpu: Ptr[CpuState]) -> u64:
+    """CNTP_TVAL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    return cnthp_tval_read(cpu) if cpu.regime == REGIME_EL2_HOST else cntp_tval_read(cpu)
+
+
+@native
+def cntp_tval_write_here(cpu: Ptr[CpuState], value: u64) -> None:
+    """CNTP_TVAL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    if cpu.regime == REGIME_EL2_HOST:
+        cnthp_tval_write(cpu, value)
+    else:
+        cntp_tval_write(cpu, value)
+
+
+@native
+def cntv_ctl_read_here(cpu: Ptr[CpuState]) -> u64:
+    """CNTV_CTL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    return cnthv_ctl_read(cpu) if cpu.regime == REGIME_EL2_HOST else cntv_ctl_read(cpu)
+
+
+@native
+def cntv_tval_read_here(cpu: Ptr[CpuState]) -> u64:
+    """CNTV_TVAL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    return cnthv_tval_read(cpu) if cpu.regime == REGIME_EL2_HOST else cntv_tval_read(cpu)
+
+
+@native
+def cntv_tval_write_here(cpu: Ptr[CpuState], value: u64) -> None:
+    """CNTV_TVAL_EL0, which for the host at EL2 and its EL0 is EL2's timer."""
+    if cpu.regime == REGIME_EL2_HOST:
+        cnthv_tval_write(cpu, value)
+    else:
+        cntv_tval_write(cpu, value)
+
+
+REDIRECTED: dict[str, NativeFunction[Any, Any]] = {
+    "cntp_ctl_read": cntp_ctl_read_here,
+    "cntp_tval_read": cntp_tval_read_here,
+    "cntp_tval_write": cntp_tval_write_here,
+    "cntv_ctl_read": cntv_ctl_read_here,
+    "cntv_tval_read": cntv_tval_read_here,
+    "cntv_tval_write": cntv_tval_write_here,
+}
+"""What serves a register that means another one where HCR_EL2.E2H redirects it, by the function that does not care."""
 
 
 # ---- debug, interrupts --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,12 @@ class Trapped:
     ec: int
 
 
+def host_register(register: type[Register]) -> type[Register]:
+    """The register of EL2 that takes the place of EL1's control for a host's EL0 (HCR_EL2.E2H and TGE)."""
+    name = TABLE[register.__name__].at_el2
+    return register if name is None else TABLE[name]
+
+
 AccessResult = None | Undefined | Trapped
 """None: the access goes ahead."""
 
@@ -65,10 +71,11 @@ def access_result(row: type[Sysreg] | SystemOp, el: int, write: bool, read: Read
     if el < _lowest_el(row, write):
         return Undefined()
     hcr = read(HCR_EL2)
+    host = el == 0 and is_host(hcr)
     for trap in sorted(row.traps, key=lambda trap: trap.target):
-        if not (trap.writes if write else trap.reads) or el not in trap.from_els or (el == 0 and is_host(hcr)):
+        if not (trap.writes if write else trap.reads) or el not in trap.from_els or (host and trap.target == 2):
             continue
-        if trap.when.holds(read):
+        if trap.when.holds((lambda register: read(host_register(register))) if host else read):
             return Trapped(2 if el == 0 and hcr & HCR_EL2.TGE.mask else trap.target, trap.ec)
     return None
 
@@ -95,13 +102,17 @@ _NO_TEST = (0, 0, 0)
 
 
 def _rule(trap: Trap) -> tuple[int, ...]:
-    """A trap as numbers: ELs as a bit mask, outcome, and two tests of (slot, mask, value); the empty test always holds."""
+    """A trap as numbers: ELs as a bit mask, outcome, two tests of (slot, mask, value), and what a host's EL0 tests instead.
+
+    The empty test always holds.
+    """
     tests = [(TABLE[test.register.__name__].slot, test.mask, test.value) for test in trap.when.tests]
     if len(tests) > 2:
         raise TableError(f"{trap} has more than two tests")
     tests += [_NO_TEST] * (2 - len(tests))
+    hosts = [TABLE[host_register(test.register).__name__].slot for test in trap.when.tests] + [0, 0]
     els = sum(1 << el for el in trap.from_els)
-    return (els, TRAPPED | trap.target << TARGET_SHIFT | trap.ec << EC_SHIFT, *tests[0], *tests[1])
+    return (els, TRAPPED | trap.target << TARGET_SHIFT | trap.ec << EC_SHIFT, *tests[0], *tests[1], *hosts[:2])
 
 
 def _flatten() -> tuple[list[tuple[int, int, int, int]], list[tuple[int, ...]]]:
@@ -133,9 +144,12 @@ RULE_VALUE1: tuple[u64, ...] = tuple(rule[4] for rule in _RULES)
 RULE_SLOT2: tuple[u32, ...] = tuple(rule[5] for rule in _RULES)
 RULE_MASK2: tuple[u64, ...] = tuple(rule[6] for rule in _RULES)
 RULE_VALUE2: tuple[u64, ...] = tuple(rule[7] for rule in _RULES)
+RULE_HOST1: tuple[u32, ...] = tuple(rule[8] for rule in _RULES)
+RULE_HOST2: tuple[u32, ...] = tuple(rule[9] for rule in _RULES)
 
 TRAP_TIDCP = TRAPPED | 2 << TARGET_SHIFT | 0x18 << EC_SHIFT
 TARGET_MASK = 3 << TARGET_SHIFT
+TO_EL2 = 2 << TARGET_SHIFT
 
 
 @native
@@ -175,14 +189,16 @@ def access_outcome(cpu: Ptr[CpuState], encoding: u32, write: u1) -> u32:
     if el < LOWEST[entry]:
         return UNDEFINED
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
-    if el == 0 and hcr & HOST == HOST:
-        return OK
+    host: u1 = el == 0 and hcr & HOST == HOST
     for rule in range(FIRST[entry], END[entry]):
-        if RULE_ELS[rule] >> el & 1 != 0 and cpu.sysreg[RULE_SLOT1[rule]] & RULE_MASK1[rule] == RULE_VALUE1[rule]:
-            if cpu.sysreg[RULE_SLOT2[rule]] & RULE_MASK2[rule] == RULE_VALUE2[rule]:
-                outcome: u32 = RULE_OUTCOME[rule]
+        outcome: u32 = RULE_OUTCOME[rule]
+        slot1: u32 = RULE_HOST1[rule] if host else RULE_SLOT1[rule]
+        slot2: u32 = RULE_HOST2[rule] if host else RULE_SLOT2[rule]
+        applies: u1 = RULE_ELS[rule] >> el & 1 != 0 and not (host and outcome & TARGET_MASK == TO_EL2)
+        if applies and cpu.sysreg[slot1] & RULE_MASK1[rule] == RULE_VALUE1[rule]:
+            if cpu.sysreg[slot2] & RULE_MASK2[rule] == RULE_VALUE2[rule]:
                 if el == 0 and hcr & HCR_EL2.TGE.mask != 0:
-                    outcome = outcome & ~TARGET_MASK | 2 << TARGET_SHIFT
+                    outcome = outcome & ~TARGET_MASK | TO_EL2
                 return outcome
     return OK
 

@@ -1,7 +1,7 @@
 """Address translation: stage 1 of the EL1&0 and EL2 regimes, and stage 2, over descriptors in memory.
 
-Physical addresses are host addresses: the output of stage 2 (or of stage 1 where stage 2 is off) is where the byte lies in this
-process, and a descriptor is fetched with `load64`. Everything is @native: it runs compiled inside the engine, and under CPython.
+The output of stage 2 (or of stage 1 where stage 2 is off) is a physical address; `memory_at` says where its bytes lie in this
+process, for accesses and for descriptors. Everything is @native: it runs compiled inside the engine, and under CPython.
 
 Three granules and 48-bit addresses. Access flag and dirty state are never updated by hardware (FEAT_HAFDBS is absent); the
 Contiguous bit is ignored, which its definition allows; where the manual leaves a choice for a reserved configuration, this
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from trapline.arm64.memory import NOWHERE, is_rom, memory_at
 from trapline.arm64.regs.el1 import MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, VTCR_EL2, VTTBR_EL2
 from trapline.arm64.state import CpuState
@@ -30,8 +31,10 @@ FAULT_FSC: Final = 0x3F
 FAULT_S1PTW: Final = 0x80
 FAULT_STAGE2: Final = 0x100
 FAULT: Final = 0x200
-"""Parts of a fault: the fault status code; found while fetching a stage-1 descriptor; found by stage 2; and a bit that every
-fault has, since the status code alone may be 0. No fault is 0."""
+FAULT_NO_MEMORY: Final = 0x400
+"""Parts of a fault: the fault status code; found while fetching a stage-1 descriptor; found by stage 2; a bit that every fault
+has, since the status code alone may be 0; and translation succeeded, but what is there is not memory (for writes: ROM), and the
+IPA is the physical address. No fault is 0."""
 
 INFO_READ: Final = 1
 INFO_WRITE: Final = 2
@@ -42,7 +45,7 @@ INFO_SIZE_SHIFT: Final = 8
 """Parts of `translate`'s last result: what this exception level may do (PSTATE.PAN included) with the page; whether it belongs
 to one ASID; whether it is Device memory; and from bit 8 on, log2 of the size of the stage-1 block or page."""
 
-ADDRESS_SIZE, TRANSLATION, ACCESS_FLAG, PERMISSION, EXTERNAL = 0x00, 0x04, 0x08, 0x0C, 0x10
+ADDRESS_SIZE, TRANSLATION, ACCESS_FLAG, PERMISSION, EXTERNAL, EXTERNAL_WALK = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14
 
 READ0, WRITE0, EXEC0, READ1, WRITE1, EXEC1 = 1, 2, 4, 8, 16, 32
 """Permissions inside this module: by EL0, then by the privileged level; for stage 2 READ0 = READ1 and WRITE0 = WRITE1."""
@@ -145,7 +148,10 @@ def stage2(cpu: CpuState, ipa: u64) -> tuple[u32, u64, u32]:
     while True:
         shift = granule + (3 - level) * (granule - 3)
         index = ipa >> shift & ((u64(1) << bits) - 1)
-        descriptor = load64(base + (index << 3))
+        table = memory_at(cpu, base + (index << 3))
+        if table == NOWHERE:
+            return FAULT | FAULT_STAGE2 | EXTERNAL_WALK | level, 0, 0
+        descriptor = load64(table)
         is_table = descriptor & TABLE != 0
         if descriptor & VALID == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
             return FAULT | FAULT_STAGE2 | TRANSLATION | level, 0, 0
@@ -232,9 +238,12 @@ def stage1(
         shift = granule + (3 - level) * stride
         index = va >> shift & ((u64(1) << bits) - 1)
         where = base + (index << 3)
-        fault, host = descriptor_address(cpu, where, control)
+        fault, physical = descriptor_address(cpu, where, control)
         if fault != 0:
             return fault, 0, 0, where
+        host = memory_at(cpu, physical)
+        if host == NOWHERE:
+            return FAULT | EXTERNAL_WALK | level, 0, 0, 0
         descriptor = load64(host)
         is_table = descriptor & TABLE != 0
         if descriptor & VALID == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
@@ -388,11 +397,17 @@ def translate(cpu: CpuState, va: u64, access: u32) -> tuple[u32, u64, u64, u32]:
     """
     el = 0 if access & ACCESS_UNPRIVILEGED != 0 else u32(cpu.el)
     pan = cpu.pan != 0 and el != 0
-    fault, host, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True)
+    fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True)
     if fault != 0:
         return fault, 0, ipa, 0
+    host = memory_at(cpu, physical)
+    rom = is_rom(cpu, physical)
+    if host == NOWHERE or (rom and access & ACCESS_WRITE != 0):
+        return FAULT | FAULT_NO_MEMORY, 0, physical, 0
     allowed = permitted(inner, el == 0, pan) & permitted(outer, el == 0, False)
     info = allowed & (INFO_READ | INFO_WRITE) | (inner >> SIZE_SHIFT & 0xFF) << INFO_SIZE_SHIFT
+    if rom:
+        info &= ~INFO_WRITE
     if allowed & ACCESS_EXEC != 0:
         info |= INFO_EXEC
     if inner & ATTR_NONGLOBAL != 0:

@@ -13,14 +13,16 @@ from typing import Any
 
 from trapline.arm64.exceptions import EC
 from trapline.arm64.features import Features
-from trapline.arm64.gic_virtual import CPU_INTERFACE
+from trapline.arm64.gic_access import ACCESS
 from trapline.arm64.insn import Insn, InstructionSet, Pattern
 from trapline.arm64.record import Recorder
-from trapline.arm64.regs import DAIF, SCTLR_EL1, TABLE
+from trapline.arm64.regs import DAIF, HCR_EL2, SCTLR_EL1, TABLE
+from trapline.arm64.regs.el2 import absent_bits
 from trapline.arm64.regs.system import SYSTEM_OPS, At, By, Cache, Restrict, Shareable, SystemOp, Tlbi, Zero
-from trapline.arm64.sysreg import Sysreg, Trap
-from trapline.arm64.sysreg_functions import spsel_write
-from trapline.bits import Bits, cat, const
+from trapline.arm64.state import REGIME_EL2_HOST
+from trapline.arm64.sysreg import Sysreg, Trap, decode, el12_name
+from trapline.arm64.sysreg_functions import REDIRECTED, spsel_write
+from trapline.bits import Bits, cat, const, select
 
 ZVA_BYTES = 64
 """Block size of DC ZVA, as DCZID_EL0 tells it."""
@@ -50,9 +52,14 @@ def _holds(cpu: Recorder, trap: Trap) -> Bits:
 
 
 def _check(cpu: Recorder, traps: Iterable[Trap], el: int, encoding: int, write: bool) -> None:
-    """Leave the instruction if this access is UNDEFINED or trapped here and now; what EL1 decides comes first."""
+    """Leave the instruction if this access is UNDEFINED or trapped here and now; what EL1 decides comes first.
+
+    Where EL2 takes EL1's place above EL0 other registers decide: there the runtime looks at the access again, and may let it pass.
+    """
     active = [t for t in traps if (t.writes if write else t.reads)]
     outside = [_holds(cpu, t) for t in active if t.target != 2 or t.ec != EC.SYSREG]
+    if any(0 in t.from_els for t in active):
+        outside.append((cpu.pstate("el") == 0) & _bit(cpu, "HCR_EL2", HCR_EL2.TGE.lo, True))
     if el:
         outside.append(cpu.pstate("el").ult(el))
     to_el2 = [_holds(cpu, t) for t in active if t.target == 2 and t.ec == EC.SYSREG]
@@ -74,59 +81,109 @@ _INLINE_READS: dict[str, Callable[[Recorder], Bits]] = {
 """Reads of PSTATE that are cheaper in place than as a call."""
 
 
-def _read_body(reg: type[Sysreg], functions: dict[str, Any]) -> Callable[[Any, Any], None]:
-    def body(cpu: Any, i: Any) -> None:
-        if reg.access == "WO" or (reg.read is not None and reg.read not in functions):
-            cpu.undefined()
-            return
-        _check(cpu, reg.traps, reg.read_el, reg.encoding, write=False)
-        interface = CPU_INTERFACE.get(reg.name)
-        if interface is not None:
-            if interface.read is None:
+def _is_redirected(cpu: Recorder) -> Bits:
+    """Is this the host at EL2, or its EL0? Then names of EL1's registers mean EL2's."""
+    return cpu.pstate("regime") == REGIME_EL2_HOST
+
+
+def _at_el2(reg: type[Sysreg], features: Features) -> type[Sysreg] | None:
+    """The register that takes this one's place under redirection."""
+    target = None if reg.at_el2 is None else TABLE[reg.at_el2]
+    return target if target is not None and target.exists(features) else None
+
+
+class Accesses:
+    """Bodies of MRS and MSR for one machine. `functions` are the native functions that register rows name."""
+
+    def __init__(self, functions: dict[str, Any], features: Features) -> None:
+        self.functions, self.features = functions, features
+
+    def read(self, reg: type[Sysreg], name: str, prelude: Callable[[Recorder], None], redirect: bool) -> Callable[[Any, Any], None]:
+        """MRS. `prelude` checks the access; `redirect` if HCR_EL2.E2H may make it mean another register."""
+        target = _at_el2(reg, self.features) if redirect else None
+        interface = ACCESS.get(reg.name)
+
+        def body(cpu: Any, i: Any) -> None:
+            if reg.access == "WO" or (reg.read is not None and reg.read not in self.functions):
                 cpu.undefined()
                 return
-            cpu.set_X(i.Rt, cpu.query(interface.read))
-            if interface.signals:
-                cpu.after.append("irq")
-        elif reg.read in _INLINE_READS:
-            cpu.set_X(i.Rt, _INLINE_READS[reg.read](cpu))
-        elif reg.read is not None:
-            cpu.set_X(i.Rt, cpu.query(functions[reg.read]))
-        else:
-            cpu.set_X(i.Rt, cpu.sysreg(reg.name))
+            prelude(cpu)
+            if interface is not None:
+                if interface.read is None:
+                    cpu.undefined()
+                    return
+                value = cpu.query(interface.read)
+                if interface.signals:
+                    cpu.after.append("irq")
+            elif reg.read in _INLINE_READS:
+                value = _INLINE_READS[reg.read](cpu)
+            elif reg.read is not None:
+                function = REDIRECTED[reg.read] if target is not None else self.functions[reg.read]
+                value = cpu.query(function)
+            elif target is not None:
+                value = select(_is_redirected(cpu), cpu.sysreg(target.name), cpu.sysreg(reg.name))
+            else:
+                value = cpu.sysreg(reg.name)
+            cpu.set_X(i.Rt, value)
 
-    body.__name__ = f"mrs_{reg.name}"
-    return body
+        body.__name__ = f"mrs_{name}"
+        return body
 
+    def write(self, reg: type[Sysreg], name: str, prelude: Callable[[Recorder], None], redirect: bool) -> Callable[[Any, Any], None]:
+        """MSR, as `read`."""
+        target = _at_el2(reg, self.features) if redirect else None
+        interface = ACCESS.get(reg.name)
 
-def _write_body(reg: type[Sysreg], functions: dict[str, Any]) -> Callable[[Any, Any], None]:
-    def body(cpu: Any, i: Any) -> None:
-        if reg.access == "RO" or (reg.write is not None and reg.write not in functions):
-            cpu.undefined()
-            return
-        _check(cpu, reg.traps, reg.write_el, reg.encoding, write=True)
-        value = cpu.X(i.Rt)
-        interface = CPU_INTERFACE.get(reg.name)
-        if interface is not None:
-            if interface.write is None:
+        def body(cpu: Any, i: Any) -> None:
+            if reg.access == "RO" or (reg.write is not None and reg.write not in self.functions):
                 cpu.undefined()
                 return
-            cpu.query(interface.write, value)
-            if interface.signals:
-                cpu.after.append("irq")
-        elif reg.write is not None:
-            cpu.query(functions[reg.write], value)
-        else:
-            ones = (1 << 64) - 1
-            if reg.write_mask != ones:
-                value = (cpu.sysreg(reg.name) & (ones ^ reg.write_mask)) | (value & reg.write_mask)
-            if reg.res1:
-                value = value | reg.res1
-            cpu.set_sysreg(reg.name, value)
-        cpu.after.extend(sorted(reg.after))
+            prelude(cpu)
+            value = cpu.X(i.Rt)
+            if interface is not None:
+                if interface.write is None:
+                    cpu.undefined()
+                    return
+                cpu.query(interface.write, value)
+                if interface.signals:
+                    cpu.after.append("irq")
+            elif reg.write == "sgi_write":
+                cpu.system("send_sgi", reg.encoding, value)
+            elif reg.write is not None:
+                cpu.query(REDIRECTED[reg.write] if target is not None else self.functions[reg.write], value)
+            elif target is not None:
+                redirected = _is_redirected(cpu)
+                cpu.set_sysreg(reg.name, select(redirected, cpu.sysreg(reg.name), self._merge(cpu, reg, value)))
+                cpu.set_sysreg(target.name, select(redirected, self._merge(cpu, target, value), cpu.sysreg(target.name)))
+            else:
+                cpu.set_sysreg(reg.name, self._merge(cpu, reg, value))
+            cpu.after.extend(sorted(reg.after if target is None else reg.after | target.after))
 
-    body.__name__ = f"msr_{reg.name}"
-    return body
+        body.__name__ = f"msr_{name}"
+        return body
+
+    def _merge(self, cpu: Recorder, reg: type[Sysreg], value: Bits) -> Bits:
+        """What storage holds after a write: bits outside the mask keep their value, RES1 bits are 1."""
+        ones = (1 << 64) - 1
+        mask = reg.write_mask & ~absent_bits(reg, self.features)
+        if mask != ones:
+            value = (cpu.sysreg(reg.name) & (ones ^ mask)) | (value & mask)
+        return value | reg.res1 if reg.res1 else value
+
+
+def _guard(reg: type[Sysreg], write: bool) -> Callable[[Recorder], None]:
+    """The checks of an access by a register's own name."""
+    return lambda cpu: _check(cpu, reg.traps, reg.write_el if write else reg.read_el, reg.encoding, write)
+
+
+def _guard_el12(encoding: int, write: bool) -> Callable[[Recorder], None]:
+    """The checks of an _EL12 or _EL02 name: UNDEFINED but at EL2 with HCR_EL2.E2H."""
+
+    def check(cpu: Recorder) -> None:
+        elsewhere = (cpu.pstate("el") != 2) | ~_is_redirected(cpu)
+        cpu.system("sysreg_trap", encoding, int(write), when=elsewhere)
+
+    return check
 
 
 def _ignore(cpu: Any, action: Any, operand: Bits) -> None:
@@ -211,8 +268,11 @@ def _immediate_body(op1: int, op2: int) -> Callable[[Any, Any], None]:
 
     def body(cpu: Any, i: Any) -> None:
         at_el0 = cpu.pstate("el") == 0
-        denied = at_el0 if privileged else at_el0 & ~cpu.sysreg("SCTLR_EL1")[SCTLR_EL1.UMA.lo]
-        cpu.system("sysreg_trap", DAIF.encoding, 1, when=denied)
+        if privileged:
+            cpu.system("msr_imm", 0, 0, when=at_el0)
+        else:
+            denied = ~cpu.sysreg("SCTLR_EL1")[SCTLR_EL1.UMA.lo] | cpu.sysreg("HCR_EL2")[HCR_EL2.TGE.lo]
+            cpu.system("sysreg_trap", DAIF.encoding, 1, when=at_el0 & denied)
         action(cpu, i)
 
     body.__name__ = f"msr_immediate_{op1}_{op2}"
@@ -230,11 +290,16 @@ def specialise(isa: InstructionSet, functions: dict[str, Any], features: Feature
     def add(body: Callable[[Any, Any], None], pattern: str, over: str) -> None:
         extended.insns.append(Insn(body.__name__, Pattern.parse(pattern), body, "", None, None, (over,), "system"))
 
+    accesses = Accesses(functions, features)
     for reg in TABLE:
-        if not reg.exists(features):
-            continue
-        add(_read_body(reg, functions), _pattern("1", reg.enc), "mrs")
-        add(_write_body(reg, functions), _pattern("0", reg.enc), "msr_register")
+        if reg.exists(features):
+            add(accesses.read(reg, reg.name, _guard(reg, False), True), _pattern("1", reg.enc), "mrs")
+            add(accesses.write(reg, reg.name, _guard(reg, True), True), _pattern("0", reg.enc), "msr_register")
+    for encoding, reg in TABLE.el12.items():
+        if reg.exists(features) and "VHE" in features:
+            name, enc = el12_name(reg.name), decode(encoding)
+            add(accesses.read(reg, name, _guard_el12(encoding, False), False), _pattern("1", enc), "mrs")
+            add(accesses.write(reg, name, _guard_el12(encoding, True), False), _pattern("0", enc), "msr_register")
     for op1, op2 in _IMMEDIATES:
         feature = _IMMEDIATE_FEATURES.get((op1, op2))
         if feature is not None and feature not in features:

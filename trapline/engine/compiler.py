@@ -18,8 +18,9 @@ from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
 
 CALLED = (
-    runtime.lookup, runtime.service, runtime.begin, runtime.continue_, runtime.fp_exception, runtime.raise_, runtime.lines,
-    runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host, slow.slow_store, system.after, tlb.flush_all,
+    runtime.lookup, runtime.service, runtime.begin, runtime.start, runtime.continue_, runtime.external_abort,
+    runtime.fp_exception, runtime.raise_, runtime.lines, runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host,
+    slow.slow_store, system.after, tlb.flush_all,
     tlb.request_sync, codemap.find_records, codemap.reset_records,
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""
@@ -28,7 +29,7 @@ SYSTEM = tuple(
     getattr(system, name)
     for name in (
         "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "relax",
-        "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
+        "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment", "send_sgi",
     )
 )  # fmt: skip
 """System operations, called as `trapline_sys_<name>`."""

@@ -43,7 +43,9 @@ class Entry:
 
         u32, u64 = ctypes.c_uint32, ctypes.c_uint64
         self.enter = bind("trapline_enter", u32, u64)
+        self.launch = bind("trapline_launch", u32, u64)
         self.proceed = bind("trapline_proceed", u32, u64)
+        self.external_abort = bind("trapline_external_abort", None, u64)
         self.decode = bind("trapline_decode_word", u32, u32, u64)
         self.flush_all = bind("trapline_flush_all", None, u64)
         self.request_sync = bind("trapline_request_sync", None, u64, u64)

@@ -42,14 +42,21 @@ def text() -> str:
 declare i64 @trapline_lookup(ptr)
 declare void @trapline_service(ptr)
 declare void @trapline_begin(ptr)
+declare void @trapline_start(ptr)
 declare void @trapline_continue(ptr)
 declare void @trapline_fp_exception(ptr, ptr)
 declare void @trapline_interrupt_hypervisor(ptr)
 declare i32 @trapline_decode_word(i32, i64)
 
-; Enter the guest from EL2; go on after an exit that was not one to EL2. Both return the exit code.
+; Enter the guest from EL2; start a PE where it is; go on after an exit that was not one to EL2. All return the exit code.
 define i32 @trapline_enter(ptr %cpu) {{
   call void @trapline_begin(ptr %cpu)
+  %code = call i32 @trapline_run(ptr %cpu)
+  ret i32 %code
+}}
+
+define i32 @trapline_launch(ptr %cpu) {{
+  call void @trapline_start(ptr %cpu)
   %code = call i32 @trapline_run(ptr %cpu)
   ret i32 %code
 }}

@@ -5,6 +5,8 @@ Functions that handlers call by name take the vCPU and usually the address of th
 
 from __future__ import annotations
 
+from typing import Final
+
 from trapline.arm64.exceptions import (
     EC,
     EC_SHIFT,
@@ -14,22 +16,27 @@ from trapline.arm64.exceptions import (
     V_IRQ,
     V_SYNC,
     access_syndrome,
+    current_regime,
     exception_return,
     fold_sp,
     fp_trap,
     hvc_outcome,
+    pending_physical_exception,
     pending_virtual_exception,
     route_debug,
+    route_external_abort,
     route_sync,
     smc_outcome,
     take_exception,
+    take_physical_exception,
     take_virtual_exception,
     unfold_sp,
 )
-from trapline.arm64.gic_virtual import maintenance_pending
-from trapline.arm64.regs import HPFAR_EL2, TCR_EL1
-from trapline.arm64.sysreg_functions import next_timer_count, system_counter, timer_lines
-from trapline.arm64.walk import ACCESS_EXEC, translate
+from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending
+from trapline.arm64.regs import HPFAR_EL2, TCR_EL1, TCR_EL2
+from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL1, REGIME_EL2
+from trapline.arm64.sysreg_functions import next_timer_count, private_lines, system_counter
+from trapline.arm64.walk import ACCESS_EXEC, FAULT_NO_MEMORY, translate
 from trapline.bits.native import (
     Ptr,
     fence,
@@ -62,8 +69,8 @@ CODE_LOCK = Shared.code_lock.offset
 
 @native
 def lines(cpu: Ptr[EngineState]) -> u32:
-    """Timer interrupt outputs now: bit 0 the virtual timer, bit 1 the EL1 physical timer."""
-    return timer_lines(cpu, system_counter(cpu))
+    """Outputs to private interrupts now: bit 0 the virtual timer, bit 1 EL1's physical timer; see `private_lines`."""
+    return private_lines(cpu, system_counter(cpu))
 
 
 @native
@@ -90,6 +97,7 @@ def current_word(cpu: Ptr[EngineState]) -> u32:
 @native
 def refresh(cpu: Ptr[EngineState]) -> None:
     """After a change of exception level or controls: select TLBs, look at FP traps and pending interrupts again."""
+    cpu.regime = current_regime(cpu)
     select_regime(cpu)
     cpu.fp_disabled = fp_trap(cpu)
     look_for_interrupts(cpu)
@@ -97,16 +105,32 @@ def refresh(cpu: Ptr[EngineState]) -> None:
 
 @native
 def look_for_interrupts(cpu: Ptr[EngineState]) -> None:
-    """Ask for a stop at the next branch if a virtual interrupt or a maintenance interrupt can be taken."""
-    if pending_virtual_exception(cpu) != NO_EXCEPTION or maintenance_pending(cpu):
+    """Ask for a stop at the next branch if an interrupt can be taken, or the hypervisor or interrupt controller is wanted."""
+    if pending_virtual_exception(cpu) != NO_EXCEPTION:
         cpu.poll_irq = 1
+    if cpu.el2 == EL2_OUTSIDE:
+        if maintenance_pending(cpu, VIRTUAL):
+            cpu.poll_irq = 1
+    elif pending_physical_exception(cpu) != NO_EXCEPTION or attention_wanted(cpu):
+        cpu.poll_irq = 1
+
+
+MAINTENANCE_LINE = 16
+
+
+@native
+def attention_wanted(cpu: Ptr[EngineState]) -> u1:
+    """Must the interrupt controller look at this PE: to refill the physical interface, or for a maintenance interrupt that rose?"""
+    if maintenance_pending(cpu, PHYSICAL):
+        return True
+    return cpu.el2 == EL2_GUEST and cpu.timer_reported & MAINTENANCE_LINE == 0 and maintenance_pending(cpu, VIRTUAL)
 
 
 @native
 def settle(cpu: Ptr[EngineState], code: u32) -> None:
-    """After an exception was taken: at EL2 the run ends with this exit code, else go on at the new level."""
+    """After an exception was taken: at a hypervisor's EL2 the run ends with this exit code, else go on at the new level."""
     cpu.excl_valid = 0
-    if cpu.el == 2:
+    if cpu.el == 2 and cpu.el2 == EL2_OUTSIDE:
         fold_sp(cpu)
         cpu.exit_code = code
     else:
@@ -115,7 +139,7 @@ def settle(cpu: Ptr[EngineState], code: u32) -> None:
 
 @native
 def enter_exception(cpu: Ptr[EngineState], target: u32, esr: u64, far: u64, kind: u32, return_pc: u64) -> None:
-    """Take an exception; one to EL2 ends the run, for the hypervisor is outside."""
+    """Take an exception; one to a hypervisor outside ends the run."""
     take_exception(cpu, target, esr, far, kind, return_pc)
     settle(cpu, Exit.EL2_SYNC if kind == V_SYNC else u32(Exit.EL2_IRQ))
 
@@ -140,16 +164,32 @@ def raise_(cpu: Ptr[EngineState], rec: u64, kind: u64, imm: u64) -> None:
     if kind == SVC:
         enter_exception(cpu, route_sync(cpu), u64(EC_SVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
         return
+    if kind == HVC and cpu.el2 == EL2_ABSENT:
+        call_firmware(cpu)
+        return
     if kind == HVC and hvc_outcome(cpu) == 2:
         enter_exception(cpu, 2, u64(EC_HVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
         return
     if kind == SMC and smc_outcome(cpu) == 2:
         enter_exception(cpu, 2, u64(EC_SMC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc)
         return
+    if kind == SMC and cpu.el2 == EL2_GUEST:
+        call_firmware(cpu)
+        return
     if kind == BRK:
         enter_exception(cpu, route_debug(cpu), u64(EC_BRK) << EC_SHIFT | IL | imm, 0, V_SYNC, pc)
         return
     undefined(cpu)
+
+
+@native
+def call_firmware(cpu: Ptr[EngineState]) -> None:
+    """HVC or SMC to the firmware of a machine, which is outside; UNDEFINED from EL0."""
+    if cpu.el == 0:
+        undefined(cpu)
+        return
+    cpu.pc = cpu.pc + 4
+    cpu.exit_code = Exit.FIRMWARE
 
 
 @native
@@ -182,6 +222,9 @@ def transfer_syndrome(word: u32) -> u64:
 DC_ZVA = 0xD50B7420
 FAULT_STAGE2, FAULT_S1PTW = 0x100, 0x80
 """Flags beside the fault status code in the first result of `translate`."""
+FSC_EXTERNAL: Final = 0x10
+WRITE = 0x40
+"""ESR_ELx.WnR."""
 
 
 @native
@@ -192,6 +235,9 @@ def data_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, write: u1) 
     word = current_word(cpu)
     if word & 0xFFFFFFE0 == DC_ZVA:
         va = cpu.x[word & 31]  # FAR holds the operand, not the start of the block
+    if fault & FAULT_NO_MEMORY != 0:
+        access_device(cpu, word, va, ipa, write)
+        return
     if fault & FAULT_STAGE2 != 0:
         cpu.sysreg[HPFAR_EL2.slot] = ipa >> 12 << 4
         if fault & FAULT_S1PTW != 0:
@@ -207,10 +253,35 @@ def data_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, write: u1) 
 
 
 @native
+def access_device(cpu: Ptr[EngineState], word: u32, va: u64, address: u64, write: u1) -> None:
+    """The load or store at arch.pc is to physical memory that does not exist: a device's, which is outside, or nobody's.
+
+    What an abort's syndrome could not describe is answered with the external abort at once.
+    """
+    syndrome = transfer_syndrome(word)
+    cpu.device_address = address
+    cpu.device_va = va
+    cpu.device_syndrome = syndrome | u64(write) << 6
+    if syndrome == 0:
+        external_abort(cpu)
+    else:
+        cpu.exit_code = Exit.DEVICE
+
+
+@native
+def external_abort(cpu: Ptr[EngineState]) -> None:
+    """Nothing answered the device access that `access_device` noted: a synchronous external abort."""
+    target = route_external_abort(cpu)
+    same: u64 = 1 if u32(cpu.el) == target else 0
+    iss = FSC_EXTERNAL | cpu.device_syndrome & WRITE
+    enter_exception(cpu, target, (u64(EC_DABT) + same) << EC_SHIFT | IL | iss, cpu.device_va, V_SYNC, cpu.pc)
+
+
+@native
 def instruction_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64) -> None:
     """Take an instruction abort at `va`."""
     same: u64 = 0
-    iss = u64(fault & 0x3F)
+    iss = u64(fault & 0x3F) if fault & FAULT_NO_MEMORY == 0 else u64(FSC_EXTERNAL)
     if fault & FAULT_STAGE2 != 0:
         cpu.sysreg[HPFAR_EL2.slot] = ipa >> 12 << 4
         iss = iss | u64(fault & FAULT_S1PTW)
@@ -240,20 +311,40 @@ def service(cpu: Ptr[EngineState]) -> None:
             return
     if cpu.poll_irq != 0:
         cpu.poll_irq = 0
-        if maintenance_pending(cpu):
+        take_pending(cpu)
+
+
+@native
+def take_pending(cpu: Ptr[EngineState]) -> None:
+    """Take the interrupt that can be taken now, if there is one."""
+    if cpu.el2 == EL2_OUTSIDE:
+        if maintenance_pending(cpu, VIRTUAL):
             interrupt_hypervisor(cpu)
             return
-        kind = pending_virtual_exception(cpu)
-        if kind != NO_EXCEPTION:
+    else:
+        if attention_wanted(cpu):
+            cpu.exit_code = Exit.ATTEND
+            return
+        physical = pending_physical_exception(cpu)
+        if physical != NO_EXCEPTION:
             cpu.excl_valid = 0
-            take_virtual_exception(cpu, kind)
+            take_physical_exception(cpu, physical)
             refresh(cpu)
+            return
+    kind = pending_virtual_exception(cpu)
+    if kind != NO_EXCEPTION:
+        cpu.excl_valid = 0
+        take_virtual_exception(cpu, kind)
+        refresh(cpu)
 
 
 @native
 def interrupt_hypervisor(cpu: Ptr[EngineState]) -> None:
-    """A physical interrupt is taken to EL2."""
-    enter_exception(cpu, 2, 0, 0, V_IRQ, cpu.pc)
+    """Something outside wants this PE: a physical interrupt to a hypervisor outside, else the machine's attention."""
+    if cpu.el2 == EL2_OUTSIDE:
+        enter_exception(cpu, 2, 0, 0, V_IRQ, cpu.pc)
+    else:
+        cpu.exit_code = Exit.ATTEND
 
 
 # ---- instruction fetch --------------------------------------------------------------------------------------------------------
@@ -264,7 +355,10 @@ def branch_address(cpu: Ptr[EngineState], target: u64) -> u64:
     """AArch64.BranchAddr(): a branch drops the top byte of its target where instruction addresses have tags."""
     if ((target >> 55) + 1) & 0x1FE == 0:
         return target
-    tcr = cpu.sysreg[TCR_EL1.slot]
+    if cpu.regime == REGIME_EL2:
+        alone = cpu.sysreg[TCR_EL2.slot]
+        return target & ~TOP_BYTE if alone & (TCR_EL2.TBI.mask | TCR_EL2.TBID.mask) == TCR_EL2.TBI.mask else target
+    tcr = cpu.sysreg[TCR_EL1.slot] if cpu.regime == REGIME_EL1 else cpu.sysreg[TCR_EL2.slot]
     if target >> 55 & 1 != 0:
         return target | TOP_BYTE if tcr & (TCR_EL1.TBI1.mask | TCR_EL1.TBID1.mask) == TCR_EL1.TBI1.mask else target
     return target & ~TOP_BYTE if tcr & (TCR_EL1.TBI0.mask | TCR_EL1.TBID0.mask) == TCR_EL1.TBI0.mask else target
@@ -323,6 +417,12 @@ def begin(cpu: Ptr[EngineState]) -> None:
     unfold_sp(cpu)
     exception_return(cpu)
     cpu.excl_valid = 0
+    start(cpu)
+
+
+@native
+def start(cpu: Ptr[EngineState]) -> None:
+    """Run from the state as it is, at any exception level."""
     refresh(cpu)
     cpu.poll_timer = 1
     continue_(cpu)

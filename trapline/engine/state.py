@@ -45,6 +45,16 @@ class Exit:
     COMPILE = 4
     CODE_FULL = 5
     TIMER = 6
+    ATTEND = 7
+    """The machine is wanted: somebody kicked the PE, a line to the interrupt controller rose, its interface wants a refill."""
+    DEVICE = 8
+    """A load or store where no memory is (`device_address` and so on)."""
+    FIRMWARE = 9
+    """HVC or SMC to the machine's firmware; the PC is after it."""
+    WAIT = 10
+    """WFI or WFE with nothing pending; the PC is after it."""
+    SGI = 11
+    """A software-generated interrupt is sent: `result` was written to the register with encoding `result_hi`."""
 
 
 class TlbEntry(ctypes.Structure):
@@ -102,6 +112,9 @@ class EngineState(CpuState):
         ("large_1g", c_uint64),
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
+        ("device_address", c_uint64),
+        ("device_va", c_uint64),
+        ("device_syndrome", c_uint64),
         ("icount", c_uint64),
         ("stop", c_uint64),
         ("virtual_time", c_uint64),

@@ -14,16 +14,19 @@ from trapline.arm64.exceptions import (
     LINE_FIQ,
     LINE_IRQ,
     V_SYNC,
+    current_sctlr,
     exception_return,
     route_sync,
     sysreg_syndrome,
     virtual_interrupt_lines,
     wait_trap,
 )
+from trapline.arm64.gic_interface import PHYSICAL, signalled_group
 from trapline.arm64.pauth import pac_auth
-from trapline.arm64.regs import ELR_EL1, HCR_EL2, PAR_EL1, SCTLR_EL1
+from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import TlbiBy
-from trapline.arm64.traps import access_outcome, take_access_exception, unallocated_outcome
+from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2_HOST
+from trapline.arm64.traps import OK, access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate, address_translate_fault
 from trapline.bits.native import Ptr, extern, native, store8, u1, u32, u64
 from trapline.engine.codemap import reset_everything, reset_line
@@ -113,7 +116,9 @@ def trap_to_el2(cpu: Ptr[EngineState], encoding: u64, write: u1) -> None:
 
 @native
 def trap_el2(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u32:
-    """An access whose trap to EL2 is on."""
+    """An access whose trap to EL2 is on; it is not for the host's own EL0."""
+    if cpu.regime == REGIME_EL2_HOST:
+        return sysreg_trap(cpu, rec, encoding, write)
     cpu.pc = current_pc(cpu, rec)
     trap_to_el2(cpu, encoding, write != 0)
     return 1
@@ -121,13 +126,27 @@ def trap_el2(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u32:
 
 @native
 def sysreg_trap(cpu: Ptr[EngineState], rec: u64, encoding: u64, write: u64) -> u32:
-    """An access that is UNDEFINED here or trapped: take the exception that the register's row asks for."""
+    """An access that may be UNDEFINED here or trapped: take the exception that the register's row asks for, if it does."""
     cpu.pc = current_pc(cpu, rec)
     rt = current_word(cpu) & 31
     outcome = access_outcome(cpu, u32(encoding), write != 0)
+    if outcome == OK:
+        return 0
     instruction = current_word(cpu) >> 5 & 0xFFFF  # the register's number, except for MSR (immediate)
     take_access_exception(cpu, outcome, instruction, rt, write == 0)
     settle(cpu, Exit.EL2_SYNC)
+    return 1
+
+
+@native
+def send_sgi(cpu: Ptr[EngineState], rec: u64, encoding: u64, value: u64) -> u32:
+    """ICC_SGI1R_EL1 and its like, when nothing traps it: the machine's distributor is outside; a hypervisor's has none."""
+    if cpu.el2 == EL2_OUTSIDE:
+        return 0
+    cpu.pc = current_pc(cpu, rec) + 4
+    cpu.result = value
+    cpu.result_hi = encoding
+    cpu.exit_code = Exit.SGI
     return 1
 
 
@@ -142,8 +161,8 @@ def msr_imm(cpu: Ptr[EngineState], rec: u64, number: u64, value: u64) -> u32:
 @native
 def sp_alignment(cpu: Ptr[EngineState], rec: u64) -> u32:
     """A memory access is based on a misaligned SP: a fault if this exception level asks for one."""
-    check: u64 = SCTLR_EL1.SA0.mask if cpu.el == 0 else SCTLR_EL1.SA.mask
-    if cpu.sysreg[SCTLR_EL1.slot] & check == 0:
+    check: u64 = SCTLR_EL1.SA0.mask if cpu.el == 0 else SCTLR_EL1.SA.mask  # SCTLR_EL2 has them in the same places
+    if current_sctlr(cpu) & check == 0:
         return 0
     cpu.pc = current_pc(cpu, rec)
     enter_exception(cpu, route_sync(cpu), u64(EC_SP) << EC_SHIFT | IL, 0, V_SYNC, cpu.pc)
@@ -168,10 +187,11 @@ def eret_auth(cpu: Ptr[EngineState], rec: u64, key: u64, modifier: u64) -> u32:
     """ERETAA, ERETAB: return to the authenticated ELR; the register itself keeps its code."""
     if cpu.el == 0:
         return eret(cpu, rec)
-    signed_address = cpu.sysreg[ELR_EL1.slot]
-    cpu.sysreg[ELR_EL1.slot] = pac_auth(cpu, key, signed_address, modifier)
+    elr: u64 = ELR_EL2.slot if cpu.el == 2 else u64(ELR_EL1.slot)
+    signed_address = cpu.sysreg[elr]
+    cpu.sysreg[elr] = pac_auth(cpu, key, signed_address, modifier)
     status = eret(cpu, rec)
-    cpu.sysreg[ELR_EL1.slot] = signed_address
+    cpu.sysreg[elr] = signed_address
     return status
 
 
@@ -185,8 +205,11 @@ def pac_trap(cpu: Ptr[EngineState], rec: u64) -> u32:
 
 @native
 def interrupt_waits(cpu: Ptr[EngineState]) -> u1:
-    """Would a virtual interrupt end WFI now, masked or not?"""
-    return virtual_interrupt_lines(cpu) & (LINE_IRQ | LINE_FIQ) != 0
+    """Would an interrupt end WFI now, masked or not?"""
+    lines = u32(0) if cpu.el == 2 else virtual_interrupt_lines(cpu)
+    if cpu.el2 != EL2_OUTSIDE:
+        lines = lines | signalled_group(cpu, PHYSICAL)
+    return lines & (LINE_IRQ | LINE_FIQ) != 0
 
 
 @native
@@ -213,6 +236,10 @@ def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
     if target != 0:
         cpu.pc = current_pc(cpu, rec)
         enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | FP_ISS | u64(is_wfe), 0, V_SYNC, cpu.pc)
+        return 1
+    if cpu.el2 != EL2_OUTSIDE and not is_wfe:
+        cpu.pc = current_pc(cpu, rec) + 4
+        cpu.exit_code = Exit.WAIT
         return 1
     give_way(cpu)
     return 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from trapline.arm64.sysreg import Sysreg, register
+from collections.abc import Container
+
+from trapline.arm64.sysreg import Sysreg, bits, register
 from trapline.registers import Field
 
 
-class HCR_EL2(Sysreg, enc=(3, 4, 1, 1, 0), vncr=0x078, reset=0, after={"mmu", "irq", "trap"}):
-    """Hypervisor Configuration Register."""
+class HCR_EL2(Sysreg, enc=(3, 4, 1, 1, 0), vncr=0x078, reset=0, res1=1 << 31, after={"mmu", "fp", "irq", "trap"}):
+    """Hypervisor Configuration Register. RW is RES1: there is no AArch32 at EL1."""
 
     VM = Field(0)
     SWIO = Field(1)
@@ -100,8 +102,15 @@ class HCRX_EL2(Sysreg, enc=(3, 4, 1, 2, 2), vncr=0x0A0, feature="HCX", reset=0, 
     NVTGE = Field(27)
 
 
-class SCTLR_EL2(Sysreg, enc=(3, 4, 1, 0, 0), reset=0x30C50830, after={"mmu"}):
-    """System Control Register (EL2)."""
+class SCTLR_EL2(
+    Sysreg,
+    enc=(3, 4, 1, 0, 0),
+    reset=0x30C50830,
+    res1=bits(11, 22, 28, 29),
+    write_mask=bits(range(7), 10, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 44),
+    after={"mmu", "trap"},
+):
+    """System Control Register (EL2). EE and E0E are RES0: the machine is little-endian."""
 
     M = Field(0)
     A = Field(1)
@@ -145,6 +154,7 @@ class TCR_EL2(Sysreg, enc=(3, 4, 2, 0, 2), after={"mmu"}, overlap=True):
     HA = Field(21)
     HD = Field(22)
     HPD = Field(24)
+    TBID = Field(29)
     DS = Field(32)
 
 
@@ -454,3 +464,28 @@ FINE_GRAINED = tuple(
         ("HAFGRTR_EL2", 3, 1, 6, 0x1E8),
     )
 )
+
+_NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
+    HCR_EL2: {
+        "VHE": (HCR_EL2.E2H,),
+        "LOR": (HCR_EL2.TLOR,),
+        "RAS": (HCR_EL2.TERR, HCR_EL2.TEA, HCR_EL2.FIEN),
+        "PAuth": (HCR_EL2.APK, HCR_EL2.API),
+        "NV2": (HCR_EL2.NV, HCR_EL2.NV1, HCR_EL2.AT, HCR_EL2.NV2),
+        "S2FWB": (HCR_EL2.FWB,),
+        "EVT": (HCR_EL2.TID4, HCR_EL2.TICAB, HCR_EL2.TOCU, HCR_EL2.TTLBIS, HCR_EL2.TTLBOS),
+        "AMUv1p1": (HCR_EL2.AMVOFFEN,),
+        "CSV2_2": (HCR_EL2.EnSCXT,),
+        "MTE2": (HCR_EL2.ATA, HCR_EL2.DCT, HCR_EL2.TID5),
+        "TWED": (HCR_EL2.TWEDEn, HCR_EL2.TWEDEL),
+        "RME": (HCR_EL2.GPF,),
+        "MIOCNCE": (HCR_EL2.MIOCNCE,),
+    },
+}
+"""Fields that exist only with a feature."""
+
+
+def absent_bits(reg: type[Sysreg], features: Container[str]) -> int:
+    """The bits of a register that are RES0 for want of a feature."""
+    needs = _NEEDS.get(reg, {})
+    return sum(field.mask for feature, fields in needs.items() if feature not in features for field in fields)

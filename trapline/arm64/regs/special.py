@@ -77,9 +77,9 @@ FP_TRAPS = tuple(
         (RW @ CPACR_EL1.FPEN.equals(0)).only(0, 1),
         (RW @ CPACR_EL1.FPEN.equals(2)).only(0, 1),
         RW @ CPACR_EL1.FPEN.equals(1),
-        RW @ (CPTR_EL2.TFP & ~HCR_EL2.E2H),
-        RW @ (CPTR_EL2.FPEN.equals(0) & HCR_EL2.E2H),
-        RW @ (CPTR_EL2.FPEN.equals(2) & HCR_EL2.E2H),
+        (RW @ (CPTR_EL2.TFP & ~HCR_EL2.E2H)).only(0, 1, 2),
+        (RW @ (CPTR_EL2.FPEN.equals(0) & HCR_EL2.E2H)).only(0, 1, 2),
+        (RW @ (CPTR_EL2.FPEN.equals(2) & HCR_EL2.E2H)).only(0, 1, 2),
     )
 )
 """Floating-point registers trap as the instructions do."""

@@ -8,7 +8,7 @@ from errno import EINVAL, ENXIO
 from types import MappingProxyType
 from typing import Any, Final
 
-from trapline.arm64 import gic_virtual
+from trapline.arm64 import gic_interface, gic_virtual
 from trapline.arm64.regs.gic_cpu import (
     ICC_AP0R,
     ICC_AP1R,
@@ -65,7 +65,7 @@ def _virtual(name: str, check: Callable[[int], None] = lambda _value: None) -> R
 
 
 def _check_control(value: int) -> None:
-    mine, theirs = Control(gic_virtual.CTLR_CONSTANT), Control(value)
+    mine, theirs = Control(gic_interface.CTLR_CONSTANT), Control(value)
     if theirs.PRIbits > mine.PRIbits or theirs.IDbits > mine.IDbits or (theirs.SEIS, theirs.A3V) != (mine.SEIS, mine.A3V):
         raise KvmError(EINVAL, f"ICC_CTLR_EL1 {value:#x} asks for more than this CPU interface has")
 
