@@ -40,8 +40,9 @@ lint: setup
 size: setup
 	$(BIN)/python tools/size.py
 
+# ARGS selects, for example: make bench ARGS="--only sieve,boot --runs 1 --peer none"
 bench: setup
-	$(BIN)/python -m trapline.ui.bench
+	$(BIN)/python -m trapline.ui.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,115 @@
+"""What has no peer, or grows with something: exits, instructions, processors, memory, the first run."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from trapline.ui.bench.machine import TRAPLINE, Side, Start, command, run
+
+Cost = dict[str, float]
+"""One line of a cost's table: numbers by column."""
+
+CODE_ADDRESS = 0x4000_0000
+MMIO_ADDRESS = 0x0B00_0000
+MMIO_ROUNDS = 20_000
+MMIO_LOOP = (0xB940_0001, 0x17FF_FFFF)
+"""LDR W1, [X0]; B to it: a guest that does nothing but read a device."""
+COUNT_LOOP = (0xF100_0442, 0x8B02_0063, 0xCA03_0064, 0x54FF_FFA1, 0xB940_0001)
+"""SUBS X2, X2, #1; ADD X3, X3, X2; EOR X4, X0, X3; B.NE to the first; LDR W1, [X0]: a loop of four, then an exit."""
+LOOP_LENGTH = 4
+WORK = (1_000_000, 10_000_000, 100_000_000)
+CPUS = (1, 2, 4, 8)
+MEMORY = (128, 512, 2048, 8192)
+"""MiB."""
+
+
+def run_bare(words: tuple[int, ...], x2: int, exits: int) -> float:
+    """Seconds until a vCPU without a kernel has made so many exits, after one that warms it up."""
+    import trapline
+
+    with trapline.open("software") as kvm, kvm.create_vm() as vm:
+        memory = vm.add_memory(CODE_ADDRESS, 2 << 20)
+        memory[0 : 4 * len(words)] = b"".join(word.to_bytes(4, "little") for word in words)
+        vcpu = vm.create_vcpu()
+        vcpu.regs.x0 = MMIO_ADDRESS
+        elapsed = 0.0
+        for warm in (True, False):
+            vcpu.regs.pc, vcpu.regs.x2 = CODE_ADDRESS, 1000 if warm else x2
+            start = time.perf_counter()
+            for _ in range(100 if warm and exits > 1 else exits):
+                exit = vcpu.run()
+                exit.data = 0x1234  # type: ignore[attr-defined]
+            elapsed = time.perf_counter() - start
+        return elapsed
+
+
+def mmio(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """Microseconds of one MMIO read, from the guest to a Python handler and back."""
+    times = [run_bare(MMIO_LOOP, 0, MMIO_ROUNDS) / MMIO_ROUNDS * 1e6 for _ in range(runs)]
+    return [{"microseconds": statistics.median(times)}]
+
+
+def work(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """Seconds of so many instructions of a loop: what is constant and what grows."""
+    lines = []
+    for count in WORK:
+        seconds = statistics.median(run_bare(COUNT_LOOP, count // LOOP_LENGTH, 1) for _ in range(runs))
+        lines.append({"million instructions": count / 1e6, "milliseconds": seconds * 1e3, "million/s": count / seconds / 1e6})
+    return lines
+
+
+def boots(sides: list[Side], starts: list[tuple[str, float, Start]], runs: int) -> list[Cost]:
+    """Boots of growing machines on every side: seconds to the end and resident MiB."""
+    lines = []
+    for column, value, start in starts:
+        line: Cost = {column: value}
+        samples: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
+        for _ in range(runs):
+            for side in sides:
+                one = run(command(side, start))
+                samples[side.name].append((one.exit, one.resident))
+        for name, pairs in samples.items():
+            line[f"{name}, s"], line[f"{name}, MiB"] = (statistics.median(column) for column in zip(*pairs))
+        lines.append(line)
+        print(f"  {line}", file=sys.stderr)
+    return lines
+
+
+def cpus(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """Boots with more and more processors."""
+    return boots(sides, [("CPUs", count, replace(plain, cpus=count)) for count in CPUS], min(runs, 3))
+
+
+def memory_size(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """Boots with more and more memory."""
+    return boots(sides, [("MiB of RAM", size, replace(plain, memory=size)) for size in MEMORY], min(runs, 3))
+
+
+def cold(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """A boot on a machine that has never compiled anything."""
+    with tempfile.TemporaryDirectory(prefix="trapline-cold-") as cache:
+        one = run(command(TRAPLINE, plain), {**os.environ, "XDG_CACHE_HOME": cache})
+    return [{"marker, s": one.marker, "exit, s": one.exit, "CPU s": one.cpu, "resident MiB": one.resident}]
+
+
+MEASURES: dict[str, Callable[[list[Side], Start, int], list[Cost]]] = {
+    "cold": cold,
+    "mmio": mmio,
+    "work": work,
+    "cpus": cpus,
+    "memory-size": memory_size,
+}
+
+
+def measure(into: dict[str, list[Cost]], names: list[str], sides: list[Side], plain: Start, runs: int) -> None:
+    """Measure the costs among the names."""
+    for name in names:
+        if name in MEASURES:
+            print(f"  {name}", file=sys.stderr)
+            into[name] = MEASURES[name](sides, plain, runs)
