@@ -48,7 +48,7 @@ def equal_but_dont_care(instruction: Insn, a: int, b: int) -> bool:
 def gnu_as(lines: list[str], directory: Path) -> list[int | None]:
     """The word of each line, None where GNU as reports an error."""
     source, binary = directory / "case.s", directory / "case.bin"
-    header = ".arch armv8.6-a+fp16+crypto+sha3+sm4+rng\n"
+    header = ".arch armv8.7-a+fp16+crypto+sha3+sm4+rng+cssc\n"
     failed: set[int] = set()
     for _ in range(2):
         text = "".join(".word 0\n" if n in failed else line + "\n" for n, line in enumerate(lines))

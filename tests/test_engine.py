@@ -8,11 +8,13 @@ import threading
 
 import pytest
 
-from tests.engine_machine import EL0, PTE_READONLY, PTE_USER, Bench, hvc_number
+from tests.engine_machine import EL0, EL1H_MASKED, PTE_READONLY, PTE_USER, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.regs import (
+    CNTHCTL_EL2,
     CNTV_CTL_EL0,
     CNTV_CVAL_EL0,
+    CNTVOFF_EL2,
     CPACR_EL1,
     ELR_EL1,
     ELR_EL2,
@@ -246,3 +248,37 @@ def test_a_wild_jump_is_an_abort(bench: Bench) -> None:
     assert cpu[ESR_EL1] >> 26 == 0x21
     assert cpu[FAR_EL1] == cpu[ELR_EL1] == 0xDEAD_BEEF_0000
     assert cpu[ELR_EL2] and cpu[ESR_EL2]
+
+
+def test_random_numbers_clear_the_flags(bench: Bench) -> None:
+    at = bench.load("mrs x0, s3_3_c2_c4_0\nmrs x1, s3_3_c2_c4_1\nmrs x2, s3_3_c4_c2_0\nhvc #1")
+    seen = set()
+    for _ in range(3):
+        cpu = bench.cpu(at, pstate=EL1H_MASKED | 0xF << 28)
+        cpu.enter()
+        assert hvc_number(cpu) == 1 and cpu.state.x[2] == 0
+        seen |= {cpu.state.x[0], cpu.state.x[1]}
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize(("text", "iss"), [("wfit x3", 0x1E0_0066), ("wfet x3", 0x1E0_0067)])
+def test_waiting_until_a_time(bench: Bench, text: str, iss: int) -> None:
+    at = bench.load(f"wfe\n{text}\nhvc #1")  # WFE takes the event that entering the guest has set
+    for deadline in (0, (1 << 64) - 1):
+        cpu = bench.cpu(at, x3=deadline)
+        cpu[HCR_EL2] = int(HCR_EL2(RW=1, TWI=1, TWE=1))
+        cpu.enter()
+        if deadline == 0:
+            assert hvc_number(cpu) == 1
+        else:
+            assert (cpu[ESR_EL2] >> 26, cpu[ESR_EL2] & 0x1FF_FFFF) == (0x01, iss)
+
+
+def test_self_synchronized_counters(bench: Bench) -> None:
+    at = bench.load("mrs x0, s3_3_c14_c0_5\nmrs x1, s3_3_c14_c0_1\nmrs x2, s3_3_c14_c0_6\nmrs x3, s3_3_c14_c0_2\nhvc #1")
+    cpu = bench.cpu(at)
+    cpu[CNTHCTL_EL2] = int(CNTHCTL_EL2(EL1PCTEN=1))
+    cpu[CNTVOFF_EL2] = 1 << 40
+    cpu.enter()
+    x = cpu.state.x
+    assert hvc_number(cpu) == 1 and x[0] <= x[1] <= x[2] + (1 << 40) & 2**64 - 1 <= x[3] + (1 << 40) & 2**64 - 1

@@ -29,13 +29,16 @@ NOT_IN_PROGRAMS = {
 }
 """Groups left out, and why."""
 
+NOT_IN_ORACLES = {"FEAT_CSSC"}
+"""Features that neither oracle has."""
+
 NAMED_NOT = {
     "hint": "generated with numbers that no one has allocated",
     "compare_and_swap_pair_reserved": "UNDEFINED",
     "add_sub_extended_register_reserved": "UNDEFINED",
     "logical_immediate_reserved": "UNDEFINED",
 }
-SYSTEM_DATA = ("nop", "yield_", "hint", "data_barrier", "isb", "sb", "cfinv", "speculative_store_bypass_barrier")
+SYSTEM_DATA = ("nop", "yield_", "hint", "data_barrier", "isb", "sb", "cfinv", "axflag", "xaflag", "speculative_store_bypass_barrier")
 """Instructions of the system group that are data instructions at EL0."""
 
 MOVES = {
@@ -70,7 +73,9 @@ class Generator:
             for name in insn.over:
                 self._over.setdefault(name, []).append(insn)
         for insn in isa.candidates():
-            if insn.feature is None or insn.feature in self.features:
+            if insn.feature in NOT_IN_ORACLES:
+                self.unused[insn.name] = "in no oracle"
+            elif insn.feature is None or insn.feature in self.features:
                 self._add(insn)
         self._slow = {"exclusive": self._exclusives, "branch": self._branch, "register branch": self._register_branch,
                       "move": self._move}  # fmt: skip

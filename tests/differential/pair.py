@@ -93,7 +93,7 @@ class Case:
 
 def answer(kind: str, name: str, *args: int) -> int | None:
     """The walker's system operations: barriers and events do nothing that shows, the rest is beyond it."""
-    if kind == "barrier" or name in ("clrex", "relax", "sev", "sevl", "wfe", "wfi"):
+    if kind == "barrier" or name in ("clrex", "relax", "sev", "sevl", "wfe", "wfi", "wfet", "wfit"):
         return None
     raise Taken(name)
 
@@ -150,9 +150,10 @@ class Pair:
         if case.insn.name.startswith("sys_dc"):
             rn = case.word & 31
         saved = bytes(self.walker_state)
+        aligned = any(getattr(getattr(e, "access", None), "aligned", False) for e in recording.effects)
         for _ in range(3):
             probed = self._probe(recording, saved)
-            if not probed or all(self._inside(a, n) for a, n in probed):
+            if all(self._inside(a, n) and not (aligned and a % n) for a, n in probed):
                 return True
             if rn is None:
                 return False
@@ -161,7 +162,7 @@ class Pair:
             if total > 512:
                 return False
             wanted = self._address(rng, total)
-            if any(getattr(getattr(e, "access", None), "aligned", False) for e in recording.effects):
+            if aligned:
                 wanted &= -total if total & total - 1 == 0 else -16
             state = self.walker_state
             if rn == 31:

@@ -186,7 +186,7 @@ def _add_memory(t: Template, recording: Recorder, word: int, places: dict[str, i
     base = places["Rn"]
     for bits in _address_bits(t, indexes):
         variant = _address_variant(t.insn, word & ~_mask(indexes) | bits, base)
-        if variant is not None:
+        if variant is not None and not (t.aligned and variant.low % _size(accesses[0])):
             t.variants.append(Variant(bits, variant.low, variant.high, variant.step))
 
 

@@ -32,6 +32,9 @@ from trapline.bits.native import NativeFunction, Ptr, extern, native, s32, s64, 
 system_counter = extern("trapline_system_counter", u64, (Ptr[CpuState],))
 """The system counter as this PE sees it now, in ticks of `regs.timer.COUNTER_HZ`; the engine gives the address."""
 
+random_number = extern("trapline_random", u64, (Ptr[CpuState],))
+"""64 random bits for this PE; the engine gives the address."""
+
 # ---- PSTATE -------------------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +235,15 @@ def isr_read(cpu: Ptr[CpuState]) -> u64:
     if below & HCR_EL2.AMO.mask != 0 and hcr & HCR_EL2.VSE.mask != 0:
         pending |= 1 << 8
     return pending
+
+
+# ---- random numbers -----------------------------------------------------------------------------------------------------------
+
+
+@native
+def rndr_read(cpu: Ptr[CpuState]) -> u64:
+    """RNDR, RNDRRS."""
+    return random_number(cpu)
 
 
 # ---- timers -------------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ _INLINE_READS: dict[str, Callable[[Recorder], Bits]] = {
 """Reads of PSTATE that are cheaper in place than as a call."""
 
 
+_CLEARS_FLAGS = {"rndr_read"}
+"""Reads that tell of success in the condition flags."""
+
+
 def _is_redirected(cpu: Recorder) -> Bits:
     """Is this the host at EL2, or its EL0? Then names of EL1's registers mean EL2's."""
     return cpu.pstate("regime") == REGIME_EL2_HOST
@@ -120,6 +124,8 @@ class Accesses:
             elif reg.read is not None:
                 function = REDIRECTED[reg.read] if target is not None else self.functions[reg.read]
                 value = cpu.query(function)
+                if reg.read in _CLEARS_FLAGS:
+                    cpu.flags(*(const(0, 1) for _ in "NZCV"))
             elif target is not None:
                 value = select(_is_redirected(cpu), cpu.sysreg(target.name), cpu.sysreg(reg.name))
             else:

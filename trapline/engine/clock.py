@@ -1,7 +1,8 @@
-"""The machine's clock in IR: apart from the rest, because native functions are linked against it.
+"""The machine's clock and random numbers in IR: apart from the rest, because native functions are linked against it.
 
 A PE either shares the host's monotonic clock, or lives in virtual time: one nanosecond for each instruction that it has retired,
-and what its `clock_offset` says for the instructions of others and for time without instructions.
+and what its `clock_offset` says for the instructions of others and for time without instructions. Random numbers are then a sequence
+that follows from `random`, else the host's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ TICK_SHIFT = 4
 
 CLOCK = f"""
 declare i32 @clock_gettime(i32, ptr)
+declare i64 @getrandom(ptr, i64, i32)
 
 ; Ticks of the system counter.
 define i64 @trapline_system_counter(ptr %cpu) {{
@@ -39,5 +41,33 @@ host:
   %ticks = lshr i64 %sum, {TICK_SHIFT}
   ret i64 %ticks
 }}
+
+; 64 random bits. In virtual time: a Weyl sequence, mixed.
+define i64 @trapline_random(ptr %cpu) {{
+  %mode_at = getelementptr i8, ptr %cpu, i64 {EngineState.virtual_time.offset}
+  %mode = load i64, ptr %mode_at
+  %real = icmp eq i64 %mode, 0
+  br i1 %real, label %host, label %virtual
+virtual:
+  %state_at = getelementptr i8, ptr %cpu, i64 {EngineState.random.offset}
+  %state = load i64, ptr %state_at
+  %next = add i64 %state, {0x9E3779B97F4A7C15}
+  store i64 %next, ptr %state_at
+  %high1 = lshr i64 %next, 30
+  %mixed1 = xor i64 %next, %high1
+  %product1 = mul i64 %mixed1, {0xBF58476D1CE4E5B9}
+  %high2 = lshr i64 %product1, 27
+  %mixed2 = xor i64 %product1, %high2
+  %product2 = mul i64 %mixed2, {0x94D049BB133111EB}
+  %high3 = lshr i64 %product2, 31
+  %mixed3 = xor i64 %product2, %high3
+  ret i64 %mixed3
+host:
+  %place = alloca i64
+  store i64 0, ptr %place
+  %got = call i64 @getrandom(ptr %place, i64 8, i32 0)
+  %value = load i64, ptr %place
+  ret i64 %value
+}}
 """
-"""The machine's clock, which native functions call."""
+"""The machine's clock and random numbers, which native functions call."""

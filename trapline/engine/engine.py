@@ -65,7 +65,8 @@ class Code:
         self.lock = threading.Lock()
         index = self._index()
         self._load("clock.o", lambda: CLOCK)
-        self.jit.define("trapline_system_counter", self.jit.address("trapline_system_counter"))
+        for name in ("trapline_system_counter", "trapline_random"):
+            self.jit.define(name, self.jit.address(name))
         self._load("runtime.o", lambda: self.compiler.runtime_text())
         self._exports = {name: self.jit.address(symbol) for name, symbol in index["exports"].items()}
         for name, address in self._exports.items():

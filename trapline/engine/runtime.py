@@ -205,7 +205,8 @@ def transfer_syndrome(word: u32) -> u64:
     size = word >> 30
     opc = word >> 22 & 3
     rt = word & 31
-    ordered = word & 0x3FBFFC00 == 0x089FFC00
+    ordered = word & 0x3FBFFC00 == 0x089FFC00 or word & 0x3FFFFC00 == 0x38BFC000
+    ordered_unscaled = word & 0x3F200C00 == 0x19000000
     plain = word & 0x3F000000 == 0x39000000
     unscaled = word & 0x3F200400 == 0x38000000
     register_offset = word & 0x3F200C00 == 0x38200800
@@ -216,6 +217,8 @@ def transfer_syndrome(word: u32) -> u64:
     if plain or unscaled or register_offset:
         wide = size == 3 or opc == 2
         return access_syndrome(size, opc >= 2, rt, wide, False)
+    if ordered_unscaled:
+        return access_syndrome(size, opc >= 2, rt, size == 3 or opc == 2, True)
     return 0
 
 

@@ -76,7 +76,8 @@ class EngineState(CpuState):
     (`runtime.service`), and each has a byte of its own so that other threads set it with a plain store.
 
     The handlers of a counting engine increment `icount` and leave the guest before an instruction that finds it at `stop`. `turns`
-    says that YIELD and WFE end the turn of a vCPU that shares its host thread with others.
+    says that YIELD and WFE end the turn of a vCPU that shares its host thread with others. `random` is where the random numbers of a
+    vCPU in virtual time have got to.
     """
 
     _fields_ = [
@@ -120,6 +121,7 @@ class EngineState(CpuState):
         ("virtual_time", c_uint64),
         ("clock_offset", c_uint64),
         ("turns", c_uint64),
+        ("random", c_uint64),
         ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
         ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
     ]

@@ -26,6 +26,7 @@ from trapline.arm64.pauth import pac_auth
 from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import TlbiBy
 from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2_HOST
+from trapline.arm64.sysreg_functions import cntvct_read
 from trapline.arm64.traps import OK, access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate, address_translate_fault
 from trapline.bits.native import Ptr, extern, native, store8, u1, u32, u64
@@ -52,6 +53,8 @@ AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
 EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
 EC_SP = int(EC.SP_ALIGNMENT)
 BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
+WFI, WFE, WFIT, WFET = range(4)
+"""The values of ISS.TI for exception class 0x01."""
 LINE_BYTES = 64
 EVENT = EngineState.event.offset
 
@@ -215,7 +218,7 @@ def interrupt_waits(cpu: Ptr[EngineState]) -> u1:
 @native
 def wfi(cpu: Ptr[EngineState], rec: u64) -> u32:
     """WFI: returns at once if something waits, traps if told to, else gives the host CPU away for a moment."""
-    return wait(cpu, rec, False)
+    return wait(cpu, rec, WFI, 0)
 
 
 @native
@@ -224,20 +227,46 @@ def wfe(cpu: Ptr[EngineState], rec: u64) -> u32:
     if cpu.event != 0:
         cpu.event = 0
         return 0
-    return wait(cpu, rec, True)
+    return wait(cpu, rec, WFE, 0)
 
 
 @native
-def wait(cpu: Ptr[EngineState], rec: u64, is_wfe: u1) -> u32:
-    """The common part of WFI and WFE."""
+def wfit(cpu: Ptr[EngineState], rec: u64, deadline: u64) -> u32:
+    """WFIT: as WFI, until the virtual counter reaches `deadline`."""
+    if cntvct_read(cpu) >= deadline:
+        return 0
+    return wait(cpu, rec, WFIT, u64(current_word_at(cpu, rec) & 31) << 5 | 4)
+
+
+@native
+def wfet(cpu: Ptr[EngineState], rec: u64, deadline: u64) -> u32:
+    """WFET: as WFE, until the virtual counter reaches `deadline`."""
+    if cpu.event != 0:
+        cpu.event = 0
+        return 0
+    if cntvct_read(cpu) >= deadline:
+        return 0
+    return wait(cpu, rec, WFET, u64(current_word_at(cpu, rec) & 31) << 5 | 4)
+
+
+@native
+def current_word_at(cpu: Ptr[EngineState], rec: u64) -> u32:
+    """The instruction word of a record."""
+    cpu.pc = current_pc(cpu, rec)
+    return current_word(cpu)
+
+
+@native
+def wait(cpu: Ptr[EngineState], rec: u64, instruction: u64, register: u64) -> u32:
+    """The common part: `instruction` as ISS.TI tells it apart, `register` the fields RN and RV."""
     if interrupt_waits(cpu):
         return 0
-    target = wait_trap(cpu, is_wfe)
+    target = wait_trap(cpu, instruction & 1 != 0)
     if target != 0:
         cpu.pc = current_pc(cpu, rec)
-        enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | FP_ISS | u64(is_wfe), 0, V_SYNC, cpu.pc)
+        enter_exception(cpu, target, u64(EC_WFX) << EC_SHIFT | IL | FP_ISS | register | instruction, 0, V_SYNC, cpu.pc)
         return 1
-    if cpu.el2 != EL2_OUTSIDE and not is_wfe:
+    if cpu.el2 != EL2_OUTSIDE and instruction == WFI:
         cpu.pc = current_pc(cpu, rec) + 4
         cpu.exit_code = Exit.WAIT
         return 1

@@ -1,4 +1,4 @@
-"""Data processing -- register, with FEAT_CRC32 and FEAT_FlagM."""
+"""Data processing -- register, with FEAT_CRC32, FEAT_FlagM and FEAT_CSSC."""
 
 from __future__ import annotations
 
@@ -161,6 +161,52 @@ def count_leading(cpu: Any, i: Any) -> None:
     """CLZ, CLS. The sign bits below the top one are the leading zeros of x EOR x >> 1."""
     value = cpu.X(i.Rn, 64 if i.sf else 32)
     cpu.set_X(i.Rd, (value ^ value.asr(1)).clz() - 1 if i.op else value.clz())
+
+
+@insn("sf:1 10 11010110 00000 000110 Rn:5 Rd:5", feature="FEAT_CSSC", asm="ctz {Rd:R}, {Rn:R}")
+def count_trailing_zeros(cpu: Any, i: Any) -> None:
+    """CTZ."""
+    cpu.set_X(i.Rd, cpu.X(i.Rn, 64 if i.sf else 32).bitreverse().clz())
+
+
+@insn("sf:1 10 11010110 00000 000111 Rn:5 Rd:5", feature="FEAT_CSSC", asm="cnt {Rd:R}, {Rn:R}")
+def count_ones(cpu: Any, i: Any) -> None:
+    """CNT."""
+    cpu.set_X(i.Rd, cpu.X(i.Rn, 64 if i.sf else 32).popcount())
+
+
+@insn("sf:1 10 11010110 00000 001000 Rn:5 Rd:5", feature="FEAT_CSSC", asm="abs {Rd:R}, {Rn:R}")
+def absolute_value(cpu: Any, i: Any) -> None:
+    """ABS: the most negative number is its own absolute value."""
+    value = cpu.X(i.Rn, 64 if i.sf else 32)
+    cpu.set_X(i.Rd, select(value.msb, -value, value))
+
+
+@insn("sf:1 00 11010110 Rm:5 0110 lesser:1 U:1 Rn:5 Rd:5", feature="FEAT_CSSC", asm="{U:s|u}{lesser:max|min} {Rd:R}, {Rn:R}, {Rm:R}")
+def maximum_minimum(cpu: Any, i: Any) -> None:
+    """SMAX, UMAX, SMIN, UMIN (register)."""
+    width = 64 if i.sf else 32
+    cpu.set_X(i.Rd, extreme(cpu.X(i.Rn, width), cpu.X(i.Rm, width), i.lesser, unsigned=i.U))
+
+
+@insn("sf:1 00 100011 1 00 lesser:1 0 imm8:8 Rn:5 Rd:5", feature="FEAT_CSSC", asm="s{lesser:max|min} {Rd:R}, {Rn:R}, #{imm8:s}")
+def signed_maximum_minimum_immediate(cpu: Any, i: Any) -> None:
+    """SMAX, SMIN (immediate)."""
+    width = 64 if i.sf else 32
+    cpu.set_X(i.Rd, extreme(cpu.X(i.Rn, width), const(i.signed("imm8"), width), i.lesser, unsigned=False))
+
+
+@insn("sf:1 00 100011 1 00 lesser:1 1 imm8:8 Rn:5 Rd:5", feature="FEAT_CSSC", asm="u{lesser:max|min} {Rd:R}, {Rn:R}, #{imm8}")
+def unsigned_maximum_minimum_immediate(cpu: Any, i: Any) -> None:
+    """UMAX, UMIN (immediate)."""
+    width = 64 if i.sf else 32
+    cpu.set_X(i.Rd, extreme(cpu.X(i.Rn, width), const(i.imm8, width), i.lesser, unsigned=True))
+
+
+def extreme(a: Bits, b: Bits, lesser: int, unsigned: int) -> Bits:
+    """The greater or lesser of two values."""
+    a_less = a.ult(b) if unsigned else a.slt(b)
+    return select(a_less, a, b) if lesser else select(a_less, b, a)
 
 
 @insn("sf:1 00 11011 000 Rm:5 o0:1 Ra:5 Rn:5 Rd:5", split={"Ra": 31}, asm="{o0:madd|msub} {Rd:R}, {Rn:R}, {Rm:R}, {Ra:R}")

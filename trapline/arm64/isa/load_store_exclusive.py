@@ -1,10 +1,14 @@
-"""Exclusive, and load-acquire and store-release accesses. (LDLAR and STLLR need FEAT_LOR and are UNDEFINED.)"""
+"""Exclusive, and load-acquire and store-release accesses; FEAT_LRCPC's loads are as strong as load-acquire here.
+
+LDLAR and STLLR need FEAT_LOR and are UNDEFINED.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trapline.arm64.insn import insn
+from trapline.arm64.isa.load_store import TARGET, allocated
 from trapline.bits import cat
 
 SIZE = "{size:b|h||}"
@@ -50,3 +54,25 @@ def store_release(cpu: Any, i: Any) -> None:
 def load_acquire(cpu: Any, i: Any) -> None:
     """LDAR, LDARB, LDARH."""
     cpu.set_X(i.Rt, cpu.load(cpu.X(i.Rn, sp=True), 8 << i.size, acquire=True))
+
+
+@insn("size:2 111000 1 0 1 11111 1100 00 Rn:5 Rt:5", feature="FEAT_LRCPC", asm=f"ldapr{SIZE} {T}, [{{Rn:Xsp}}]")
+def load_acquire_rcpc(cpu: Any, i: Any) -> None:
+    """LDAPR, LDAPRB, LDAPRH."""
+    cpu.set_X(i.Rt, cpu.load(cpu.X(i.Rn, sp=True), 8 << i.size, acquire=True))
+
+
+@insn("size:2 011001 opc:2 0 imm9:9 00 Rn:5 Rt:5", where=allocated, feature="FEAT_LRCPC2",
+      asm="{opc,size:stlurb|stlurh|stlur|stlur|ldapurb|ldapurh|ldapur|ldapur|ldapursb|ldapursh|ldapursw|!|ldapursb|ldapursh|!|!} "
+          f"{TARGET}, [{{Rn:Xsp}}<, #{{imm9:s}}>]")  # fmt: skip
+def load_acquire_store_release_unscaled(cpu: Any, i: Any) -> None:
+    """LDAPUR, LDAPURB, LDAPURH, LDAPURSB, LDAPURSH, LDAPURSW, STLUR, STLURB, STLURH."""
+    width = 8 << i.size
+    address = cpu.X(i.Rn, sp=True) + i.signed("imm9")
+    if i.opc == 0:
+        cpu.store(address, cpu.X(i.Rt, width), release=True)
+        return
+    data = cpu.load(address, width, acquire=True)
+    if i.opc > 1:
+        data = data.sext(64 if i.opc == 2 else 32)
+    cpu.set_X(i.Rt, data)

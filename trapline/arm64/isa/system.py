@@ -15,6 +15,7 @@ msr_imm op1:op2, CRm           MSR (immediate) to SPSel, DAIFSet, DAIFClr, PAN, 
 eret                           Exception return from the current EL; UNDEFINED at EL0.
 eret_auth key, modifier        The same, to the address in ELR_ELx after `arm64.pauth.pac_auth` of it; key 0: IA, 1: IB.
 wfe, wfi                       Wait, after the traps of SCTLR_EL1.nTWE, nTWI and HCR_EL2.TWE, TWI.
+wfet, wfit deadline            The same until the virtual counter reaches `deadline`.
 relax                          YIELD: changes nothing.
 sev, sevl                      Set every PE's, or this PE's, event register.
 clrex                          Clear the local exclusive monitor.
@@ -105,6 +106,12 @@ def send_event(cpu: Any, i: Any) -> None:
     cpu.system("sevl" if i.local else "sev")
 
 
+@insn("11010101000000110001 0000 00 event:1 Rt:5", feature="FEAT_WFxT", asm="wf{event:et|it} {Rt:X}")
+def wait_with_timeout(cpu: Any, i: Any) -> None:
+    """WFET, WFIT."""
+    cpu.system("wfit" if i.event else "wfet", cpu.X(i.Rt))
+
+
 @insn("11010101000000110011 immcrm:4 010 11111", asm="clrex<immcrm=15| #{immcrm}>")
 def clrex(cpu: Any, i: Any) -> None:
     """CLREX."""
@@ -140,6 +147,20 @@ def sb(cpu: Any, i: Any) -> None:
 def cfinv(cpu: Any, i: Any) -> None:
     """CFINV."""
     cpu.set_flag("C", ~cpu.flag("C"))
+
+
+@insn("1101010100000 000 0100 .... 001 11111", feature="FEAT_FlagM2", asm="xaflag")
+def xaflag(cpu: Any, i: Any) -> None:
+    """XAFLAG: flags of a comparison from the external format to Arm's."""
+    z, c = cpu.flag("Z"), cpu.flag("C")
+    cpu.flags(~(c | z), z & c, c | z, ~c & z)
+
+
+@insn("1101010100000 000 0100 .... 010 11111", feature="FEAT_FlagM2", asm="axflag")
+def axflag(cpu: Any, i: Any) -> None:
+    """AXFLAG: flags of a comparison from Arm's format to the external one."""
+    z, c, v = cpu.flag("Z"), cpu.flag("C"), cpu.flag("V")
+    cpu.flags(const(0, 1), z | v, c & ~v, const(0, 1))
 
 
 @insn("1101010100000 000 0100 ... immcrm:1 op2:3 11111", where=lambda f: f.op2 in (3, 4, 5),

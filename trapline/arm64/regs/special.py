@@ -106,9 +106,9 @@ class FPSR(Sysreg, enc=(3, 3, 4, 4, 1), reset=0, write_mask=0x0800_009F, traps=F
     QC = Field(27)
 
 
-class RNDR(Sysreg, enc=(3, 3, 2, 4, 0), feature="RNG", access="RO"):
-    """Random Number."""
+class RNDR(Sysreg, enc=(3, 3, 2, 4, 0), feature="RNG", access="RO", read="rndr_read"):
+    """Random Number; a read that yields one clears NZCV, as every read does here."""
 
 
-class RNDRRS(Sysreg, enc=(3, 3, 2, 4, 1), feature="RNG", access="RO"):
-    """Reseeded Random Number."""
+class RNDRRS(Sysreg, enc=(3, 3, 2, 4, 1), feature="RNG", access="RO", read="rndr_read"):
+    """Reseeded Random Number: the host's generator looks after its own seed."""

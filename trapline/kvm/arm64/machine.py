@@ -111,6 +111,8 @@ class Arm64:
     """KVM/arm64 over one engine."""
 
     modules: Sequence[ModuleType] = (calls_module, vm_module)
+    tick_ns = NS_PER_TICK
+    """Nanoseconds of one tick of the system counter."""
 
     def __init__(self, engine: Engine, features: Features, world: World | None = None) -> None:
         self.engine = engine

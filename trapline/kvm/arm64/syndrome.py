@@ -59,6 +59,7 @@ SERVED_FAULTS: Final = frozenset({FSC_TRANSLATION, FSC_ACCESS_FLAG, FSC_PERMISSI
 # WFI and WFE.
 WFX_WFE: Final = 1
 WFX_TIMEOUT: Final = 2
+WFX_RN_SHIFT: Final = 5
 
 
 def sysreg_encoding(iss: int) -> int:

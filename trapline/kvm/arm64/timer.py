@@ -95,3 +95,9 @@ def _set_lines(vcpu: Arm64Vcpu, lines: int) -> None:
         vgic.inject(vcpu, ppis[TimerAttr.VTIMER], bool(lines & VTIMER_LINE), by=vcpu)
     if changed & PTIMER_LINE:
         vgic.inject(vcpu, ppis[TimerAttr.PTIMER], bool(lines & PTIMER_LINE), by=vcpu)
+
+
+def virtual_deadline(vcpu: Arm64Vcpu, count: int) -> int:
+    """When the guest's virtual counter reaches `count`, in host monotonic nanoseconds."""
+    now, virtual = vcpu.vm.machine.world.clock.now(), vcpu.vm.timer.count()
+    return now + max(0, count - virtual) * vcpu.vm.machine.tick_ns

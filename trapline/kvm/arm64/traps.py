@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from trapline.kvm.arm64 import hypercalls, inject
+from trapline.kvm.arm64 import hypercalls, inject, timer
 from trapline.kvm.arm64.abort import handle_abort
-from trapline.kvm.arm64.syndrome import EC, WFX_TIMEOUT, WFX_WFE
+from trapline.kvm.arm64.syndrome import EC, WFX_RN_SHIFT, WFX_TIMEOUT, WFX_WFE
 from trapline.kvm.arm64.sysregs import handle_sysreg
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def unknown_trap(vcpu: Arm64Vcpu, esr: int) -> bool:
 
 
 def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """WFI sleeps; WFE, and the forms with a timeout, are only a hint to let others run."""
+    """WFI sleeps, WFIT until its time at most; WFE and WFET are only a hint to let others run."""
     inject.skip_instruction(vcpu)
-    if not esr & (WFX_WFE | WFX_TIMEOUT):
-        vcpu.wait_for_interrupt()
+    if not esr & WFX_WFE:
+        vcpu.wait_for_interrupt(timer.virtual_deadline(vcpu, vcpu.x[esr >> WFX_RN_SHIFT & 31]) if esr & WFX_TIMEOUT else None)
     return True
 
 

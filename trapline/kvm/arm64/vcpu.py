@@ -315,8 +315,9 @@ class Arm64Vcpu:
             if self.mp_state == MpState.STOPPED:
                 core.wait_queue.wait()
 
-    def wait_for_interrupt(self) -> None:
-        """Sleep until an interrupt is pending for the guest, a timer fires, or another thread wants something."""
+    def wait_for_interrupt(self, until: int | None = None) -> None:
+        """Sleep until an interrupt is pending for the guest, a timer fires, another thread wants something, or `until`, in host
+        monotonic nanoseconds."""
         core = self.core
         while True:
             core.wait_queue.prepare()
@@ -325,7 +326,10 @@ class Arm64Vcpu:
             timer.update_lines(self)
             if self._interrupt_pending():
                 return
-            core.wait_queue.wait(self.cpu.next_timer_deadline())
+            if until is not None and self.vm.machine.world.clock.now() >= until:
+                return
+            deadlines = [at for at in (until, self.cpu.next_timer_deadline()) if at is not None]
+            core.wait_queue.wait(min(deadlines, default=None))
 
     def _interrupt_pending(self) -> bool:
         """Whether an interrupt would wake the guest, as far as the timers' outputs were looked at."""
