@@ -57,7 +57,7 @@ def test_what_is_left_out_has_a_reason() -> None:
 class Wrong:
     """An emulator with one mistake: results of FMUL differ in the last bit."""
 
-    name, wrong = "mistaken", {}
+    name, wrong, lacks = "mistaken", {}, ()
 
     def __init__(self, correct: Trapline) -> None:
         self.correct = correct

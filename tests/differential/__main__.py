@@ -19,13 +19,14 @@ def main() -> int:
     parser.add_argument("--oracle", choices=[*ORACLES, "both"], default="both")
     parser.add_argument("--limit", type=int, default=10, help="stop after so many mismatches")
     parser.add_argument("--keep", action="store_true", help=f"append mismatches to {VECTORS}")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only instructions whose names contain this")
     options = parser.parse_args()
     chosen = [cls() for name, cls in ORACLES.items() if options.oracle in (name, "both")]
     found = []
     for oracle in chosen:
-        report = compare(options.count, options.seed, Trapline(), oracle, options.limit)
+        report = compare(options.count, options.seed, Trapline(), oracle, options.limit, options.only)
         print(report.text())
-        if report.unreached:
+        if report.unreached and not options.only:
             print("not reached:", ", ".join(report.unreached))
         found += report.mismatches
     if options.keep:

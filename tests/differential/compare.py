@@ -16,6 +16,7 @@ from typing import Protocol
 from tests.differential.generate import Generator
 from tests.differential.program import NOP, RECORD, SP_AT, WINDOW, Program, build, comparable, describe, random_record
 from tests.differential.templates import POINTERS
+from trapline.arm64.features import Features
 
 BLOCK, BATCH = 64, 2000
 VECTORS = Path(__file__).parents[1] / "vectors" / "differential.jsonl"
@@ -28,6 +29,8 @@ class Runner(Protocol):
     name: str
     wrong: Mapping[str, Callable[[dict[str, int]], bool]]
     """Instructions that the runner is known to get wrong: by name, a test of their shape."""
+    lacks: Sequence[str]
+    """Features that the runner does not have."""
 
     def run(self, program: Program) -> bytes: ...
 
@@ -113,10 +116,10 @@ def locate(block: Sequence[int], record: bytes, ours: Runner, theirs: Runner) ->
     return Mismatch(block[low], after(theirs, low), after(ours, high), after(theirs, high), theirs.name, tuple(block[:low]))
 
 
-def compare(count: int, seed: int, ours: Runner, oracle: Runner, limit: int = 10) -> Report:
-    """Run about `count` random instructions on both; stops after `limit` mismatching blocks."""
+def compare(count: int, seed: int, ours: Runner, oracle: Runner, limit: int = 10, only: str = "") -> Report:
+    """Run about `count` random instructions on both; stops after `limit` mismatching blocks. `only` is as in `Generator`."""
     report = Report(seed, oracle.name)
-    generator = Generator(avoid=oracle.wrong)
+    generator = Generator(Features().without(*oracle.lacks), oracle.wrong, only)
     rng = random.Random(seed)
     pattern = rng.randbytes(1 << 20)
     while report.instructions < count and len(report.mismatches) < limit:

@@ -8,6 +8,7 @@ CONSTRAINED UNPREDICTABLE forms are left out where words are made, each by the r
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -60,8 +61,12 @@ class Generator:
     """Makes blocks; counts what it used."""
 
     def __init__(
-        self, features: Features | None = None, avoid: Mapping[str, Callable[[dict[str, int]], bool]] | None = None
+        self,
+        features: Features | None = None,
+        avoid: Mapping[str, Callable[[dict[str, int]], bool]] | None = None,
+        only: str = "",
     ) -> None:
+        """`only` is a regular expression: blocks then hold instructions whose names contain it, and moves of FPCR and the like."""
         self.features = features or Features()
         self.counts: Counter[str] = Counter()
         self.templates: dict[str, list[Template]] = {}
@@ -79,13 +84,14 @@ class Generator:
                 self._add(insn)
         self._slow = {"exclusive": self._exclusives, "branch": self._branch, "register branch": self._register_branch,
                       "move": self._move}  # fmt: skip
-        plain = [t for name, ts in self.templates.items() if name not in self._special for t in ts]
+        if only:
+            self._slow = {"move": self._move}
         by_group: dict[str, list[list[Template]]] = {}
         for name, ts in self.templates.items():
-            if name not in self._special:
+            if name not in self._special and re.search(only, name):
                 by_group.setdefault(ts[0].insn.group, []).append(ts)
         self._groups = list(by_group.values())
-        assert plain
+        assert self._groups, f"no instruction is called {only!r}"
 
     _special = frozenset({"load_exclusive", "store_exclusive", "load_exclusive_pair", "store_exclusive_pair"})
 

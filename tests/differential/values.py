@@ -27,7 +27,7 @@ DOUBLES = (
     0xFFF8_1234_5678_9ABC, 0x3690_0000_0000_0000, 0x3810_0000_0000_0000, 0x47EF_FFFF_F000_0000, 0x380F_FFFF_FFFF_FFFF,
 )  # fmt: skip
 
-AHP, DN, FZ, RMODE_SHIFT = 1 << 26, 1 << 25, 1 << 24, 22
+AHP, DN, FZ, FZ16, RMODE_SHIFT = 1 << 26, 1 << 25, 1 << 24, 1 << 19, 22
 FPSR_BITS = 0x0800_009F
 
 
@@ -75,9 +75,9 @@ def vector(rng: random.Random) -> int:
 
 
 def fpcr(rng: random.Random) -> int:
-    """Rounding mode, flush to zero, default NaN, alternative half precision."""
+    """Rounding mode, flush to zero (of half precision apart), default NaN, alternative half precision."""
     value = rng.randrange(4) << RMODE_SHIFT
-    for bit in (AHP, DN, FZ):
+    for bit in (AHP, DN, FZ, FZ16):
         if rng.randrange(3) == 0:
             value |= bit
     return value
