@@ -34,6 +34,7 @@ DECODER = Decoder(A64)
 
 LLVM_FEATURES = (
     "+fp-armv8,+neon,+crc,+lse,+aes,+sha2,+pauth,+flagm,+sb,+pan,+pan-rwv,+vh,+el3,+rcpc,+rcpc-immo,+altnzcv,+wfxt,+rand,+ccpp,+ccdp"
+    ",+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm"
 )
 """What `Features()` has, in LLVM's words; `el3` for SMC."""
 

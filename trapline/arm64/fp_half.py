@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trapline.arm64 import fp_arith, fp_convert, fp_estimate
+from trapline.arm64.fp_core import INFINITY, ZERO, bias, fp_infinity, fp_unpack, fp_zero, fraction_bits, sign_of
 from trapline.bits.native import native, u1, u16, u32, u64
 
 
@@ -160,3 +161,17 @@ def fixed_to_fp_16(value: u64, unsigned: u1, fbits: u32, fpcr: u32) -> tuple[u16
     """FixedToFP; `value` is extended to 64 bits."""
     result, flags = fp_convert.fixed_to_fp(16, value, unsigned, fbits, fpcr)
     return u16(result), flags
+
+
+@native
+def fp_half_to_single(a: u16, fpcr: u32) -> tuple[u32, u32]:
+    """An operand of FPMulAddH in single precision: exact, and NaNs keep their kind; there are never flags."""
+    sign = sign_of(16, u64(a))
+    kind, exponent, significand, _ = fp_unpack(16, u64(a), fpcr)
+    if kind == ZERO:
+        return u32(fp_zero(32, sign)), 0
+    if kind >= INFINITY:
+        payload = u64(a) << (64 - fraction_bits(16))
+        return u32(fp_infinity(32, sign) | (payload >> (64 - fraction_bits(32)))), 0
+    fraction = (significand << 1) >> (64 - fraction_bits(32))
+    return u32(fp_zero(32, sign) | (u64(exponent + bias(32)) << fraction_bits(32)) | fraction), 0

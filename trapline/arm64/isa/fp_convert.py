@@ -7,12 +7,9 @@ from typing import Any
 from trapline.arm64 import fp_convert as convert
 from trapline.arm64.fp import ROUND_NEGINF, ROUND_POSINF, ROUND_TIEAWAY, ROUND_TIEEVEN, ROUND_ZERO
 from trapline.arm64.insn import insn
-from trapline.arm64.isa.fp_scalar import single_or_double, width_of
-from trapline.arm64.isa.simd_common import Fp, each, insert
+from trapline.arm64.isa.fp_scalar import FORMATS, formats, width_of
+from trapline.arm64.isa.simd_common import Fp, insert
 from trapline.bits import Bits
-
-PRECISION = {0: 32, 1: 64, 3: 16}
-"""Width of a floating-point number by `ftype`, and by `opc` of FCVT."""
 
 CONVERSIONS = {
     (16, 32): convert.fp_convert_16_32,
@@ -28,11 +25,11 @@ CONVERSIONS = {
 @insn(
     "00011110 ftype:2 1 0001 opc:2 10000 Rn:5 Rd:5",
     asm="fcvt {opc:s|d|!|h}{Rd}, {ftype:s|d|!|h}{Rn}",
-    where=lambda f: f.ftype in PRECISION and f.opc in PRECISION and f.ftype != f.opc,
+    where=lambda f: f.ftype in FORMATS and f.opc in FORMATS and f.ftype != f.opc,
 )
 def fp_convert_precision(cpu, i):
     """FCVT."""
-    source, target = PRECISION[i.ftype], PRECISION[i.opc]
+    source, target = FORMATS[i.ftype], FORMATS[i.opc]
     with Fp(cpu) as fp:
         cpu.set_V(i.Rd, fp.apply(CONVERSIONS[source, target], cpu.V(i.Rn, source)))
 
@@ -56,7 +53,7 @@ TO_INTEGER = (
 )
 
 
-@each(TO_INTEGER, "sf:1 0011110 ftype:2 1 <> <> 000000 Rn:5 Rd:5", asm="$ {Rd:R}, {ftype:s|d}{Rn}", where=single_or_double)
+@formats(TO_INTEGER, "sf:1 0011110 ftype:2 1 <> <> 000000 Rn:5 Rd:5", asm="$ {Rd:R}, %{Rn}")
 def fp_to_integer(cpu, i, unsigned, mode):
     """floating point to integer in a general register."""
     size = 64 if i.sf else 32
@@ -67,7 +64,7 @@ def fp_to_integer(cpu, i, unsigned, mode):
 FROM_INTEGER = (("scvtf", "010", 0), ("ucvtf", "011", 1))
 
 
-@each(FROM_INTEGER, "sf:1 0011110 ftype:2 1 00 <> 000000 Rn:5 Rd:5", asm="$ {ftype:s|d}{Rd}, {Rn:R}", where=single_or_double)
+@formats(FROM_INTEGER, "sf:1 0011110 ftype:2 1 00 <> 000000 Rn:5 Rd:5", asm="$ %{Rd}, {Rn:R}")
 def fp_from_integer(cpu, i, unsigned):
     """integer in a general register to floating point."""
     with Fp(cpu) as fp:
@@ -77,48 +74,28 @@ def fp_from_integer(cpu, i, unsigned):
 TO_FIXED_64 = (("fcvtzs", "000", 0), ("fcvtzu", "001", 1))
 
 
-@each(
-    TO_FIXED_64,
-    "1 0011110 ftype:2 0 11 <> imm6:6 Rn:5 Rd:5",
-    asm="$ {Rd:X}, {ftype:s|d}{Rn}, #{imm6:64-}",
-    where=single_or_double,
-)
+@formats(TO_FIXED_64, "1 0011110 ftype:2 0 11 <> imm6:6 Rn:5 Rd:5", asm="$ {Rd:X}, %{Rn}, #{imm6:64-}")
 def fp_to_fixed_64(cpu, i, unsigned):
     """floating point to 64-bit fixed point."""
     with Fp(cpu) as fp:
         cpu.set_X(i.Rd, fp.to_fixed(cpu.V(i.Rn, width_of(i)), 64, unsigned, ROUND_ZERO, 64 - i.imm6))
 
 
-@each(
-    TO_FIXED_64,
-    "0 0011110 ftype:2 0 11 <> 1 imm5:5 Rn:5 Rd:5",
-    asm="$ {Rd:W}, {ftype:s|d}{Rn}, #{imm5:32-}",
-    where=single_or_double,
-)
+@formats(TO_FIXED_64, "0 0011110 ftype:2 0 11 <> 1 imm5:5 Rn:5 Rd:5", asm="$ {Rd:W}, %{Rn}, #{imm5:32-}")
 def fp_to_fixed_32(cpu, i, unsigned):
     """floating point to 32-bit fixed point."""
     with Fp(cpu) as fp:
         cpu.set_X(i.Rd, fp.to_fixed(cpu.V(i.Rn, width_of(i)), 32, unsigned, ROUND_ZERO, 32 - i.imm5))
 
 
-@each(
-    FROM_INTEGER,
-    "1 0011110 ftype:2 0 00 <> imm6:6 Rn:5 Rd:5",
-    asm="$ {ftype:s|d}{Rd}, {Rn:X}, #{imm6:64-}",
-    where=single_or_double,
-)
+@formats(FROM_INTEGER, "1 0011110 ftype:2 0 00 <> imm6:6 Rn:5 Rd:5", asm="$ %{Rd}, {Rn:X}, #{imm6:64-}")
 def fp_from_fixed_64(cpu, i, unsigned):
     """64-bit fixed point to floating point."""
     with Fp(cpu) as fp:
         cpu.set_V(i.Rd, fp.from_fixed(width_of(i), cpu.X(i.Rn, 64), unsigned, 64 - i.imm6))
 
 
-@each(
-    FROM_INTEGER,
-    "0 0011110 ftype:2 0 00 <> 1 imm5:5 Rn:5 Rd:5",
-    asm="$ {ftype:s|d}{Rd}, {Rn:W}, #{imm5:32-}",
-    where=single_or_double,
-)
+@formats(FROM_INTEGER, "0 0011110 ftype:2 0 00 <> 1 imm5:5 Rn:5 Rd:5", asm="$ %{Rd}, {Rn:W}, #{imm5:32-}")
 def fp_from_fixed_32(cpu, i, unsigned):
     """32-bit fixed point to floating point."""
     with Fp(cpu) as fp:
@@ -126,17 +103,17 @@ def fp_from_fixed_32(cpu, i, unsigned):
 
 
 def same_width(f: Any) -> bool:
-    """FMOV moves 32 bits to and from W registers, 64 to and from X registers."""
-    return bool(f.sf == f.ftype)
+    """FMOV moves 32 bits to and from W registers, 64 to and from X registers, 16 to and from both."""
+    return bool(f.sf == f.ftype or f.ftype == 3)
 
 
-@insn("sf:1 0011110 ftype:2 100110 000000 Rn:5 Rd:5", asm="fmov {Rd:R}, {ftype:s|d}{Rn}", where=same_width)
+@formats([("fmov", "")], "sf:1 0011110 ftype:2 100110 000000 Rn:5 Rd:5", asm="$ {Rd:R}, %{Rn}", where=same_width)
 def fp_move_to_general(cpu, i):
     """FMOV (general), from a SIMD&FP register."""
     cpu.set_X(i.Rd, cpu.V(i.Rn, width_of(i)))
 
 
-@insn("sf:1 0011110 ftype:2 100111 000000 Rn:5 Rd:5", asm="fmov {ftype:s|d}{Rd}, {Rn:R}", where=same_width)
+@formats([("fmov", "")], "sf:1 0011110 ftype:2 100111 000000 Rn:5 Rd:5", asm="$ %{Rd}, {Rn:R}", where=same_width)
 def fp_move_from_general(cpu, i):
     """FMOV (general), to a SIMD&FP register."""
     cpu.set_V(i.Rd, cpu.X(i.Rn, width_of(i)))

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trapline.arm64.fp import ROUND_FPCR, ROUND_NEGINF, ROUND_POSINF, ROUND_TIEAWAY, ROUND_TIEEVEN, ROUND_ZERO
-from trapline.arm64.insn import insn
-from trapline.arm64.isa.simd_common import Fp, each, magnitude, negated
+from trapline.arm64.isa.simd_common import Body, Fp, Where, each, magnitude, negated
 from trapline.bits import Bits, cat, const, select
+
+FORMATS = {0: 32, 1: 64, 3: 16}
+"""Width of a floating-point number by `ftype`, and by `opc` of FCVT."""
+
+LETTER = "{ftype:s|d|!|h}"
+"""Syntax of a SIMD&FP register that holds a number of the format `ftype`."""
 
 
 def single_or_double(f: Any) -> bool:
-    """`ftype` 0 is single, 1 double precision; 3 would be half precision arithmetic (FEAT_FP16)."""
+    """The formats that arithmetic has had from the start."""
     return bool(f.ftype < 2)
+
+
+def half_precision(f: Any) -> bool:
+    """The format whose arithmetic is FEAT_FP16."""
+    return bool(f.ftype == 3)
+
+
+def formats(
+    rows: Iterable[Sequence[Any]], pattern: str, asm: str, where: Where = lambda f: True
+) -> Callable[[Body], Body]:
+    """`each` for a class with field `ftype`: its half-precision instructions belong to FEAT_FP16. In `asm`, `%` is LETTER."""
+    syntax = asm.replace("%", LETTER)
+
+    def register(body: Body) -> Body:
+        each(rows, pattern, syntax, lambda f: single_or_double(f) and where(f))(body)
+        each(rows, pattern, syntax, lambda f: half_precision(f) and where(f), feature="FEAT_FP16", prefix="half_")(body)
+        return body
+
+    return register
 
 
 def width_of(i: Any) -> int:
     """Operand width by `ftype`."""
-    return 64 if i.ftype else 32
+    return FORMATS[i.ftype]
 
 
 def expand_immediate(imm8: Bits, width: int) -> Bits:
     """VFPExpandImm: a sign, a narrow exponent and four fraction bits as a number of `width` bits."""
-    exponent, fraction = (8, 23) if width == 32 else (11, 52)
+    exponent, fraction = {16: (5, 10), 32: (8, 23), 64: (11, 52)}[width]
     return cat(imm8[7], ~imm8[6], imm8[6].sext(exponent - 3), imm8[5:0], const(0, fraction - 4))
 
 
@@ -41,7 +66,7 @@ ONE_SOURCE = (
 )
 
 
-@each(ONE_SOURCE, "00011110 ftype:2 1 <> 10000 Rn:5 Rd:5", asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}", where=single_or_double)
+@formats(ONE_SOURCE, "00011110 ftype:2 1 <> 10000 Rn:5 Rd:5", asm="$ %{Rd}, %{Rn}")
 def fp_one_source(cpu, i, operation):
     """floating-point data processing, one source."""
     with Fp(cpu) as fp:
@@ -61,12 +86,7 @@ TWO_SOURCE = (
 )
 
 
-@each(
-    TWO_SOURCE,
-    "00011110 ftype:2 1 Rm:5 <> 10 Rn:5 Rd:5",
-    asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}",
-    where=single_or_double,
-)
+@formats(TWO_SOURCE, "00011110 ftype:2 1 Rm:5 <> 10 Rn:5 Rd:5", asm="$ %{Rd}, %{Rn}, %{Rm}")
 def fp_two_source(cpu, i, operation):
     """floating-point data processing, two sources."""
     width = width_of(i)
@@ -82,12 +102,7 @@ THREE_SOURCE = (
 )
 
 
-@each(
-    THREE_SOURCE,
-    "00011111 ftype:2 <> Rm:5 <> Ra:5 Rn:5 Rd:5",
-    asm="$ {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, {ftype:s|d}{Ra}",
-    where=single_or_double,
-)
+@formats(THREE_SOURCE, "00011111 ftype:2 <> Rm:5 <> Ra:5 Rn:5 Rd:5", asm="$ %{Rd}, %{Rn}, %{Rm}, %{Ra}")
 def fp_three_source(cpu, i, operation):
     """floating-point fused multiply-add."""
     width = width_of(i)
@@ -102,29 +117,21 @@ def set_compare_flags(cpu: Any, a: Bits, b: Bits, signal: int) -> None:
     cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
 
 
-@insn(
-    "00011110 ftype:2 1 Rm:5 001000 Rn:5 E:1 0000",
-    asm="fcmp{E:|e} {ftype:s|d}{Rn}, {ftype:s|d}{Rm}",
-    where=single_or_double,
-)
+@formats([("fcmp", "")], "00011110 ftype:2 1 Rm:5 001000 Rn:5 E:1 0000", asm="${E:|e} %{Rn}, %{Rm}")
 def fp_compare(cpu, i):
     """FCMP, FCMPE."""
     width = width_of(i)
     set_compare_flags(cpu, cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
 
 
-@insn("00011110 ftype:2 1 ..... 001000 Rn:5 E:1 1000", asm="fcmp{E:|e} {ftype:s|d}{Rn}, #0.0", where=single_or_double)
+@formats([("fcmp", "")], "00011110 ftype:2 1 ..... 001000 Rn:5 E:1 1000", asm="${E:|e} %{Rn}, #0.0")
 def fp_compare_zero(cpu, i):
     """FCMP, FCMPE (zero)."""
     width = width_of(i)
     set_compare_flags(cpu, cpu.V(i.Rn, width), const(0, width), i.E)
 
 
-@insn(
-    "00011110 ftype:2 1 Rm:5 cond:4 01 Rn:5 E:1 immnzcv:4",
-    asm="fccmp{E:|e} {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, #{immnzcv}, {cond:cond}",
-    where=single_or_double,
-)
+@formats([("fccmp", "")], "00011110 ftype:2 1 Rm:5 cond:4 01 Rn:5 E:1 immnzcv:4", asm="${E:|e} %{Rn}, %{Rm}, #{immnzcv}, {cond:cond}")
 def fp_conditional_compare(cpu, i):
     """FCCMP, FCCMPE."""
     width = width_of(i)
@@ -136,18 +143,14 @@ def fp_conditional_compare(cpu, i):
     cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
 
 
-@insn(
-    "00011110 ftype:2 1 Rm:5 cond:4 11 Rn:5 Rd:5",
-    asm="fcsel {ftype:s|d}{Rd}, {ftype:s|d}{Rn}, {ftype:s|d}{Rm}, {cond:cond}",
-    where=single_or_double,
-)
+@formats([("fcsel", "")], "00011110 ftype:2 1 Rm:5 cond:4 11 Rn:5 Rd:5", asm="$ %{Rd}, %{Rn}, %{Rm}, {cond:cond}")
 def fp_conditional_select(cpu, i):
     """FCSEL."""
     width = width_of(i)
     cpu.set_V(i.Rd, select(cpu.condition(i.cond), cpu.V(i.Rn, width), cpu.V(i.Rm, width)))
 
 
-@insn("00011110 ftype:2 1 imm8:8 10000000 Rd:5", asm="fmov {ftype:s|d}{Rd}, #{imm8:fp8}", where=single_or_double)
+@formats([("fmov", "")], "00011110 ftype:2 1 imm8:8 10000000 Rd:5", asm="$ %{Rd}, #{imm8:fp8}")
 def fp_move_immediate(cpu, i):
     """FMOV (scalar, immediate)."""
     cpu.set_V(i.Rd, expand_immediate(const(i.imm8, 8), width_of(i)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trapline.arm64.insn import insn
-from trapline.arm64.isa.simd_common import ARRANGEMENT, Fp, each, vector_width
+from trapline.arm64.isa.simd_common import ARRANGEMENT, Fp, each, evens, odds, vector_width
 from trapline.bits import Bits, Vec
 
 
@@ -66,10 +66,27 @@ FP_ACROSS = (
 
 @each(FP_ACROSS, "01101110 <> 011000 <> 10 Rn:5 Rd:5", asm="$ s{Rd}, v{Rn}.4s")
 def fp_across_lanes(cpu, i, function):
-    """extreme of four single-precision numbers; adjacent ones are compared first."""
-    a, b, c, d = cpu.V(i.Rn).lanes(32)
+    """extreme of four single-precision numbers."""
+    _fp_across(cpu, i, cpu.V(i.Rn).lanes(32), function)
+
+
+@each(
+    FP_ACROSS,
+    "0 Q:1 001110 <> 011000 <> 10 Rn:5 Rd:5",
+    asm="$ h{Rd}, v{Rn}.{Q:4h|8h}",
+    feature="FEAT_FP16",
+)
+def fp_across_lanes_half(cpu, i, function):
+    """extreme of four or eight half-precision numbers."""
+    _fp_across(cpu, i, cpu.V(i.Rn, vector_width(i)).lanes(16), function)
+
+
+def _fp_across(cpu: Any, i: Any, value: Vec, function: str) -> None:
+    """Neighbours are combined first: the order decides which of several NaNs is the result."""
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, fp(function, fp(function, a, b), fp(function, c, d)))
+        while len(value) > 1:
+            value = fp.lanes(function, evens(value), odds(value))
+        cpu.set_V(i.Rd, value)
 
 
 @insn("0101111011110001101110 Rn:5 Rd:5", asm="addp d{Rd}, v{Rn}.2d")
@@ -92,6 +109,10 @@ PAIRWISE = (
 def fp_scalar_pairwise(cpu, i, function):
     """two adjacent numbers."""
     esize = 32 << i.sz
-    low, high = cpu.V(i.Rn, 2 * esize).lanes(esize)
-    with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, fp(function, low, high))
+    _fp_across(cpu, i, cpu.V(i.Rn, 2 * esize).lanes(esize), function)
+
+
+@each(PAIRWISE, "01011110 <> 011000 <> 10 Rn:5 Rd:5", asm="$ h{Rd}, v{Rn}.2h", feature="FEAT_FP16")
+def fp_scalar_pairwise_half(cpu, i, function):
+    """two adjacent half-precision numbers."""
+    _fp_across(cpu, i, cpu.V(i.Rn, 32).lanes(16), function)

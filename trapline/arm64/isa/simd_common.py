@@ -39,13 +39,14 @@ def each(
     where: Where | None = None,
     feature: str | None = None,
     over: str = "",
+    prefix: str = "",
 ) -> Callable[[Body], Body]:
     """Register one instruction per row `(mnemonic, bits, *details)`; the body is called as `body(cpu, i, *details)`.
 
     `bits` fills the pattern's `<>` in order: words of a string, or a tuple of pattern texts. `asm` may be a function of the
     row's details. `where` is the constraint on decoded fields of every row. If the first detail is a string of letters
     of `SIZES`, it lists the element sizes that field `size` may have, and is not passed on. `over` names the instruction that each
-    row wins over.
+    row wins over. `prefix` goes before the instructions' names, for a body that is registered twice with the same rows.
     """
 
     def register(body: Body) -> Body:
@@ -58,7 +59,7 @@ def each(
             def instruction(cpu: Any, i: Any, arguments: Sequence[Any] = tuple(arguments)) -> None:
                 body(cpu, i, *arguments)
 
-            instruction.__name__ = f"{body.__name__}_{mnemonic}"
+            instruction.__name__ = f"{prefix}{body.__name__}_{mnemonic}"
             instruction.__qualname__ = instruction.__name__
             instruction.__module__ = body.__module__
             instruction.__doc__ = f"{mnemonic.upper()}: {body.__doc__}"

@@ -7,14 +7,20 @@ from typing import Any
 
 from trapline.arm64.isa.simd_common import Fp, each, element, half, negated, vector_width
 from trapline.arm64.isa.simd_three_different import DOUBLING_LONG, MULTIPLY_LONG
-from trapline.arm64.isa.simd_three_same import doubling_high
+from trapline.arm64.isa.simd_three_same import doubling_high, doubling_high_accumulate
 from trapline.bits import Bits, Vec
 
 # The index of a halfword is H:L:M and leaves 4 bits for Rm; of a word it is H:L; of a doubleword H.
-_H = "01 immL:1 immM:1 Rm:4 <> immH:1 0 Rn:5 Rd:5"
+H_INDEX = "immL:1 immM:1 Rm:4 <> immH:1"
+_H = f"01 {H_INDEX} 0 Rn:5 Rd:5"
+_FP16 = f"00 {H_INDEX} 0 Rn:5 Rd:5"
 _S = "10 immL:1 Rm:5 <> immH:1 0 Rn:5 Rd:5"
-_H_ELEMENT = "v{Rm}.h[{immH,immL,immM}]"
+H_ELEMENT = "v{Rm}.h[{immH,immL,immM}]"
 _S_ELEMENT = "v{Rm}.s[{immH,immL}]"
+_VECTORS_H = f"$ v{{Rd}}.{{Q:4h|8h}}, v{{Rn}}.{{Q:4h|8h}}, {H_ELEMENT}"
+_VECTORS_S = f"$ v{{Rd}}.{{Q:2s|4s}}, v{{Rn}}.{{Q:2s|4s}}, {_S_ELEMENT}"
+_SCALARS_H = f"$ h{{Rd}}, h{{Rn}}, {H_ELEMENT}"
+_SCALARS_S = f"$ s{{Rd}}, s{{Rn}}, {_S_ELEMENT}"
 
 
 def indexed(cpu: Any, i: Any, esize: int) -> Bits:
@@ -33,7 +39,11 @@ HIGH_HALF = (
     ("sqdmulh", "0 1100", lambda cpu, d, n, m: doubling_high(cpu, n, m, rounding=False)),
     ("sqrdmulh", "0 1101", lambda cpu, d, n, m: doubling_high(cpu, n, m, rounding=True)),
 )
-"""Also scalar."""
+ROUNDING_ACCUMULATE = (
+    ("sqrdmlah", "1 1101", doubling_high_accumulate(subtract=False)),
+    ("sqrdmlsh", "1 1111", doubling_high_accumulate(subtract=True)),
+)
+"""These two tables also scalar."""
 
 
 def _same_width(cpu: Any, i: Any, width: int, esize: int, operation: Callable[[Any, Vec, Vec, Vec], Vec]) -> None:
@@ -41,25 +51,29 @@ def _same_width(cpu: Any, i: Any, width: int, esize: int, operation: Callable[[A
     cpu.set_V(i.Rd, operation(cpu, d, n, Vec.splat(indexed(cpu, i, esize), len(n))))
 
 
-@each(SAME_WIDTH + HIGH_HALF, f"0 Q:1 <> 01111 {_H}", asm=f"$ v{{Rd}}.{{Q:4h|8h}}, v{{Rn}}.{{Q:4h|8h}}, {_H_ELEMENT}")
+@each(ROUNDING_ACCUMULATE, f"0 Q:1 <> 01111 {_H}", asm=_VECTORS_H, feature="FEAT_RDM")
+@each(SAME_WIDTH + HIGH_HALF, f"0 Q:1 <> 01111 {_H}", asm=_VECTORS_H)
 def by_element_h(cpu, i, operation):
     """halfwords by one halfword."""
     _same_width(cpu, i, vector_width(i), 16, operation)
 
 
-@each(SAME_WIDTH + HIGH_HALF, f"0 Q:1 <> 01111 {_S}", asm=f"$ v{{Rd}}.{{Q:2s|4s}}, v{{Rn}}.{{Q:2s|4s}}, {_S_ELEMENT}")
+@each(ROUNDING_ACCUMULATE, f"0 Q:1 <> 01111 {_S}", asm=_VECTORS_S, feature="FEAT_RDM")
+@each(SAME_WIDTH + HIGH_HALF, f"0 Q:1 <> 01111 {_S}", asm=_VECTORS_S)
 def by_element_s(cpu, i, operation):
     """words by one word."""
     _same_width(cpu, i, vector_width(i), 32, operation)
 
 
-@each(HIGH_HALF, f"01 <> 11111 {_H}", asm=f"$ h{{Rd}}, h{{Rn}}, {_H_ELEMENT}")
+@each(ROUNDING_ACCUMULATE, f"01 <> 11111 {_H}", asm=_SCALARS_H, feature="FEAT_RDM")
+@each(HIGH_HALF, f"01 <> 11111 {_H}", asm=_SCALARS_H)
 def scalar_by_element_h(cpu, i, operation):
     """a halfword by one halfword."""
     _same_width(cpu, i, 16, 16, operation)
 
 
-@each(HIGH_HALF, f"01 <> 11111 {_S}", asm=f"$ s{{Rd}}, s{{Rn}}, {_S_ELEMENT}")
+@each(ROUNDING_ACCUMULATE, f"01 <> 11111 {_S}", asm=_SCALARS_S, feature="FEAT_RDM")
+@each(HIGH_HALF, f"01 <> 11111 {_S}", asm=_SCALARS_S)
 def scalar_by_element_s(cpu, i, operation):
     """a word by one word."""
     _same_width(cpu, i, 32, 32, operation)
@@ -85,7 +99,7 @@ def _long(cpu: Any, i: Any, n: Vec, operation: Callable[[Any, Vec, Vec, Vec], Ve
 @each(
     _long_rows(MULTIPLY_LONG, DOUBLING_LONG),
     f"0 Q:1 <> 01111 {_H}",
-    asm=f"${{Q:|2}} v{{Rd}}.4s, v{{Rn}}.{{Q:4h|8h}}, {_H_ELEMENT}",
+    asm=f"${{Q:|2}} v{{Rd}}.4s, v{{Rn}}.{{Q:4h|8h}}, {H_ELEMENT}",
 )
 def by_element_long_h(cpu, i, operation):
     """halfwords by one halfword, to words."""
@@ -102,7 +116,7 @@ def by_element_long_s(cpu, i, operation):
     _long(cpu, i, half(cpu, i.Rn, i.Q, 32), operation)
 
 
-@each(_long_rows(DOUBLING_LONG), f"01 <> 11111 {_H}", asm=f"$ s{{Rd}}, h{{Rn}}, {_H_ELEMENT}")
+@each(_long_rows(DOUBLING_LONG), f"01 <> 11111 {_H}", asm=f"$ s{{Rd}}, h{{Rn}}, {H_ELEMENT}")
 def scalar_by_element_long_h(cpu, i, operation):
     """a halfword by one halfword, to a word."""
     _long(cpu, i, cpu.V(i.Rn, 16).lanes(16), operation)
@@ -128,7 +142,13 @@ def _floating(cpu: Any, i: Any, width: int, esize: int, operation: Callable[[Fp,
         cpu.set_V(i.Rd, operation(fp, d, n, Vec.splat(indexed(cpu, i, esize), len(n))))
 
 
-@each(FLOATING, f"0 Q:1 <> 01111 {_S}", asm=f"$ v{{Rd}}.{{Q:2s|4s}}, v{{Rn}}.{{Q:2s|4s}}, {_S_ELEMENT}")
+@each(FLOATING, f"0 Q:1 <> 01111 {_FP16}", asm=_VECTORS_H, feature="FEAT_FP16")
+def fp_by_element_h(cpu, i, operation):
+    """half-precision numbers by one element."""
+    _floating(cpu, i, vector_width(i), 16, operation)
+
+
+@each(FLOATING, f"0 Q:1 <> 01111 {_S}", asm=_VECTORS_S)
 def fp_by_element_s(cpu, i, operation):
     """single-precision numbers by one element."""
     _floating(cpu, i, vector_width(i), 32, operation)
@@ -140,7 +160,13 @@ def fp_by_element_d(cpu, i, operation):
     _floating(cpu, i, 128, 64, operation)
 
 
-@each(FLOATING, f"01 <> 11111 {_S}", asm=f"$ s{{Rd}}, s{{Rn}}, {_S_ELEMENT}")
+@each(FLOATING, f"01 <> 11111 {_FP16}", asm=_SCALARS_H, feature="FEAT_FP16")
+def fp_scalar_by_element_h(cpu, i, operation):
+    """a half-precision number by one element."""
+    _floating(cpu, i, 16, 16, operation)
+
+
+@each(FLOATING, f"01 <> 11111 {_S}", asm=_SCALARS_S)
 def fp_scalar_by_element_s(cpu, i, operation):
     """a single-precision number by one element."""
     _floating(cpu, i, 32, 32, operation)

@@ -44,59 +44,63 @@ def pairwise(name: str) -> Operation:
 
 
 BOTH = (
-    ("fmulx", "0 0 11011", lanewise("fp_mulx")),
-    ("frecps", "0 0 11111", lanewise("fp_recip_step")),
-    ("frsqrts", "0 1 11111", lanewise("fp_rsqrt_step")),
-    ("fabd", "1 1 11010", lambda fp, d, n, m: magnitude(fp.lanes("fp_sub", n, m))),
-    ("fcmeq", "0 0 11100", lambda fp, d, n, m: fp.compare("fp_compare_eq", n, m)),
-    ("fcmge", "1 0 11100", lambda fp, d, n, m: fp.compare("fp_compare_ge", n, m)),
-    ("fcmgt", "1 1 11100", lambda fp, d, n, m: fp.compare("fp_compare_gt", n, m)),
-    ("facge", "1 0 11101", lambda fp, d, n, m: fp.compare("fp_compare_ge", magnitude(n), magnitude(m))),
-    ("facgt", "1 1 11101", lambda fp, d, n, m: fp.compare("fp_compare_gt", magnitude(n), magnitude(m))),
+    ("fmulx", "0 0 011", lanewise("fp_mulx")),
+    ("frecps", "0 0 111", lanewise("fp_recip_step")),
+    ("frsqrts", "0 1 111", lanewise("fp_rsqrt_step")),
+    ("fabd", "1 1 010", lambda fp, d, n, m: magnitude(fp.lanes("fp_sub", n, m))),
+    ("fcmeq", "0 0 100", lambda fp, d, n, m: fp.compare("fp_compare_eq", n, m)),
+    ("fcmge", "1 0 100", lambda fp, d, n, m: fp.compare("fp_compare_ge", n, m)),
+    ("fcmgt", "1 1 100", lambda fp, d, n, m: fp.compare("fp_compare_gt", n, m)),
+    ("facge", "1 0 101", lambda fp, d, n, m: fp.compare("fp_compare_ge", magnitude(n), magnitude(m))),
+    ("facgt", "1 1 101", lambda fp, d, n, m: fp.compare("fp_compare_gt", magnitude(n), magnitude(m))),
 )
 """Rows that exist as vectors and as scalars."""
 
 VECTOR_ONLY = (
-    ("fmaxnm", "0 0 11000", lanewise("fp_maxnm")),
-    ("fmla", "0 0 11001", lambda fp, d, n, m: fp.lanes("fp_muladd", d, n, m)),
-    ("fadd", "0 0 11010", lanewise("fp_add")),
-    ("fmax", "0 0 11110", lanewise("fp_max")),
-    ("fminnm", "0 1 11000", lanewise("fp_minnm")),
-    ("fmls", "0 1 11001", lambda fp, d, n, m: fp.lanes("fp_muladd", d, negated(n), m)),
-    ("fsub", "0 1 11010", lanewise("fp_sub")),
-    ("fmin", "0 1 11110", lanewise("fp_min")),
-    ("fmaxnmp", "1 0 11000", pairwise("fp_maxnm")),
-    ("faddp", "1 0 11010", pairwise("fp_add")),
-    ("fmul", "1 0 11011", lanewise("fp_mul")),
-    ("fmaxp", "1 0 11110", pairwise("fp_max")),
-    ("fdiv", "1 0 11111", lanewise("fp_div")),
-    ("fminnmp", "1 1 11000", pairwise("fp_minnm")),
-    ("fminp", "1 1 11110", pairwise("fp_min")),
+    ("fmaxnm", "0 0 000", lanewise("fp_maxnm")),
+    ("fmla", "0 0 001", lambda fp, d, n, m: fp.lanes("fp_muladd", d, n, m)),
+    ("fadd", "0 0 010", lanewise("fp_add")),
+    ("fmax", "0 0 110", lanewise("fp_max")),
+    ("fminnm", "0 1 000", lanewise("fp_minnm")),
+    ("fmls", "0 1 001", lambda fp, d, n, m: fp.lanes("fp_muladd", d, negated(n), m)),
+    ("fsub", "0 1 010", lanewise("fp_sub")),
+    ("fmin", "0 1 110", lanewise("fp_min")),
+    ("fmaxnmp", "1 0 000", pairwise("fp_maxnm")),
+    ("faddp", "1 0 010", pairwise("fp_add")),
+    ("fmul", "1 0 011", lanewise("fp_mul")),
+    ("fmaxp", "1 0 110", pairwise("fp_max")),
+    ("fdiv", "1 0 111", lanewise("fp_div")),
+    ("fminnmp", "1 1 000", pairwise("fp_minnm")),
+    ("fminp", "1 1 110", pairwise("fp_min")),
 )
+
+
+
+def apply_three(cpu: Any, i: Any, width: int, esize: int, operation: Operation) -> None:
+    """A row's operation on the low `width` bits of Rd, Rn and Rm."""
+    d, n, m = (cpu.V(r, width).lanes(esize) for r in (i.Rd, i.Rn, i.Rm))
+    with Fp(cpu) as fp:
+        cpu.set_V(i.Rd, operation(fp, d, n, m))
+
 
 _VECTORS = f"v{{Rd}}.{FP_ARRANGEMENT}, v{{Rn}}.{FP_ARRANGEMENT}"
 
 
 @each(
     BOTH + VECTOR_ONLY,
-    "0 Q:1 <> 01110 <> sz:1 1 Rm:5 <> 1 Rn:5 Rd:5",
+    "0 Q:1 <> 01110 <> sz:1 1 Rm:5 11 <> 1 Rn:5 Rd:5",
     asm=f"$ {_VECTORS}, v{{Rm}}.{FP_ARRANGEMENT}",
     where=no_1d_fp,
 )
 def fp_three_same(cpu, i, operation: Operation):
     """vectors of floating-point numbers, element by element."""
-    d, n, m = (cpu.V(r, vector_width(i)).lanes(32 << i.sz) for r in (i.Rd, i.Rn, i.Rm))
-    with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, operation(fp, d, n, m))
+    apply_three(cpu, i, vector_width(i), 32 << i.sz, operation)
 
 
-@each(BOTH, "01 <> 11110 <> sz:1 1 Rm:5 <> 1 Rn:5 Rd:5", asm="$ {sz:s|d}{Rd}, {sz:s|d}{Rn}, {sz:s|d}{Rm}")
+@each(BOTH, "01 <> 11110 <> sz:1 1 Rm:5 11 <> 1 Rn:5 Rd:5", asm="$ {sz:s|d}{Rd}, {sz:s|d}{Rn}, {sz:s|d}{Rm}")
 def fp_scalar_three_same(cpu, i, operation: Operation):
     """floating-point numbers in SIMD&FP registers."""
-    esize = 32 << i.sz
-    d, n, m = (cpu.V(r, esize).lanes(esize) for r in (i.Rd, i.Rn, i.Rm))
-    with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, operation(fp, d, n, m))
+    apply_three(cpu, i, 32 << i.sz, 32 << i.sz, operation)
 
 
 # -- two registers -----------------------------------------------------------------------------------------------------------
@@ -158,33 +162,34 @@ _VECTOR_PATTERN = "0 Q:1 <> 01110 <> sz:1 10000 <> 10 Rn:5 Rd:5"
 _SCALAR_PATTERN = "01 <> 11110 <> sz:1 10000 <> 10 Rn:5 Rd:5"
 
 
-def _unary(cpu: Any, i: Any, width: int, operation: Unary) -> None:
+def apply_unary(cpu: Any, i: Any, width: int, esize: int, operation: Unary) -> None:
+    """A row's operation on every element of the low `width` bits of Rn."""
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, cpu.V(i.Rn, width).lanes(32 << i.sz).map(lambda lane: operation(fp, lane)))
+        cpu.set_V(i.Rd, cpu.V(i.Rn, width).lanes(esize).map(lambda lane: operation(fp, lane)))
 
 
 @each(CONVERT + UNARY_VECTOR, _VECTOR_PATTERN, asm=f"$ {_VECTORS}", where=no_1d_fp)
 def fp_two_misc(cpu, i, operation: Unary):
     """one vector of floating-point numbers, element by element."""
-    _unary(cpu, i, vector_width(i), operation)
+    apply_unary(cpu, i, vector_width(i), 32 << i.sz, operation)
 
 
 @each(COMPARE_ZERO, _VECTOR_PATTERN, asm=f"$ {_VECTORS}, #0.0", where=no_1d_fp)
 def fp_compare_zero_vector(cpu, i, operation: Unary):
     """elements against zero."""
-    _unary(cpu, i, vector_width(i), operation)
+    apply_unary(cpu, i, vector_width(i), 32 << i.sz, operation)
 
 
 @each(CONVERT + UNARY_SCALAR, _SCALAR_PATTERN, asm="$ {sz:s|d}{Rd}, {sz:s|d}{Rn}")
 def fp_scalar_two_misc(cpu, i, operation: Unary):
     """one floating-point number in a SIMD&FP register."""
-    _unary(cpu, i, 32 << i.sz, operation)
+    apply_unary(cpu, i, 32 << i.sz, 32 << i.sz, operation)
 
 
 @each(COMPARE_ZERO, _SCALAR_PATTERN, asm="$ {sz:s|d}{Rd}, {sz:s|d}{Rn}, #0.0")
 def fp_scalar_compare_zero(cpu, i, operation: Unary):
     """a floating-point number against zero."""
-    _unary(cpu, i, 32 << i.sz, operation)
+    apply_unary(cpu, i, 32 << i.sz, 32 << i.sz, operation)
 
 
 ESTIMATE = (("urecpe", "0", unsigned_recip_estimate), ("ursqrte", "1", unsigned_rsqrt_estimate))

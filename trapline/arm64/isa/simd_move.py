@@ -98,6 +98,12 @@ def modified_immediate_single(cpu, i):
     _set_immediate(cpu, i, expand_immediate(immediate(i), 32), lambda d, imm: imm)
 
 
+@insn("0 Q:1 0 0111100000 imma:3 1111 11 immd:5 Rd:5", asm="fmov v{Rd}.{Q:4h|8h}, #{imma,immd:fp8}", feature="FEAT_FP16")
+def modified_immediate_half(cpu, i):
+    """FMOV (vector, immediate), half precision."""
+    _set_immediate(cpu, i, expand_immediate(immediate(i), 16), lambda d, imm: imm)
+
+
 @insn("01 1 0111100000 imma:3 1111 01 immd:5 Rd:5", asm="fmov v{Rd}.2d, #{imma,immd:fp8}")
 def modified_immediate_double(cpu, i):
     """FMOV (vector, immediate), double precision."""

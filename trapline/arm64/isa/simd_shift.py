@@ -221,6 +221,7 @@ def _fixed(cpu: Any, i: Any, width: int, esize: int, convert: Any) -> None:
         cpu.set_V(i.Rd, cpu.V(i.Rn, width).lanes(esize).map(lambda lane: convert(fp, lane, esize - i.imm)))
 
 
+@each(by_size(FIXED, 16), _VECTOR, _right_syntax, feature="FEAT_FP16", prefix="half_")
 @each(by_size(FIXED, 32), _VECTOR, _right_syntax)
 @each(by_size(FIXED, 64), _VECTOR, _right_syntax, where=is_128)
 def vector_fixed_point(cpu, i, esize, convert):
@@ -228,6 +229,7 @@ def vector_fixed_point(cpu, i, esize, convert):
     _fixed(cpu, i, vector_width(i), esize, convert)
 
 
+@each(by_size(FIXED, 16), _SCALAR, "$ h{Rd}, h{Rn}, #{imm:16-}", feature="FEAT_FP16", prefix="half_")
 @each(
     by_size(FIXED, 32, 64),
     _SCALAR,

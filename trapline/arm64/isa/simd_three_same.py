@@ -96,6 +96,22 @@ def doubling_high(cpu: Any, n: Vec, m: Vec, rounding: bool) -> Vec:
     return saturated(cpu, clamp_signed(exact, esize), exact).trunc(esize)
 
 
+def doubling_high_accumulate(subtract: bool) -> Operation:
+    """SQRDMLAH, SQRDMLSH: the rounded high half of twice the product and the whole old element.
+
+    All terms are halved, so that their sum fits into twice the element size.
+    """
+
+    def operation(cpu: Any, d: Vec, n: Vec, m: Vec) -> Vec:
+        esize = n.esize
+        product = n.sext(2 * esize) * m.sext(2 * esize)
+        before = (d.sext(2 * esize) << esize - 1) + (1 << esize - 2)
+        exact = (before - product if subtract else before + product).asr(esize - 1)
+        return saturated(cpu, clamp_signed(exact, esize), exact).trunc(esize)
+
+    return operation
+
+
 def polynomial_multiply(cpu: Any, d: Vec, n: Vec, m: Vec) -> Vec:
     """PMUL: products over {0, 1} of bytes."""
     pairs = [(n.bits[k + 63 : k], m.bits[k + 63 : k]) for k in range(0, n.bits.width, 64)]
@@ -204,6 +220,34 @@ def scalar_three_same(cpu, i, operation):
 def scalar_three_same_double(cpu, i, operation):
     """one 64-bit integer in a SIMD&FP register."""
     _scalar_three_same(cpu, i, 64, operation)
+
+
+ROUNDING_ACCUMULATE = (
+    ("sqrdmlah", "10000", "hs", doubling_high_accumulate(subtract=False)),
+    ("sqrdmlsh", "10001", "hs", doubling_high_accumulate(subtract=True)),
+)
+
+
+@each(
+    ROUNDING_ACCUMULATE,
+    "0 Q:1 1 01110 size:2 0 Rm:5 <> 1 Rn:5 Rd:5",
+    asm=f"$ v{{Rd}}.{ARRANGEMENT}, v{{Rn}}.{ARRANGEMENT}, v{{Rm}}.{ARRANGEMENT}",
+    feature="FEAT_RDM",
+)
+def three_same_accumulate(cpu, i, operation):
+    """vectors of integers, multiplied and added with rounding."""
+    three_same(cpu, i, operation)
+
+
+@each(
+    ROUNDING_ACCUMULATE,
+    "01 1 11110 size:2 0 Rm:5 <> 1 Rn:5 Rd:5",
+    asm="$ {size:!|h|s|!}{Rd}, {size:!|h|s|!}{Rn}, {size:!|h|s|!}{Rm}",
+    feature="FEAT_RDM",
+)
+def scalar_three_same_accumulate(cpu, i, operation):
+    """one integer in a SIMD&FP register, multiplied and added with rounding."""
+    _scalar_three_same(cpu, i, 8 << i.size, operation)
 
 
 LOGICAL = (

@@ -85,9 +85,10 @@ FP_TRAPS = tuple(
 """Floating-point registers trap as the instructions do."""
 
 
-class FPCR(Sysreg, enc=(3, 3, 4, 4, 0), reset=0, write_mask=0x07C0_0000, after={"fp"}, traps=FP_TRAPS):
-    """Floating-point Control Register. No trapped exceptions, no FZ16, no alternative behaviours."""
+class FPCR(Sysreg, enc=(3, 3, 4, 4, 0), reset=0, write_mask=0x07C8_0000, after={"fp"}, traps=FP_TRAPS):
+    """Floating-point Control Register. No trapped exceptions, no alternative behaviours."""
 
+    FZ16 = Field(19)
     RMode = Field(23, 22)
     FZ = Field(24)
     DN = Field(25)
