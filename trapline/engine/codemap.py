@@ -6,8 +6,8 @@ by the host address of the code page; cache maintenance by the guest (IC) resets
 
 from __future__ import annotations
 
-from trapline.bits.native import Ptr, cas64, fence, load64, native, store64, u64
-from trapline.engine.state import PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, Shared
+from trapline.bits.native import Ptr, cas64, fence, load64, native, store64, u1, u64
+from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, Shared
 
 HASH = 0x9E37_79B9_7F4A_7C15
 
@@ -65,7 +65,10 @@ def insert(shared: Ptr[Shared], page: u64, records: u64) -> None:
 
 @native
 def reset_records(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
-    """Forget what was decoded of `count` instructions."""
+    """Forget what was decoded of `count` instructions, and all regions that have code on the page."""
+    generation = records - PAGE_HEADER + PAGE_GENERATION
+    store64(generation, load64(generation) + 1)
+    fence()
     at = records + first * RECORD_SIZE
     end = at + count * RECORD_SIZE
     while at != end:
@@ -89,3 +92,9 @@ def reset_everything(shared: Ptr[Shared]) -> None:
     while at != shared.code_next:
         reset_records(shared, at + PAGE_HEADER, 0, PAGE_INSNS)
         at = at + PAGE_BYTES
+
+
+@native
+def install(record: u64, handler: u64, region: u64) -> u1:
+    """Have a region take over at a record that has this handler; no if it has another by now."""
+    return cas64(record, handler, region) == handler

@@ -14,14 +14,14 @@ from trapline.bits.native import emit_module
 from trapline.bits.to_llvm import declare_intrinsics
 from trapline.engine import codemap, glue, runtime, slow, system, tlb
 from trapline.engine.access import specialise
-from trapline.engine.handler import Handler
+from trapline.engine.handler import METADATA, Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
 
 CALLED = (
     runtime.lookup, runtime.service, runtime.begin, runtime.start, runtime.continue_, runtime.external_abort,
     runtime.fp_exception, runtime.raise_, runtime.lines, runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host,
-    slow.slow_store, system.after, tlb.flush_all,
-    tlb.request_sync, codemap.find_records, codemap.reset_records,
+    slow.slow_store, slow.fill, system.after, tlb.flush_all,
+    tlb.request_sync, codemap.find_records, codemap.reset_records, codemap.install,
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""
 
@@ -35,10 +35,8 @@ SYSTEM = tuple(
 )  # fmt: skip
 """System operations, called as `trapline_sys_<name>`."""
 
-METADATA = "!0 = !{!\"branch_weights\", i32 100000, i32 1}\n!1 = !{!\"branch_weights\", i32 1, i32 100000}\n"
 
-
-def _slot(name: str) -> int:
+def slot(name: str) -> int:
     return TABLE[name].slot
 
 
@@ -47,8 +45,8 @@ class Compiler:
 
     def __init__(self, features: Features, counting: bool) -> None:
         self._features, self._counting = features, counting
-        self._isa = specialise(load_a64(), FUNCTIONS, features)
-        self.space = ShapeSpace(self._isa)
+        self.isa = specialise(load_a64(), FUNCTIONS, features)
+        self.space = ShapeSpace(self.isa)
 
     @property
     def exports(self) -> dict[str, str]:
@@ -73,10 +71,10 @@ class Compiler:
         direct = {}
         for insn in self.space.insns:
             shape = next((k for k in range(1 << insn.shape_bits) if insn.allows(k)), None)
-            delta = direct_branch(insn, shape, _slot) if shape is not None else None
+            delta = direct_branch(insn, shape, slot) if shape is not None else None
             if delta is not None:
                 direct[insn.name + insn.pattern.text] = delta
-        return PredecoderEmitter(self.space, self._isa, direct).text()
+        return PredecoderEmitter(self.space, self.isa, direct).text()
 
     def module(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
         """IR of the handlers and fill functions of some shapes, and the native functions that they call, by symbol."""
@@ -120,9 +118,9 @@ class Compiler:
 
     def _record(self, shape: Shape | None) -> Recorder:
         if shape is None or (shape.insn.feature is not None and shape.insn.feature not in self._features):
-            recorder = Recorder(_slot)
+            recorder = Recorder(slot)
             recorder.undefined()
             return recorder
-        return shape.insn.record_shape(shape.number, _slot)
+        return shape.insn.record_shape(shape.number, slot)
 
 

@@ -19,6 +19,7 @@ from trapline.engine.cpu import Cpu
 from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
 from trapline.engine.state import MAX_CPUS, PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, Shared
+from trapline.engine.tier1.manager import RegionCompiler, Regions
 from trapline.engine.timers import Timers
 from trapline.engine.turn_cpu import TurnCpu, TurnTimers
 from trapline.errors import NotSupported
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from trapline.turns import Turns
 
 INDEX = "index.json"
+TIER1 = "TRAPLINE_TIER1"
+"""Environment variable: 0 leaves everything to the interpreter."""
 CODE_PAGES = 6144
 """Predecoded pages an engine holds at most (32 KiB each, backed by memory as they are used)."""
 MAP_ENTRIES = 4 * CODE_PAGES
@@ -52,6 +55,7 @@ class Entry:
         self.lines = bind("trapline_lines", u32, u64)
         self.next_count = bind("trapline_next_count", u64, u64)
         self.find_records = bind("trapline_find_records", u64, u64, u64)
+        self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64)
         self.reset_records = bind("trapline_reset_records", None, u64, u64, u64, u64)
 
 
@@ -84,6 +88,11 @@ class Code:
         from trapline.engine.compiler import Compiler
 
         return Compiler(self.features, self.counting)
+
+    @functools.cached_property
+    def region_compiler(self) -> RegionCompiler:
+        """The process that compiles regions."""
+        return RegionCompiler(self)
 
     def _index(self) -> dict[str, Any]:
         """Facts about the compiled code that would otherwise need the declarations: number of shapes, exported names."""
@@ -133,6 +142,8 @@ class Engine:
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
         self.shared = Shared()
         self.shared_address = ctypes.addressof(self.shared)
+        self.regions: Regions | None = None
+        """Tier 1, from the first vCPU on; none where instructions are counted or TRAPLINE_TIER1 is 0."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -152,6 +163,8 @@ class Engine:
         with self._lock:
             if len(self.cpus) == MAX_CPUS:
                 raise NotSupported(f"a software machine has at most {MAX_CPUS} processors")
+            if self.regions is None and not self.code.counting and os.environ.get(TIER1) != "0":
+                self.regions = Regions(self)
             index = len(self.cpus)
             cpu = Cpu(self, index) if self.turns is None else TurnCpu(self, index, self.turns)
             self.cpus.append(cpu)
@@ -215,5 +228,7 @@ class Engine:
             cpu.state.running = 1
 
     def close(self) -> None:
-        """Stop the timer thread."""
+        """Stop the engine's threads."""
+        if self.regions is not None:
+            self.regions.close()
         self.timers.close()

@@ -29,6 +29,7 @@ from trapline.engine.state import (
 
 CC = "preserve_nonecc"
 PROTOTYPE = "ptr %cpu, ptr %rec, ptr %tlb, i64 %aux"
+METADATA = '!0 = !{!"branch_weights", i32 100000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 100000}\n'
 _UNLIKELY = "!prof !0"
 
 WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000
@@ -130,8 +131,8 @@ class Handler:
 
     def _poll(self, record: str) -> None:
         """Leave straight-line execution if something waits for this vCPU."""
-        pending = self._load_field_volatile("poll_kick", 32)
-        clear = self.emit.let(f"icmp eq i32 {pending}, 0")
+        pending = self._load_field_volatile("poll_kick", 64)
+        clear = self.emit.let(f"icmp eq i64 {pending}, 0")
         go, serve = self._label("go"), self._label("serve")
         self.emit.add(f"br i1 {clear}, label %{go}, label %{serve}, {_UNLIKELY}")
         self.emit.add(f"{serve}:")
@@ -187,7 +188,7 @@ class Handler:
             if isinstance(effect, fx.Branch):
                 branch = effect
                 continue
-            ended = _EMIT[type(effect)](self, effect) or ended
+            ended = self.effect(effect) or ended
         if not ended:
             if branch is not None:
                 self._branch(branch)
@@ -207,6 +208,14 @@ class Handler:
         self._tail("trapline_stop")
         self.emit.add(f"{go}:")
         self._store_field("icount", 64, self.emit.let(f"add i64 {count}, 1"))
+
+    def effect(self, effect: fx.Effect) -> bool:
+        """Emit one effect that is not a branch; whether it ends the instruction."""
+        return bool(_EMIT[type(effect)](self, effect))
+
+    def _give_up(self) -> None:
+        """What the plain handler cannot do is the careful one's."""
+        self._tail(f"{self.name}_careful")
 
     def _finish(self) -> None:
         """Go on after the last effect, looking again at whatever the writes changed."""
@@ -285,7 +294,7 @@ class Handler:
             self._call_system("sp_alignment", [], None)
             emit.add(f"br label %{go}")
         else:
-            self._tail(f"{self.name}_careful")
+            self._give_up()
         emit.add(f"{go}:")
 
     # -- memory ----------------------------------------------------------------------------------------------------------
@@ -323,7 +332,7 @@ class Handler:
         emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
         emit.add(f"{slow}:")
         if not self.careful:
-            self._tail(f"{self.name}_careful")
+            self._give_up()
             emit.add(f"{done}:")
             return fast
         self.externs.add("declare i64 @trapline_slow_host(ptr, ptr, i64, i32)")
@@ -363,7 +372,7 @@ class Handler:
         emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
         emit.add(f"{slow}:")
         if not self.careful:
-            self._tail(f"{self.name}_careful")
+            self._give_up()
             emit.add(f"{done}:")
             self._put(fast, value, size)
             if e.access.release:

@@ -54,6 +54,7 @@ from trapline.engine.state import (
     ITLB_ENTRIES,
     PAGE_HEADER,
     RECORD_SHIFT,
+    SAMPLES,
     EngineState,
     Exit,
     Shared,
@@ -297,12 +298,26 @@ def instruction_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64) -> N
 
 
 @native
+def take_sample(cpu: Ptr[EngineState]) -> None:
+    """Tell the profiler where this vCPU is."""
+    cpu.poll_sample = 0
+    k = cpu.sampled & (SAMPLES - 1)
+    cpu.samples[k].pc = cpu.pc
+    cpu.samples[k].records = cpu.records
+    cpu.samples[k].in_region = u64(cpu.in_region)
+    cpu.sampled = cpu.sampled + 1
+
+
+@native
 def service(cpu: Ptr[EngineState]) -> None:
     """At a branch, with arch.pc the next instruction: do what the poll bytes ask for."""
     if cpu.exit_code != Exit.NONE:
         return
     if cpu.poll_sync != 0:
         serve_sync(cpu)
+    if cpu.poll_sample != 0:
+        take_sample(cpu)
+    cpu.in_region = 0
     if cpu.poll_kick != 0:
         cpu.poll_kick = 0
         interrupt_hypervisor(cpu)

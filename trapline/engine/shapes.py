@@ -69,19 +69,26 @@ class ShapeTable:
             self._jit.define(symbol, self._jit.address(symbol))
             self._natives.add(symbol)
 
+    def link_natives(self, symbols: Iterable[str]) -> bool:
+        """Link native functions from the cache; whether all were there."""
+        for symbol in symbols:
+            if symbol in self._natives:
+                continue
+            stored = self._cache.get(symbol + ".o")
+            if stored is None:
+                return False
+            self._jit.load(stored)
+            self._jit.define(symbol, self._jit.address(symbol))
+            self._natives.add(symbol)
+        return True
+
     def _load_batch(self, name: str) -> None:
         meta, data = self._cache.get(name + ".json"), self._cache.get(name)
         if meta is None or data is None:
             return
         index = json.loads(meta)
-        for symbol in index["natives"]:
-            if symbol not in self._natives:
-                stored = self._cache.get(symbol + ".o")
-                if stored is None:
-                    return
-                self._jit.load(stored)
-                self._jit.define(symbol, self._jit.address(symbol))
-                self._natives.add(symbol)
+        if not self.link_natives(index["natives"]):
+            return
         self._jit.load(data)
         self._enter(index["shapes"], name)
 

@@ -52,19 +52,33 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 
 
 @native
-def host_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> u64:
-    """Host address of one byte, entering its page into the TLB; 0 after taking the abort."""
+def enter_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> tuple[u32, u64, u64]:
+    """Translate one byte's address and enter its page into the TLB. Returns fault, host address, faulting IPA."""
     access: u32 = ACCESS_WRITE if write else u32(ACCESS_READ)
     regime = cpu.tlb
     if meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0):
         access = access | ACCESS_UNPRIVILEGED
         regime = addressof(cpu) + DTLB_OFFSET
     fault, host, ipa, info = translate(cpu, va, access)
+    if fault == 0 and cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask == 0:
+        fill_data(cpu, regime, va, host, info & 1 != 0, info & 2 != 0, info & 4 != 0, info >> 8)
+    return fault, host, ipa
+
+
+@native
+def quiet_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> u64:
+    """Host address of one byte, or 0 if the access would fault."""
+    fault, host, ipa = enter_page(cpu, va, write, meta)
+    return host if fault == 0 else u64(0)
+
+
+@native
+def host_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> u64:
+    """Host address of one byte, entering its page into the TLB; 0 after taking the abort."""
+    fault, host, ipa = enter_page(cpu, va, write, meta)
     if fault != 0:
         data_abort(cpu, fault, va, ipa, write)
         return 0
-    if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask == 0:
-        fill_data(cpu, regime, va, host, info & 1 != 0, info & 2 != 0, info & 4 != 0, info >> 8)
     return host
 
 
@@ -93,6 +107,16 @@ def slow_host(cpu: Ptr[EngineState], rec: u64, va: u64, meta: u32) -> u64:
         store8(bounce + k, load8(host + k if k < first else rest + (k - first)))
         k = k + 1
     return bounce
+
+
+@native
+def fill(cpu: Ptr[EngineState], va: u64, meta: u32) -> u64:
+    """Host address for an access that stays in its page, entering it into the TLB; 0 if it crosses pages or would fault."""
+    size = u64(meta & 0xFF)
+    write = meta & WRITE != 0
+    if must_align(cpu, va, size, meta) or (va & 4095) + size > 4096:
+        return 0
+    return quiet_page(cpu, va, write, meta)
 
 
 @native

@@ -21,6 +21,9 @@ REGIMES = 4
 SYNC_PAGES = 16
 """How many invalidations by page can wait at a vCPU; more become one of everything."""
 
+SAMPLES = 16
+"""How many samples wait at a vCPU for the profiler; older ones are overwritten."""
+
 TLB_INVALID = 1 << 11
 """A tag that no probe asks for: page addresses, with the low bits of a misaligned address left in (up to 15), or of a misaligned
 branch target (up to 3)."""
@@ -32,6 +35,8 @@ RECORD_SHIFT = 3
 PAGE_INSNS = 1024
 PAGE_HEADER = 64
 """Bytes before the first record of a predecoded page; the first word is the host address of the code."""
+PAGE_GENERATION = 8
+"""Offset in that header of a number that changes whenever decoded instructions of the page are forgotten."""
 PAGE_BYTES = PAGE_HEADER + (PAGE_INSNS + 2) * RECORD_SIZE
 
 
@@ -69,10 +74,16 @@ class ItlbEntry(ctypes.Structure):
     _fields_ = [("tag", c_uint64), ("records", c_uint64)]
 
 
+class Sample(ctypes.Structure):
+    """Where a vCPU was at a branch: virtual address, its predecoded page, and whether it came from a compiled region."""
+
+    _fields_ = [("pc", c_uint64), ("records", c_uint64), ("in_region", c_uint64)]
+
+
 class EngineState(CpuState):
     """One vCPU of the engine: architectural state, and after it what only the engine knows.
 
-    The four `poll_` bytes lie in one aligned word that handlers test at every taken branch: each is a reason to stop and look
+    The `poll_` bytes lie in one aligned word that handlers test at every taken branch: each is a reason to stop and look
     (`runtime.service`), and each has a byte of its own so that other threads set it with a plain store.
 
     The handlers of a counting engine increment `icount` and leave the guest before an instruction that finds it at `stop`. `turns`
@@ -87,7 +98,10 @@ class EngineState(CpuState):
         ("poll_irq", c_uint8),
         ("poll_timer", c_uint8),
         ("poll_sync", c_uint8),
+        ("poll_sample", c_uint8),
+        ("poll_spare", c_uint8 * 3),
         ("fp_disabled", c_uint32),
+        ("in_region", c_uint32),
         ("exit_code", c_uint32),
         ("running", c_uint32),
         ("result", c_uint64),
@@ -117,6 +131,8 @@ class EngineState(CpuState):
         ("device_va", c_uint64),
         ("device_syndrome", c_uint64),
         ("icount", c_uint64),
+        ("sampled", c_uint64),
+        ("samples", Sample * SAMPLES),
         ("stop", c_uint64),
         ("virtual_time", c_uint64),
         ("clock_offset", c_uint64),

@@ -1,0 +1,1 @@
+"""Tier 1: hot regions of guest code, compiled by LLVM in a process of their own while the interpreter goes on."""

@@ -1,0 +1,85 @@
+"""Region objects: from the words around a hot instruction to machine code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+
+from trapline.arm64.decode import Decoder
+from trapline.arm64.features import Features
+from trapline.arm64.record import Recorder
+from trapline.bits.to_llvm import declare_intrinsics
+from trapline.engine.compiler import Compiler, slot
+from trapline.engine.jit import Jit, ObjectCache
+from trapline.engine.tier1.built import Built
+from trapline.engine.tier1.emit import RegionEmitter, supported
+from trapline.engine.tier1.regions import Place, Region
+
+WORTHWHILE = 4
+"""A region of fewer instructions is not made: entering it would cost what it saves."""
+
+
+Pages = Callable[[int], bytes | None]
+"""The 4 KiB of instructions that lie so many pages after the entry's; None if they are not at hand."""
+
+
+class RegionBuilder:
+    """Makes regions for one set of features."""
+
+    def __init__(self, features: Features, cache: ObjectCache) -> None:
+        self._compiler = Compiler(features, counting=False)
+        self._decoder = Decoder(self._compiler.isa)
+        self._features = features
+        self._jit = Jit()
+        self._cache = cache
+
+    @functools.cache  # noqa: B019 - a builder lives as long as its process
+    def _recording(self, word: int) -> Recorder | None:
+        """What a word does; None if that is the interpreter's business."""
+        insn = self._decoder.decode(word)
+        if insn is None or insn.feature is not None and insn.feature not in self._features:
+            return None
+        recording = insn.record_word(word, slot)
+        return recording if supported(recording) else None
+
+    def explore(self, index: int, pages: Pages) -> Region | None:
+        """The region of the instruction at `index` of page 0; None if there is nothing to gain."""
+        known: dict[int, bytes | None] = {}
+
+        def fetch(place: Place) -> tuple[int, Recorder] | None:
+            page, at = place
+            if page not in known:
+                known[page] = pages(page)
+            text = known[page]
+            if text is None:
+                return None
+            word = int.from_bytes(text[4 * at : 4 * at + 4], "little")
+            recording = self._recording(word)
+            return None if recording is None else (word, recording)
+
+        region = Region((0, index), fetch)
+        return region if region.size >= WORTHWHILE else None
+
+    def text(self, region: Region, shape: int) -> tuple[str, str, dict[str, object]]:
+        """Tag, IR and native functions of a region whose entry has this shape number."""
+        words = sorted((*i.place, i.word) for i in region.instructions)
+        tag = hashlib.sha256(repr((region.entry, shape, words)).encode()).hexdigest()[:16]
+        emitter = RegionEmitter(region, tag, shape)
+        body = emitter.text()
+        declared = [f.declare() for f in emitter.natives.values()]  # type: ignore[attr-defined]
+        parts = [body, *declared, *declare_intrinsics(emitter.intrinsics), *emitter.declarations()]
+        return tag, "\n".join(parts), emitter.natives
+
+    def build(self, index: int, shape: int, pages: Pages) -> Built | None:
+        """Compile the region of an instruction, its native functions into the cache."""
+        region = self.explore(index, pages)
+        if region is None:
+            return None
+        tag, text, natives = self.text(region, shape)
+        code = self._jit.compile(text)
+        for symbol, function in natives.items():
+            if self._cache.get(symbol + ".o") is None:
+                self._cache.put(symbol + ".o", self._jit.compile(self._compiler.native_text(function)))
+        words = tuple(sorted((*i.place, i.word) for i in region.instructions))
+        return Built(tag, index, tuple(region.pages), words, tuple(sorted(natives)), code)

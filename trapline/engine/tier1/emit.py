@@ -1,0 +1,423 @@
+"""Machine code for a region: one LLVM function, entered like a handler and left like one.
+
+Inside, guest registers are LLVM values: they are loaded at the entry and stored where control leaves. Whatever the region cannot
+do (a fault, a trap, an instruction that it leaves out) it hands to the interpreter at exactly that instruction, with the state
+before it. The function belongs to the words that it was made from and to nothing else: it holds no address, and the pages it is
+on are compared with those it was installed for each time it is entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trapline.arm64 import effects as fx
+from trapline.arm64.record import FLAG_OFFSETS, Recorder
+from trapline.arm64.regs import TABLE
+from trapline.bits import Bits
+from trapline.bits.to_llvm import Emitter
+from trapline.engine.handler import ATOMIC, CC, MEMORY_EFFECTS, METADATA, PROTOTYPE, STATE_FUNCTIONS, UPDATE, Handler
+from trapline.engine.state import (
+    ITLB_BITS,
+    PAGE_GENERATION,
+    PAGE_HEADER,
+    RECORD_SHIFT,
+    EngineState,
+    ItlbEntry,
+    Shared,
+)
+from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Block, Instruction, Place, Region
+
+SYSREG = EngineState.sysreg.offset
+FP_STATE = tuple(SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
+PROMOTED: dict[int, str] = (
+    {offset: "i64" for offset in (*REGISTERS, STACK, *FP_STATE)}
+    | {offset: "i8" for offset in FLAG_OFFSETS.values()}
+    | {offset: "<2 x i64>" for offset in VECTORS}
+)
+"""State that a region keeps in values: byte offset in `CpuState` and LLVM type. XZR's sink is not even that: it is dropped."""
+
+SINK = EngineState.xzr_sink.offset
+_EFFECTS = (*MEMORY_EFFECTS, fx.Branch)
+
+
+def supported(recording: Recorder) -> bool:
+    """Whether regions may contain an instruction; the others are the interpreter's."""
+    if recording.after or not all(isinstance(w.offset, int) for w in recording.writes):
+        return False
+    return all(_supported(e) for e in recording.effects)
+
+
+def _supported(effect: fx.Effect) -> bool:
+    if isinstance(effect, fx.System):
+        return effect.when is not None or effect.name in STATE_FUNCTIONS
+    if isinstance(effect, fx.Barrier):
+        return effect.kind == "dmb"
+    return isinstance(effect, _EFFECTS)
+
+
+class Line(Handler):
+    """Emits one instruction of a region, or one way out of it, in place."""
+
+    def __init__(self, tag: str, recording: Recorder, page: int, offset: int, way_out: str) -> None:
+        super().__init__(tag, recording, far=False)
+        self.careful = False
+        self.emit = Emitter(self._leaf, prefix=f"{tag}_")
+        self._page, self._offset, self._way_out = page, offset, way_out
+        self._atomic = False
+        self.left = False
+        """Whether the way out is used."""
+
+    def _label(self, hint: str) -> str:
+        return f"{super()._label(hint)}_{self.name}"
+
+    # -- state -----------------------------------------------------------------------------------------------------------
+    def _leaf(self, node: Bits) -> str:
+        if node.op == "state" and node.attr in PROMOTED:
+            return self.read(node.attr)
+        return super()._leaf(node)
+
+    def read(self, offset: int) -> str:
+        """The value of a promoted register as an integer."""
+        kind = PROMOTED[offset]
+        value = self.emit.let(f"load {kind}, ptr %s{offset}")
+        return value if kind[0] == "i" else self.emit.let(f"bitcast {kind} {value} to i128")
+
+    def _pc(self) -> str:
+        return self.emit.let(f"add i64 %va{_name(self._page)}, {self._offset}")
+
+    def _commit(self) -> None:
+        values = [(w, self.emit(w.value)) for w in self.recording.writes if w.offset != SINK]
+        for write, value in values:
+            assert isinstance(write.offset, int)
+            if write.value.width < write.storage:
+                value = self.emit.let(f"zext i{write.value.width} {value} to i{write.storage}")
+            kind = PROMOTED.get(write.offset)
+            if kind is None:
+                pointer = self._field(write.offset)
+                self.emit.add(f"store i{write.storage} {value}, ptr {pointer}, align {min(write.storage // 8, 16)}")
+                continue
+            if kind[0] == "<":
+                value = self.emit.let(f"bitcast i128 {value} to {kind}")
+            self.emit.add(f"store {kind} {value}, ptr %s{write.offset}")
+
+    # -- leaving ---------------------------------------------------------------------------------------------------------
+    def _give_up(self) -> None:
+        self.left = True
+        self.emit.add(f"br label %{self._way_out}")
+
+    def _leave_if(self, condition: str) -> None:
+        go = self._label("go")
+        self.left = True
+        self.emit.add(f"br i1 {condition}, label %{self._way_out}, label %{go}, !prof !1")
+        self.emit.add(f"{go}:")
+
+    def _check_sp(self) -> None:
+        low = self.emit.let(f"and i64 {self.read(STACK)}, 15")
+        self._leave_if(self.emit.let(f"icmp ne i64 {low}, 0"))
+
+    def _system(self, e: fx.System) -> None:
+        if e.when is not None:
+            self._leave_if(self.emit(e.when))
+        else:
+            super()._system(e)
+
+    def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: int = 0) -> str:
+        self._atomic = atomic & (ATOMIC | UPDATE) != 0
+        return super()._translate(addr, size, write, access, atomic)
+
+    def _probe(self, addr: str, size: int, write: bool, access: fx.Access) -> tuple[str, str, str]:
+        """Ask the runtime to fill the TLB before giving up; what faults is left to the interpreter."""
+        hit, fast, meta = super()._probe(addr, size, write, access)
+        if self._atomic:
+            return hit, fast, meta
+        emit = self.emit
+        here, slow, join = (self._label(x) for x in ("quick", "fill", "probed"))
+        emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
+        emit.add(f"{slow}:")
+        self.externs.add("declare i64 @trapline_fill(ptr, i64, i32)")
+        found = emit.let(f"call i64 @trapline_fill(ptr %cpu, i64 {addr}, i32 {meta})")
+        ok = emit.let(f"icmp ne i64 {found}, 0")
+        pointer = emit.let(f"inttoptr i64 {found} to ptr")
+        emit.add(f"br label %{join}")
+        emit.add(f"{here}:")
+        emit.add(f"br label %{join}")
+        emit.add(f"{join}:")
+        either = emit.let(f"phi i1 [ true, %{here} ], [ {ok}, %{slow} ]")
+        return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]"), meta
+
+    # -- an instruction --------------------------------------------------------------------------------------------------
+    def perform(self) -> fx.Branch | None:
+        """Emit effects and writes; a branch is left to the caller, its condition and target already values."""
+        recording = self.recording
+        if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
+            self._check_sp()
+        branch = None
+        for effect in recording.effects:
+            if isinstance(effect, fx.Branch):
+                branch = effect
+                if effect.when is not None:
+                    self.emit(effect.when)
+                if effect.delta is None:
+                    self.emit(effect.target)
+            else:
+                self.effect(effect)
+        self._commit()
+        return branch
+
+
+def _name(page: int) -> str:
+    """A page number as part of an LLVM name."""
+    return f"m{-page}" if page < 0 else str(page)
+
+
+class RegionEmitter:
+    """The IR of one region."""
+
+    def __init__(self, region: Region, tag: str, shape: int) -> None:
+        """`shape` is the shape number of the entry's instruction: its handler takes over when the region does not apply."""
+        self.region, self.tag, self._shape = region, tag, shape
+        self.externs: set[str] = set()
+        self.intrinsics: set[str] = set()
+        self.natives: dict[str, object] = {}
+        self._lines: list[str] = []
+        self._ways_out: list[str] = []
+        self._count = 0
+        self._dirty = self._dirty_at_entry()
+        self._pages = region.pages
+
+    # -- what is modified where ------------------------------------------------------------------------------------------
+    @staticmethod
+    def _written(instructions: Iterable[Instruction]) -> set[int]:
+        return {w.offset for i in instructions for w in i.recording.writes if isinstance(w.offset, int)} & PROMOTED.keys()
+
+    def _dirty_at_entry(self) -> dict[Place, set[int]]:
+        """Registers that may differ from memory where each block starts."""
+        blocks = self.region.blocks
+        dirty: dict[Place, set[int]] = {place: set() for place in blocks}
+        work = list(blocks)
+        while work:
+            block = blocks[work.pop()]
+            out = dirty[block.start] | self._written(block.body)
+            for place in self._destinations(block):
+                if place in blocks and not out <= dirty[place]:
+                    dirty[place] |= out
+                    work.append(place)
+        return dirty
+
+    def _destinations(self, block: Block) -> Iterable[Place]:
+        last = block.body[-1]
+        if last.branch is not None and last.branch.delta is None:
+            return self.region.returns
+        if last.is_call:
+            return block.follows[:1]
+        return block.follows
+
+    # -- the function ----------------------------------------------------------------------------------------------------
+    def text(self) -> str:
+        """The module's functions and data: `region_<tag>`, and `instance_<tag>`, an (generation, records) pair for each page."""
+        blocks = self.region.blocks
+        for block in blocks.values():
+            self._block(block)
+        touched = set().union(*self._dirty.values()) if blocks else set()
+        for i in self.region.instructions:
+            touched |= self._written([i])
+        touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
+        body = "\n".join([*self._entry(sorted(touched)), *self._lines, *self._ways_out])
+        data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
+        return f"{data}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {{\nentry:\n{body}\n}}\n"
+
+    def declarations(self) -> list[str]:
+        """What the functions need besides."""
+        return [*sorted(self.externs), METADATA]
+
+    def _entry(self, touched: list[int]) -> list[str]:
+        line = self._line("entry", Recorder(_no_slot), self.region.entry)
+        emit = line.emit
+        for offset in touched:
+            emit.add(f"%s{offset} = alloca {PROMOTED[offset]}, align 16")
+        self._find_pages(line)
+        if any(i.recording.uses_fp for i in self.region.instructions):
+            disabled = line._load_field("fp_disabled", 32)
+            self._require(line, emit.let(f"icmp eq i32 {disabled}, 0"))
+        for offset in touched:
+            kind = PROMOTED[offset]
+            emit.add(f"store {kind} {emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
+        emit.add(f"br label %{self._start(self.region.entry)}")
+        emit.add("stale:")
+        shared = line._load_field("shared", 64)
+        at = emit.let(f"inttoptr i64 {shared} to ptr")
+        handlers = emit.let(f"load ptr, ptr {line._field(Shared.handlers.offset, at)}")
+        handler = emit.let(f"load ptr, ptr {line._field(8 * self._shape, handlers)}")
+        emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr %rec, ptr %tlb, i64 poison)")
+        emit.add("ret void")
+        return emit.lines
+
+    def _require(self, line: Line, condition: str) -> None:
+        go = line._label("checked")
+        line.emit.add(f"br i1 {condition}, label %{go}, label %stale, !prof !0")
+        line.emit.add(f"{go}:")
+
+    def _find_pages(self, line: Line) -> None:
+        """Where the region's pages are now; all must be as they were when it was installed."""
+        emit = line.emit
+        entry_page, index = self.region.entry
+        for k, page in enumerate(self._pages):
+            name = _name(page)
+            expected = f"getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k})"
+            if page == entry_page:
+                emit.add(f"%at{name} = getelementptr i8, ptr %rec, i64 {-index << RECORD_SHIFT + 2}")
+                emit.add(f"%va{name} = load i64, ptr {line._field(EngineState.page_va.offset)}")
+            else:
+                emit.add(f"%va{name} = add i64 %va{_name(entry_page)}, {(page - entry_page) << 12}")
+                row = emit.let(f"lshr i64 %va{name}, 12")
+                row = emit.let(f"and i64 {row}, {(1 << ITLB_BITS) - 1}")
+                itlb = emit.let(f"load ptr, ptr {line._field(EngineState.itlb.offset)}")
+                entry = emit.let(f"getelementptr [2 x i64], ptr {itlb}, i64 {row}")
+                self._require(line, emit.let(f"icmp eq i64 {emit.let(f'load i64, ptr {entry}')}, %va{name}"))
+                records = emit.let(f"load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
+                emit.add(f"%at{name} = inttoptr i64 {records} to ptr")
+                wanted = emit.let(f"load i64, ptr getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k + 8})")
+                self._require(line, emit.let(f"icmp eq i64 {records}, {wanted}"))
+            emit.add(f"%records{name} = ptrtoint ptr %at{name} to i64")
+            generation = emit.let(f"load i64, ptr {line._field(PAGE_GENERATION - PAGE_HEADER, f'%at{name}')}")
+            self._require(line, emit.let(f"icmp eq i64 {generation}, {emit.let(f'load i64, ptr {expected}')}"))
+
+    # -- blocks ----------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _start(place: Place) -> str:
+        return f"b{_name(place[0])}_{place[1]}"
+
+    def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
+        self._count += 1
+        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out)
+
+    def _take(self, line: Line) -> None:
+        """Collect what a line needs."""
+        self.externs |= line.externs
+        self.intrinsics |= line.emit.intrinsics
+        self.natives |= line.emit.natives
+
+    def _block(self, block: Block) -> None:
+        self._lines.append(f"{self._start(block.start)}:")
+        dirty = set(self._dirty[block.start])
+        for instruction in block.body:
+            way_out = f"out{_name(instruction.place[0])}_{instruction.place[1]}"
+            line = self._line("i", instruction.recording, instruction.place, way_out)
+            branch = line.perform()
+            self._lines += line.emit.lines
+            self._take(line)
+            if line.left:
+                self._way_out(way_out, instruction.place, dirty)
+            dirty |= self._written([instruction])
+            if branch is not None:
+                self._branch(line, instruction, branch, dirty)
+                return
+        if block.stop is not None:
+            self._leave(self._line("e", Recorder(_no_slot), block.stop), block.stop, dirty, poll=False, out=self._lines)
+            return
+        self._edge(block.body[-1], block.follows[0], dirty)
+
+    def _branch(self, line: Line, here: Instruction, branch: fx.Branch, dirty: set[int]) -> None:
+        if branch.when is not None:
+            taken, fall = f"t_{line.name}", f"f_{line.name}"
+            self._lines.append(f"br i1 {line.emit(branch.when)}, label %{taken}, label %{fall}")
+            self._lines.append(f"{fall}:")
+            self._edge(here, here.next, dirty)
+            self._lines.append(f"{taken}:")
+        target = here.target
+        if target is not None:
+            self._edge(here, target, dirty)
+        else:
+            self._indirect(here, line.emit(branch.target), dirty)
+
+    def _edge(self, here: Instruction, target: Place, dirty: set[int]) -> None:
+        """Go on at a place inside the region or leave for it; whatever may close a cycle asks whether something waits."""
+        page, index = here.place
+        forward = target[0] == page and target[1] > index
+        line = self._line("g", Recorder(_no_slot), target)
+        if target not in self.region.blocks:
+            self._leave(line, target, dirty, poll=not forward, out=self._lines)
+            return
+        if not forward:
+            self._ask(line, target, dirty)
+        self._lines += [*line.emit.lines, f"br label %{self._start(target)}"]
+
+    def _ask(self, line: Line, target: Place, dirty: set[int]) -> None:
+        emit = line.emit
+        pending = line._load_field_volatile("poll_kick", 64)
+        go, serve = line._label("go"), line._label("serve")
+        emit.add(f"br i1 {emit.let(f'icmp eq i64 {pending}, 0')}, label %{go}, label %{serve}, !prof !0")
+        emit.add(f"{go}:")
+        emit.add('fence syncscope("singlethread") seq_cst')
+        way = self._line("p", Recorder(_no_slot), target)
+        self._flush(way, dirty)
+        record = self._record(way, target)
+        way._store_field("in_region", 32, "1")
+        way._tail("trapline_poll", record)
+        self._ways_out += [f"{serve}:", *way.emit.lines]
+        self._take(way)
+
+    def _indirect(self, here: Instruction, target: str, dirty: set[int]) -> None:
+        """A computed branch: return to a call of the region if it goes there, else look the address up."""
+        if here.is_return:
+            for place in self.region.returns:
+                line = self._line("r", Recorder(_no_slot), place)
+                hit, miss = line._label("back"), line._label("not")
+                same = line.emit.let(f"icmp eq i64 {target}, {line._pc()}")
+                line.emit.add(f"br i1 {same}, label %{hit}, label %{miss}")
+                line.emit.add(f"{hit}:")
+                self._ask(line, place, dirty)
+                line.emit.add(f"br label %{self._start(place)}")
+                line.emit.add(f"{miss}:")
+                self._lines += line.emit.lines
+        way = self._line("c", Recorder(_no_slot), here.place)
+        self._flush(way, dirty, page=False)
+        way._goto(target)
+        self._lines += way.emit.lines
+        self._take(way)
+
+    # -- leaving ---------------------------------------------------------------------------------------------------------
+    def _flush(self, line: Line, dirty: set[int], page: bool = True) -> None:
+        """Store what the region changed, and make its current page the interpreter's."""
+        emit = line.emit
+        for offset in sorted(dirty):
+            kind = PROMOTED[offset]
+            emit.add(f"store {kind} {emit.let(f'load {kind}, ptr %s{offset}')}, ptr {line._field(offset)}")
+        here = line._page
+        if page and here != self.region.entry[0]:
+            line._store_field("page_va", 64, f"%va{_name(here)}")
+            line._store_field("records", 64, f"%records{_name(here)}")
+
+    def _record(self, line: Line, place: Place) -> str:
+        return line.emit.let(f"getelementptr i8, ptr %at{_name(place[0])}, i64 {place[1] << RECORD_SHIFT + 2}")
+
+    def _leave(self, line: Line, place: Place, dirty: set[int], poll: bool, out: list[str]) -> None:
+        """Go on in the interpreter at a place."""
+        if place[0] in self._pages:
+            self._flush(line, dirty)
+            record = self._record(line, place)
+            if poll:
+                line._poll(record)
+            line._jump(record)
+        else:
+            self._flush(line, dirty, page=False)
+            entry = self.region.entry[0]
+            distance = (place[0] - entry << 12) + (place[1] << 2)
+            line._goto(line.emit.let(f"add i64 %va{_name(entry)}, {distance}"))
+        out += line.emit.lines
+        self._take(line)
+
+    def _way_out(self, label: str, place: Place, dirty: set[int]) -> None:
+        """Hand the instruction at `place` to the interpreter, with the state before it."""
+        self._ways_out.append(f"{label}:")
+        if place == self.region.entry:
+            line = self._line("w", Recorder(_no_slot), place)
+            self._flush(line, dirty)
+            line.emit.add("br label %stale")
+            self._ways_out += line.emit.lines
+            return
+        self._leave(self._line("w", Recorder(_no_slot), place), place, dirty, poll=False, out=self._ways_out)
+
+
+def _no_slot(name: str) -> int:
+    raise LookupError(name)

@@ -1,0 +1,75 @@
+"""Putting regions into service: linking them, and having records run them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, RECORD_SIZE
+
+if TYPE_CHECKING:
+    from trapline.engine.engine import Code, Engine
+    from trapline.engine.tier1.built import Built
+
+PAGE = 4096
+
+
+class Texts:
+    """Reads guest code by way of the kernel: the memory may be unmapped by another thread, which must not end this process."""
+
+    def __init__(self) -> None:
+        self._memory = open("/proc/self/mem", "rb", buffering=0)
+
+    def read(self, records: int) -> bytes | None:
+        """The 4 KiB of instructions of a predecoded page; None if the memory is gone."""
+        code = ctypes.c_uint64.from_address(records - PAGE_HEADER).value
+        try:
+            text = os.pread(self._memory.fileno(), PAGE, code)
+        except OSError:
+            return None
+        return text if len(text) == PAGE else None
+
+
+class Layout(Protocol):
+    """Where the pages around an entry are."""
+
+    def records(self, distance: int) -> int | None: ...
+
+
+class Linked:
+    """A region's code in this process."""
+
+    def __init__(self, built: Built, code: Code) -> None:
+        self.built = built
+        with code.lock:
+            self.usable = code.shapes.link_natives(built.natives)
+            if not self.usable:
+                return
+            code.jit.load(built.code)
+            self.address = code.jit.address(f"region_{built.tag}")
+            data = code.jit.address(f"instance_{built.tag}")
+        self._instance = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
+
+    def install(self, engine: Engine, layout: Layout, texts: Texts) -> bool:
+        """Run this region at its entry. False if the code is not what it was made from, or not where it was."""
+        built = self.built
+        words, facts = {}, []
+        for page in built.pages:
+            records = layout.records(page)
+            if records is None:
+                return False
+            generation = ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value
+            text = texts.read(records)  # after the generation: what changes from here on changes that too
+            if text is None:
+                return False
+            facts += [generation, records]
+            words[page] = memoryview(text).cast("I")
+        if any(words[page][index] != word for page, index, word in built.words):
+            return False
+        self._instance[:] = facts
+        record = facts[1] + built.entry * RECORD_SIZE
+        if ctypes.c_uint64.from_address(record).value == self.address:
+            return True
+        shape = engine.entry.decode(words[0][built.entry], built.entry)
+        return bool(engine.entry.install(record, engine.code.shapes.handlers[shape], self.address))
