@@ -27,8 +27,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-FACADE = ("trapline.__init__",)
-"""Modules outside the layers: the public names, which come from the backends and the ABI."""
+FACADE = ("trapline.__init__", "trapline.__main__")
+"""Modules outside the layers: the public names, which come from the backends and the ABI, and the command line."""
 
 SWITCHING = {"threading", "time", "random"}
 """Only sync.py may import these on behalf of the hypervisor."""
