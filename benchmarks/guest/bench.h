@@ -22,6 +22,8 @@ struct program {
 extern const struct program integer_programs[], floating_programs[], simd_programs[], memory_programs[], system_programs[];
 
 uint64_t now_ns(void);
+/* Say that the program begins now, for the host's clocks, and what the time is. */
+uint64_t start_clock(void);
 uint32_t next_random(uint32_t *state);
 uint64_t mix(uint64_t hash, uint64_t value);
 uint64_t mix_double(uint64_t hash, double value);

@@ -216,7 +216,7 @@ uint64_t integer_round(uint32_t seed)
 static struct result integer_mix(unsigned long scale)
 {
     struct result r = {.work = scale};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++)
         r.check = mix(r.check, integer_round(0x1234567 + n));
@@ -228,7 +228,7 @@ static struct result integer_mix(unsigned long scale)
 static struct result spin(unsigned long scale)
 {
     struct result r = {.work = scale};
-    uint64_t turns = scale * 250000, sum = 0, start = now_ns();
+    uint64_t turns = scale * 250000, sum = 0, start = start_clock();
 
     __asm__ volatile("1: add %0, %0, %1\n   eor %0, %0, %1, lsl #3\n   subs %1, %1, #1\n   b.ne 1b" : "+r"(sum), "+r"(turns) : : "cc");
     r.ns = now_ns() - start;

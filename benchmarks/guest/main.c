@@ -89,10 +89,13 @@ uint32_t crc32_update(uint32_t crc, const unsigned char *data, size_t length)
     return ~crc;
 }
 
-static void begin(const char *name)
+static const char *running;
+
+uint64_t start_clock(void)
 {
-    printf("BEGIN %s\n", name);
+    printf("BEGIN %s\n", running);
     fflush(stdout);
+    return now_ns();
 }
 
 static void report(const char *name, const char *unit, struct result r)
@@ -111,10 +114,10 @@ static int run_command(const char *name, const char *input, char **command)
     uint32_t crc = 0;
     ssize_t got;
 
-    begin(name);
+    running = name;
     if (pipe(out))
         die("pipe");
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     pid_t child = fork();
     if (child < 0)
         die("fork");
@@ -189,7 +192,7 @@ static int run_program(const char *name, unsigned long scale)
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (const struct program *p = tables[t]; p->name; p++)
             if (!strcmp(p->name, name)) {
-                begin(name);
+                running = name;
                 report(name, p->unit, p->run(scale ? scale : 1));
                 return 0;
             }

@@ -12,7 +12,7 @@ static struct result sieve(unsigned long scale)
     const size_t count = 16 * MIB;
     uint8_t *composite = pages(count);
     struct result r = {.work = scale * count};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long turn = 0; turn < scale; turn++) {
         uint64_t primes = 0;
@@ -27,7 +27,6 @@ static struct result sieve(unsigned long scale)
         r.check += primes;
     }
     r.ns = now_ns() - start;
-    munmap(composite, count);
     return r;
 }
 
@@ -52,12 +51,11 @@ static struct result chase(unsigned long scale)
         lines[other].next = t;
     }
     at = lines;
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     for (unsigned long n = 0; n < scale * 1000; n++)
         at = at->next;
     r.ns = now_ns() - start;
     r.check = at - lines;
-    munmap(lines, 32 * MIB);
     return r;
 }
 
@@ -100,7 +98,7 @@ static struct result stream(enum kernel kernel, size_t bytes, unsigned long scal
         a[n] = n % 1000 * 0.5;
         b[n] = 1;
     }
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     for (unsigned long turn = 0; turn < scale; turn++) {
         a[0] = turn;
         stream_pass(kernel, to, a, b, count);
@@ -108,7 +106,6 @@ static struct result stream(enum kernel kernel, size_t bytes, unsigned long scal
     r.ns = now_ns() - start;
     for (size_t n = 0; n < count; n += count / 97)
         r.check = mix_double(r.check, to[n]);
-    munmap(to, bytes);
     return r;
 }
 

@@ -68,7 +68,7 @@ static struct result prepare(uint64_t work)
 static struct result simd_int(unsigned long scale)
 {
     struct result r = prepare(scale * 2 * SIZE);
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++) {
         blur();
@@ -85,7 +85,7 @@ static struct result simd_int(unsigned long scale)
 static struct result simd_float(unsigned long scale)
 {
     struct result r = prepare(scale * 2 * SIZE);
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++) {
         float sum = product();

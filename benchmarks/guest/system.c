@@ -15,7 +15,7 @@ static struct result getppid_loop(unsigned long scale)
 {
     struct result r = {.work = scale * 1000};
     long parent = syscall(SYS_getppid);
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale * 1000; n++)
         r.check += syscall(SYS_getppid) == parent;
@@ -38,7 +38,7 @@ static struct result signals(unsigned long scale)
 
     sigaction(SIGUSR1, &action, NULL);
     delivered = 0;
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     for (unsigned long n = 0; n < scale * 100; n++)
         kill(self, SIGUSR1);
     r.ns = now_ns() - start;
@@ -91,7 +91,7 @@ static struct result ping_pong(unsigned long scale)
         }
         _exit(0);
     }
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     for (unsigned long n = 0; n < scale * 100; n++)
         if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
             die("ping-pong");
@@ -108,7 +108,7 @@ static struct result ping_pong(unsigned long scale)
 static struct result fork_exit(unsigned long scale)
 {
     struct result r = {.work = scale};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++) {
         pid_t child = child_or_die();
@@ -124,7 +124,7 @@ static struct result fork_exit(unsigned long scale)
 static struct result fork_exec(unsigned long scale)
 {
     struct result r = {.work = scale};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++) {
         pid_t child = child_or_die();
@@ -143,7 +143,7 @@ static struct result page_faults(unsigned long scale)
 {
     const size_t bytes = 4ul << 20;
     struct result r = {.work = scale * (bytes / 4096)};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long turn = 0; turn < scale; turn++) {
         volatile unsigned char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -164,7 +164,7 @@ static struct result yields(unsigned long scale)
     struct result r = {.work = 2 * scale * 100};
 
     keep_to_first_cpu();
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
     pid_t child = child_or_die();
     for (unsigned long n = 0; n < scale * 100; n++)
         r.check += sched_yield() == 0;
@@ -180,7 +180,7 @@ static struct result sleeps(unsigned long scale)
 {
     const struct timespec millisecond = {.tv_nsec = 1000000};
     struct result r = {.work = scale};
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (unsigned long n = 0; n < scale; n++)
         r.check += nanosleep(&millisecond, NULL) == 0;
@@ -194,7 +194,7 @@ static struct result throughput(unsigned long scale)
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     struct result r = {.work = scale * cpus};
     pid_t children[64];
-    uint64_t start = now_ns();
+    uint64_t start = start_clock();
 
     for (long n = 0; n < cpus && n < 64; n++) {
         children[n] = child_or_die();

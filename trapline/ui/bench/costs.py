@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from trapline.ui.bench.machine import TRAPLINE, Side, Start, command, run
+from trapline.ui.bench.machine import TRAPLINE, Side, Start, boot
 
 Cost = dict[str, float]
 """One line of a cost's table: numbers by column."""
@@ -72,8 +72,8 @@ def boots(sides: list[Side], starts: list[tuple[str, float, Start]], runs: int) 
         samples: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
         for _ in range(runs):
             for side in sides:
-                one = run(command(side, start))
-                samples[side.name].append((one.exit, one.resident))
+                one = boot(side, start)
+                samples[side.name].append((one.seconds, one.resident))
         for name, pairs in samples.items():
             line[f"{name}, s"], line[f"{name}, MiB"] = (statistics.median(column) for column in zip(*pairs))
         lines.append(line)
@@ -94,8 +94,8 @@ def memory_size(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
 def cold(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
     """A boot on a machine that has never compiled anything."""
     with tempfile.TemporaryDirectory(prefix="trapline-cold-") as cache:
-        one = run(command(TRAPLINE, plain), {**os.environ, "XDG_CACHE_HOME": cache})
-    return [{"marker, s": one.marker, "exit, s": one.exit, "CPU s": one.cpu, "resident MiB": one.resident}]
+        one = boot(TRAPLINE, plain, {**os.environ, "XDG_CACHE_HOME": cache})
+    return [{"seconds": one.seconds, "CPU s": one.cpu, "resident MiB": one.resident}]
 
 
 MEASURES: dict[str, Callable[[list[Side], Start, int], list[Cost]]] = {

@@ -85,19 +85,30 @@ def find_file(root: Path, path: str) -> Path:
     return found
 
 
-def script(rows: Iterable[Row], commands: Iterable[str] = ()) -> str:
-    """What the guest's shell runs: what each row needs first, once, and then the rows."""
-    listed = list(rows)
-    setups = dict.fromkeys(row.setup for row in listed if row.setup)
-    return "\n".join(["PATH=/bench:$PATH", *setups, *(row.command for row in listed), *commands, ""])
+SHELL = """\
+PATH=/bench:$PATH
+{setup}
+stty -echo </dev/console
+echo READY
+while read -r line; do
+    eval "$line" </dev/null
+    echo "DONE $?"
+done </dev/console
+"""
+"""What the guest runs: prepare, then obey the lines that come. The end of the script powers the machine off."""
 
 
-def ramdisk(rows: Iterable[Row], commands: Iterable[str] = ()) -> bytes:
+def script(rows: Iterable[Row]) -> str:
+    """The guest's script; what several rows need is made once."""
+    return SHELL.format(setup="\n".join(dict.fromkeys(row.setup for row in rows if row.setup)))
+
+
+def ramdisk(rows: Iterable[Row]) -> bytes:
     """A ramdisk to put after the guest's own: binary, script, and what the rows need. The kernel unpacks one after the other."""
     listed = list(rows)
     archive = Cpio()
     archive.file("bench/trapbench", build_binary().read_bytes(), 0o755)
-    archive.file("bench/list", script(listed, commands).encode())
+    archive.file("bench/list", script(listed).encode())
     if any(row.needs == "perl" for row in listed):
         archive.file("bench/script.pl", (SOURCES / "script.pl").read_bytes())
         for path, data in perl_files().items():

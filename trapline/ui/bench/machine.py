@@ -1,4 +1,4 @@
-"""One side of the comparison: its command line, starting it, and listening to what the guest prints."""
+"""One side of the comparison: its command line, its process, and what the guest says on its console."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 BOOTED = re.compile(rb"BOOT-OK")
-BEGIN = re.compile(rb"BEGIN (\S+)")
-BENCH = re.compile(rb"BENCH (\S+) unit=(\S+) work=(\d+) ns=(\d+) check=([0-9a-f]+)")
+READY = re.compile(rb"^READY\b")
+BEGIN = re.compile(rb"^BEGIN (\S+)")
+BENCH = re.compile(rb"^BENCH (\S+) unit=(\S+) work=(\d+) ns=(\d+) check=([0-9a-f]+)")
+DONE = re.compile(rb"^DONE (\d+)")
 
-LIMIT_SECONDS = 900
+BOOT_LIMIT = 300
+PROGRAM_LIMIT = 200
+"""Seconds after which a side counts as stuck."""
 MEMORY_MIB = 512
 
 
@@ -39,14 +44,13 @@ PEERS = (Side("TCG cortex-a57", "cortex-a57"), Side("TCG max", "max,pauth-impdef
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to boot, and on how much of a machine."""
+    """What to boot, and on how much of a machine (memory in MiB)."""
 
     kernel: Path
     initrd: Path
     params: str
     cpus: int = 1
     memory: int = MEMORY_MIB
-    """MiB."""
     disk: Path | None = None
 
 
@@ -66,91 +70,126 @@ def command(side: Side, start: Start) -> list[str]:
 
 
 @dataclass(slots=True)
-class Result:
-    """What a program in the guest reported, and the CPU seconds that the whole process of the side spent meanwhile."""
+class Sample:
+    """One measurement of a row on one side: seconds by the guest's clock (of a boot: by the host's), CPU seconds that the side's whole
+    process spent meanwhile, the work done, the check value, and peak resident MiB of the process."""
 
-    unit: str
-    work: int
     seconds: float
-    check: str
-    cpu: float = 0.0
-
-
-@dataclass(slots=True)
-class Run:
-    """One life of a side's process: seconds to the marker and to the end, CPU seconds, resident MiB, and the programs' results."""
-
-    marker: float = 0.0
-    exit: float = 0.0
-    cpu: float = 0.0
+    cpu: float
+    work: int = 1
+    unit: str = "run"
+    check: str = ""
     resident: float = 0.0
-    results: dict[str, Result] = field(default_factory=dict)
 
 
 class Failed(RuntimeError):
-    """A side did not boot or did not end well; `run` has the results that came before."""
-
-    def __init__(self, words: str, results: dict[str, Result]) -> None:
-        super().__init__(words)
-        self.run = Run(results=results)
+    """A side did not boot, got stuck, or ended badly."""
 
 
-class Listener:
-    """Reads the console: notes when the guest is up and when a program begins, and takes its result."""
+class Machine:
+    """A running side. Its console is read line by line; programs are started by sending the guest's shell a line."""
 
-    def __init__(self) -> None:
-        self.run = Run()
+    def __init__(self, side: Side, start: Start, environment: dict[str, str] | None = None) -> None:
+        self.side = side
+        self._started = time.monotonic()
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command(side, start), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
+        )
+        self._clock = ~self._process.pid << 3 | 2  # the clock of a process's CPU time: complement of its number, kind "scheduler"
+        self._lines: list[bytes] = []
         self._rest = b""
-        self._began: dict[str, float] = {}
+        self._tail = b""
+        self._ended = False
 
-    def feed(self, data: bytes, wall: float, cpu: float) -> None:
-        """Console output that came `wall` seconds after the start, when the process had used `cpu` seconds."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._line(line, wall, cpu)
+    @property
+    def pid(self) -> int:
+        """Number of the side's process."""
+        return self._process.pid
 
-    def _line(self, line: bytes, wall: float, cpu: float) -> None:
-        if BOOTED.search(line):
-            self.run.marker = self.run.marker or wall
-        elif found := BEGIN.search(line):
-            self._began[found[1].decode()] = cpu
-        elif found := BENCH.search(line):
-            name, unit, work, ns, check = (word.decode() for word in found.groups())
-            spent = cpu - self._began.get(name, cpu)
-            self.run.results[name] = Result(unit, int(work), int(ns) / 1e9, check, spent)
+    def wait_for(self, what: re.Pattern[bytes], limit: float) -> re.Match[bytes]:
+        """Read the console until a line matches."""
+        deadline = time.monotonic() + limit
+        while True:
+            while self._lines:
+                if found := what.search(self._lines.pop(0)):
+                    return found
+            self._read(deadline)
 
+    def run(self, line: str, limit: float = PROGRAM_LIMIT) -> Sample:
+        """Have the guest's shell run a line that reports a result."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failure("no longer listens") from error
+        self.wait_for(BEGIN, limit)
+        before = self._cpu()
+        found = self.wait_for(BENCH, limit)
+        after = self._cpu()
+        _, unit, work, ns, check = (word.decode() for word in found.groups())
+        self.wait_for(DONE, limit)
+        return Sample(int(ns) / 1e9, after - before, int(work), unit, check)
 
-def process_clock(pid: int) -> int:
-    """The clock that counts the CPU time of a process: the complement of its number in the upper bits, kind "scheduler" below."""
-    return ~pid << 3 | 2
+    def finish(self, limit: float = BOOT_LIMIT) -> Sample:
+        """Let the machine run to its end: seconds and CPU seconds of its whole life, memory."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        deadline = time.monotonic() + limit
+        while self._more(deadline):
+            self._lines.clear()
+        cpu, resident = self._reap()
+        if self._process.returncode:
+            raise self._failure(f"ended with status {self._process.returncode}")
+        return Sample(time.monotonic() - self._started, cpu, resident=resident)
 
+    def kill(self) -> None:
+        """End it at once."""
+        if not self._ended:
+            self._process.kill()
+            self._reap()
 
-def run(words: list[str], environment: dict[str, str] | None = None, limit: float = LIMIT_SECONDS) -> Run:
-    """Start a side and wait for its end; Failed unless it says that it is up and ends well."""
-    start = time.monotonic()
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    assert process.stdout is not None and process.stderr is not None
-    listener, tail, clock = Listener(), b"", process_clock(process.pid)
-    while time.monotonic() - start < limit:
-        ready, _, _ = select.select([process.stdout], [], [], 1)
+    def _cpu(self) -> float:
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:
+            return 0.0
+
+    def _read(self, deadline: float) -> None:
+        """Take in what the console says next; Failed at the deadline or at its end."""
+        if not self._more(deadline):
+            raise self._failure("its console ended")
+
+    def _more(self, deadline: float) -> bool:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], max(0, deadline - time.monotonic()))
         if not ready:
-            continue
-        data = os.read(process.stdout.fileno(), 65536)
-        if not data:
-            break
-        listener.feed(data, time.monotonic() - start, time.clock_gettime(clock))
-        tail = (tail + data)[-2000:]
-    else:
-        process.kill()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    words_of_error = process.stderr.read().decode(errors="replace").strip()[-500:]
-    process.stdout.close()
-    process.stderr.close()
-    result = listener.run
-    result.exit = time.monotonic() - start
-    result.cpu, result.resident = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-    if process.returncode or not result.marker:
-        seen = tail.decode(errors="replace")[-500:]
-        raise Failed(f"status {process.returncode}, marker at {result.marker:.1f} s: {words_of_error}\n{seen}", result.results)
-    return result
+            raise self._failure("stuck")
+        data = os.read(self._process.stdout.fileno(), 65536)
+        self._tail = (self._tail + data)[-600:]
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._lines += lines
+        return bool(data)
+
+    def _reap(self) -> tuple[float, float]:
+        """Wait for the process: CPU seconds and peak resident MiB."""
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._ended = True
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+    def _failure(self, words: str) -> Failed:
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()[-400:]
+        return Failed(f"{self.side.name}: {words}; {said} [{self._tail[-300:].decode(errors='replace')}]")
+
+
+def boot(side: Side, start: Start, environment: dict[str, str] | None = None) -> Sample:
+    """A whole life of a machine that powers itself off; Failed unless it says that it is up."""
+    machine = Machine(side, start, environment)
+    try:
+        machine.wait_for(BOOTED, BOOT_LIMIT)
+        return machine.finish()
+    finally:
+        machine.kill()

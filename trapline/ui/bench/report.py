@@ -7,10 +7,10 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from trapline.ui.bench.machine import TRAPLINE
+from trapline.ui.bench.machine import TRAPLINE, Sample
 from trapline.ui.bench.rows import BOOT, GUEST_ROWS, OTHER_ROWS, SMP, Row
 from trapline.ui.bench.statistics import metric, ratio, summarise
-from trapline.ui.bench.suite import Figures, Sample
+from trapline.ui.bench.suite import Figures
 
 
 def describe_host() -> str:
@@ -129,8 +129,9 @@ def page(figures: Figures, notes: str = "") -> str:
 
 Written by `make bench`. {figures.host}. Peer: {", ".join(figures.peers) or "none"}.
 Medians of {figures.runs} runs, the sides alternating; kernel, ramdisk and programs are the same files. *ratio* is our time to that of the
-faster setting of the peer (below 1 is faster), *least* the same of the shortest times, *CPU* of the CPU time that the whole process
-spent on the row, *spread* how far our own runs lie apart. The programs are in `benchmarks/guest`; their check values are the same
+faster setting of the peer (below 1 is faster), *least* the same of the shortest times,
+*CPU* the same of the CPU time that the whole process spent on the row,
+*spread* how far our own runs lie apart. The programs are in `benchmarks/guest`; their check values are the same
 on every side unless a row says otherwise.
 
 {main_table(figures)}

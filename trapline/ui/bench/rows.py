@@ -8,9 +8,8 @@ from typing import Literal
 
 from trapline.errors import BadInput
 
-TEXT = "/tmp/text"
-"""The file that sha256sum, gzip and the script read in the guest."""
-TEXT_KIB = 4096
+TEXT_MIB = {"sha256": 4, "gzip": 1, "perl": 1}
+"""Size of the text that a command reads."""
 
 DD = "trapbench run dd /dev/null dd if=/dev/vda of=/dev/null bs=1M"
 
@@ -39,7 +38,10 @@ def program(name: str, title: str, group: str, target: float | None, scale: int,
 
 def command(name: str, title: str, target: float, words: str, needs: str = "") -> Row:
     """A row that times a command of a Debian package over the text."""
-    return Row(name, title, "commands", target, f"trapbench run {name} {TEXT} {words}", "time", f"trapbench text {TEXT} {TEXT_KIB}", needs)
+    size = TEXT_MIB[name]
+    file = f"/tmp/text{size}"
+    setup = f"trapbench text {file} {size << 10}"
+    return Row(name, title, "commands", target, f"trapbench run {name} {file} {words}", "time", setup, needs)
 
 
 GUEST_ROWS = (
@@ -68,8 +70,8 @@ GUEST_ROWS = (
     program("exec", "fork, exec, exit, wait", "kernel", None, 80, "time"),
     program("yield", "sched_yield between two processes", "kernel", 0.5, 60, "time"),
     program("sleep-1ms", "nanosleep of 1 ms", "kernel", None, 200, "time"),
-    command("sha256", f"sha256sum of {TEXT_KIB >> 10} MiB", 0.6, "busybox sha256sum"),
-    command("gzip", f"gzip of {TEXT_KIB >> 10} MiB", 0.6, "busybox gzip -c"),
+    command("sha256", f"sha256sum of {TEXT_MIB['sha256']} MiB", 0.6, "busybox sha256sum"),
+    command("gzip", f"gzip of {TEXT_MIB['gzip']} MiB", 0.6, "busybox gzip -c"),
     command("perl", "a Perl script over 5000 lines", 0.6, "/usr/bin/perl /bench/script.pl", needs="perl"),
     Row("dd", "dd of a 256 MiB virtio disk", "device", None, DD, "time", needs="disk"),
 )

@@ -1,4 +1,8 @@
-"""Runs the rows in turn on every side and keeps all that was measured."""
+"""Runs the rows in turn on every side and keeps all that was measured.
+
+All sides are up at once, each waiting in its guest's shell for a line. A row runs on one side after the other before it is repeated,
+so that what disturbs the host disturbs them alike; the machines that do not have their turn sleep.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +16,12 @@ from typing import Any
 
 from trapline.ui.bench import costs
 from trapline.ui.bench.guest import PARAMS, ramdisk
-from trapline.ui.bench.machine import PEERS, TRAPLINE, Failed, Run, Side, Start, command, run
+from trapline.ui.bench.machine import BOOT_LIMIT, PEERS, READY, TRAPLINE, Failed, Machine, Sample, Side, Start, boot
 from trapline.ui.bench.rows import BOOT, GUEST_ROWS, SMP, SMP_COMMAND, Row
 from trapline.vmm import guests
 
 BOOT_PARAMS = 'console=ttyAMA0 panic=-1 run="report"'
 DISK_MIB = 256
-
-
-@dataclass(slots=True)
-class Sample:
-    """One measurement of a row on one side: seconds by the guest's clock or the wall, CPU seconds of the process, work done."""
-
-    seconds: float
-    cpu: float
-    work: int = 1
-    unit: str = "run"
-    check: str = ""
-    resident: float = 0.0
 
 
 @dataclass(slots=True)
@@ -47,6 +39,11 @@ class Figures:
         """Keep one sample."""
         self.samples.setdefault(row, {}).setdefault(side, []).append(sample)
 
+    def fail(self, words: str) -> None:
+        """Keep what went wrong, and say it."""
+        print(f"  FAILED {words}", file=sys.stderr)
+        self.failures.append(words)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
@@ -60,6 +57,35 @@ class Figures:
                 for sample in samples:
                     figures.add(row, side, Sample(**sample))
         return figures
+
+
+class Team:
+    """A machine per side, started when first asked, and again after one has failed."""
+
+    def __init__(self, sides: list[Side], start: Start) -> None:
+        self.sides = sides
+        self._start = start
+        self._machines: dict[str, Machine] = {}
+
+    def run(self, side: Side, line: str) -> Sample:
+        """A line on one side; Failed, with that machine gone, if it does not report."""
+        try:
+            return self._machine(side).run(line)
+        except Failed:
+            self._machines.pop(side.name).kill()
+            raise
+
+    def _machine(self, side: Side) -> Machine:
+        if side.name not in self._machines:
+            self._machines[side.name] = Machine(side, self._start)
+            self._machines[side.name].wait_for(READY, BOOT_LIMIT)
+        return self._machines[side.name]
+
+    def close(self) -> None:
+        """End all machines."""
+        for machine in self._machines.values():
+            machine.kill()
+        self._machines.clear()
 
 
 class Suite:
@@ -77,78 +103,69 @@ class Suite:
         plain = Start(files.kernel, files.initrd, BOOT_PARAMS)
         with tempfile.TemporaryDirectory(prefix="trapline-bench-") as place:
             folder = Path(place)
-            self._programs(plain, folder)
+            if self.rows:
+                self._programs(plain, folder)
             if BOOT in self.names:
                 self._boots(plain)
             if SMP in self.names:
                 self._throughput(plain, folder)
-            costs.measure(self.figures.costs, self.names, self.sides, plain, self.figures.runs)
+        costs.measure(self.figures.costs, self.names, self.sides, plain, self.figures.runs)
         return self.figures
 
     def _programs(self, plain: Start, folder: Path) -> None:
-        if not self.rows:
-            return
         start = with_programs(plain, folder / "programs.cpio", ramdisk(self.rows))
         if any(row.needs == "disk" for row in self.rows):
             start = replace(start, disk=make_disk(folder / "disk"))
-        self._once(TRAPLINE, start)  # compiles and caches what the rows need
-        for turn, side in self._turns():
-            result = self._try(side, start)
+        team = Team(self.sides, start)
+        try:
             for row in self.rows:
-                self._take(row.name, row.name, side, result)
-            say(turn, side, "the programs", result.exit)
-
-    def _boots(self, plain: Start) -> None:
-        self._once(TRAPLINE, plain)
-        for turn, side in self._turns():
-            result = self._try(side, plain)
-            if not result.exit:
-                continue
-            self.figures.add(BOOT, side.name, Sample(result.exit, result.cpu, resident=result.resident))
-            say(turn, side, BOOT, result.exit)
+                self._repeat(row.name, [(row.name, team, row.command)])
+        finally:
+            team.close()
 
     def _throughput(self, plain: Start, folder: Path) -> None:
-        start = with_programs(plain, folder / "smp.cpio", ramdisk([], [SMP_COMMAND]))
-        self._once(TRAPLINE, start)
-        for turn, side in self._turns():
-            for cpus in (1, 2):
-                result = self._try(side, replace(start, cpus=cpus))
-                self._take(f"{SMP}-{cpus}", SMP, side, result)
-                say(turn, side, f"{SMP}, {cpus} CPU", result.exit)
+        start = with_programs(plain, folder / "smp.cpio", ramdisk([]))
+        teams = [(f"{SMP}-{cpus}", Team(self.sides, replace(start, cpus=cpus)), SMP_COMMAND) for cpus in (1, 2)]
+        try:
+            self._repeat(SMP, teams)
+        finally:
+            for _, team, _ in teams:
+                team.close()
 
-    def _turns(self) -> Iterator[tuple[int, Side]]:
-        """The sides in turn, so that a noisy neighbour disturbs them alike; each run begins with another."""
-        for turn in range(self.figures.runs):
+    def _repeat(self, what: str, work: list[tuple[str, Team, str]]) -> None:
+        """Rows that belong together, on all sides, after one run that is not counted: it compiles and caches what the row needs."""
+        for turn, side in self._turns(1 + self.figures.runs):
+            for name, team, line in work:
+                try:
+                    sample = team.run(side, line)
+                except Failed as failure:
+                    self.figures.fail(f"{name}: {failure}")
+                    continue
+                if turn:
+                    self.figures.add(name, side.name, sample)
+                    say(turn, side, name, sample.seconds)
+
+    def _boots(self, plain: Start) -> None:
+        for turn, side in self._turns(1 + self.figures.runs):
+            try:
+                sample = boot(side, plain)
+            except Failed as failure:
+                self.figures.fail(f"{BOOT}: {failure}")
+                continue
+            if turn:
+                self.figures.add(BOOT, side.name, sample)
+                say(turn, side, BOOT, sample.seconds)
+
+    def _turns(self, count: int) -> Iterator[tuple[int, Side]]:
+        """The sides in turn; each run begins with another."""
+        for turn in range(count):
             shift = turn % len(self.sides)
             for side in (*self.sides[shift:], *self.sides[:shift]):
                 yield turn, side
 
-    def _once(self, side: Side, start: Start) -> None:
-        print(f"  warming {side.name}", file=sys.stderr)
-        self._try(side, start)
-
-    def _try(self, side: Side, start: Start) -> Run:
-        try:
-            return run(command(side, start))
-        except Failed as failure:
-            self._fail(f"{side.name}: {failure}")
-            return failure.run
-
-    def _fail(self, words: str) -> None:
-        print(f"  FAILED {words}", file=sys.stderr)
-        self.figures.failures.append(words)
-
-    def _take(self, row: str, name: str, side: Side, result: Run) -> None:
-        """Keep what the guest said about a program."""
-        got = result.results.get(name)
-        if got is None:
-            self._fail(f"{side.name}: no result of {row}")
-        else:
-            self.figures.add(row, side.name, Sample(got.seconds, got.cpu, got.work, got.unit, got.check, result.resident))
-
 
 def with_programs(plain: Start, path: Path, more: bytes) -> Start:
-    """The guest with another ramdisk after its own, told to run the list in it."""
+    """The guest with another ramdisk after its own, told to run the script in it."""
     path.write_bytes(plain.initrd.read_bytes() + more)
     return replace(plain, initrd=path, params=PARAMS)
 
@@ -163,7 +180,7 @@ def make_disk(path: Path) -> Path:
 
 def say(turn: int, side: Side, what: str, seconds: float) -> None:
     """A line of progress."""
-    print(f"  {turn + 1} {side.name:15} {what}: {seconds:.2f} s", file=sys.stderr)
+    print(f"  {turn} {side.name:15} {what}: {seconds:.3f} s", file=sys.stderr)
 
 
 def peers_for(word: str, available: Callable[[], bool]) -> list[Side]:
