@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trapline.bits.expr import Bits
-from trapline.bits.ops import ELEMENTWISE, signed
+from trapline.bits.ops import CONVERSIONS, ELEMENTWISE, signed
 
 
 def _elements(value: int, width: int, esize: int) -> list[int]:
@@ -38,6 +38,12 @@ def _vector_resize(convert: Callable[[int, int], int]) -> Callable[[Bits, int], 
     return resize
 
 
+def _convert(node: Bits, a: int) -> int:
+    kind, source = node.attr
+    meaning = CONVERSIONS[kind]
+    return _join([meaning(lane, source, node.esize) for lane in _elements(a, node.args[0].width, source)], node.esize)
+
+
 def _call(node: Bits, *args: int) -> Any:
     result = node.attr(*args)
     return tuple(int(r) for r in result) if isinstance(result, tuple) else int(result)
@@ -53,6 +59,8 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "vzext": _vector_resize(lambda lane, esize: lane),
     "vsext": _vector_resize(signed),
     "vtrunc": _vector_resize(lambda lane, esize: lane),
+    "convert": _convert,
+    "lasting": lambda node, a: a,
     "call": _call,
     "item": lambda node, results: results[node.attr],
 }
@@ -81,6 +89,10 @@ class Evaluator:
         self._values[id(node)] = value
 
     def _compute(self, node: Bits) -> Any:
+        if node.op == "likely":
+            count = node.attr
+            chosen = node.args[1 : 1 + count] if self(node.args[0]) else node.args[1 + count :]
+            return tuple(self(a) for a in chosen)
         structural = _STRUCTURAL.get(node.op)
         if structural is not None:
             return structural(node, *(self(a) for a in node.args))

@@ -7,7 +7,7 @@ when its handler is compiled (an immediate field) are `Imm`, which behaves like 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trapline.bits.ops import ELEMENTWISE
@@ -356,6 +356,41 @@ def call(fn: Any, *args: Operand) -> Any:
     return tuple(Bits("item", (whole,), r.width, attr=k) for k, r in enumerate(fn.ret))
 
 
+def likely(cond: Bits, quick: Sequence[Bits], slow: Sequence[Bits]) -> tuple[Bits, ...]:
+    """Several values at once: those of `quick` where `cond` is 1, which is nearly always, else those of `slow`.
+
+    Unlike with `select`, `slow` costs nothing where it is not chosen. `quick` and `cond` are always computed.
+    """
+    for a, b in zip(quick, slow, strict=True):
+        if a.width != b.width:
+            raise TypeError(f"widths differ: {a.width} and {b.width}")
+    whole = Bits("likely", (cond, *quick, *slow), sum(a.width for a in quick), attr=len(quick))
+    return tuple(Bits("item", (whole,), a.width, attr=k) for k, a in enumerate(quick))
+
+
+def lasting(cond: Bits) -> Bits:
+    """`cond`, which once it holds goes on holding while instructions run, except for those that write what it is about by name.
+
+    Whoever compiles many instructions together may test it once and take it for granted where the others are.
+    """
+    return Bits("lasting", (cond,), 1)
+
+
+def real(op: str, a: Any, *rest: Operand | Vec) -> Any:
+    """A floating-point operator of `ops` (a row with `real`) on patterns of 32 or 64 bits, lane by lane for a `Vec`."""
+    if isinstance(a, Vec):
+        return a._op(op, *rest)
+    args = (a, *(a._same(b) for b in rest))
+    return Bits(op, args, 1 if ELEMENTWISE[op].compare else a.width, a.width)
+
+
+def convert(kind: str, a: Any, esize: int) -> Any:
+    """A conversion of `ops.CONVERSIONS` to elements of `esize` bits."""
+    lanes = a if isinstance(a, Vec) else Vec(a, a.width)
+    bits = Bits("convert", (lanes.bits,), len(lanes) * esize, esize, attr=(kind, lanes.esize))
+    return Vec(bits, esize) if isinstance(a, Vec) else bits
+
+
 class Vec:
     """Lanes of one bit vector. Operators work element by element and compile to host SIMD."""
 
@@ -382,6 +417,10 @@ class Vec:
 
     def __len__(self) -> int:
         return self.bits.width // self.esize
+
+    def all(self) -> Bits:
+        """Of lanes that are all ones or all zero (a comparison's): one bit, whether all are ones."""
+        return self.bits == -1
 
     def __getitem__(self, index: int) -> Bits:
         return self.bits[index * self.esize + self.esize - 1 : index * self.esize]

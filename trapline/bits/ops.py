@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trapline.bits import floating
+
 
 def signed(value: int, width: int) -> int:
     """`value` (0 <= value < 2**width) read as a two's complement number."""
@@ -43,17 +45,26 @@ class Op:
 
     `python(width, *args)` may return any integer; it is reduced modulo 2**width. `llvm` is a template over `{t}` (the type) and
     `{0}`, `{1}` (operands); `compare` marks operators whose result is a truth value: one bit for a scalar, an all-ones or
-    all-zero element for lanes.
+    all-zero element for lanes. `real` operators read elements of 32 and 64 bits as floating-point numbers (see `floating`).
     """
 
     python: Callable[..., int]
     llvm: str
     compare: bool = False
+    real: bool = False
 
 
 def _intrinsic(name: str, arity: int = 2, extra: str = "") -> str:
     args = ", ".join(f"{{t}} {{{k}}}" for k in range(arity))
     return f"call {{t}} @llvm.{name}.{{m}}({args}{extra})"
+
+
+def _real(meaning: Callable[..., int], llvm: str, compare: bool = False) -> Op:
+    return Op(lambda w, *args: meaning(*args, w), llvm, compare, real=True)
+
+
+def _real_compare(holds: Callable[[float, float], bool], predicate: str) -> Op:
+    return _real(floating.comparison(holds), f"fcmp {predicate} {{t}} {{0}}, {{1}}", compare=True)
 
 
 ELEMENTWISE: dict[str, Op] = {
@@ -87,12 +98,42 @@ ELEMENTWISE: dict[str, Op] = {
     "ule": Op(lambda w, a, b: a <= b, "icmp ule {t} {0}, {1}", compare=True),
     "slt": Op(lambda w, a, b: signed(a, w) < signed(b, w), "icmp slt {t} {0}, {1}", compare=True),
     "sle": Op(lambda w, a, b: signed(a, w) <= signed(b, w), "icmp sle {t} {0}, {1}", compare=True),
+    "fadd": _real(floating.add, "fadd {t} {0}, {1}"),
+    "fsub": _real(floating.sub, "fsub {t} {0}, {1}"),
+    "fmul": _real(floating.mul, "fmul {t} {0}, {1}"),
+    "fdiv": _real(floating.div, "fdiv {t} {0}, {1}"),
+    "fsqrt": _real(floating.sqrt, _intrinsic("sqrt", 1)),
+    "fmuladd": _real(floating.muladd, _intrinsic("fma", 3)),
+    "fmax": _real(floating.maximum, _intrinsic("maximum").replace("call", "call nnan", 1)),
+    "fmin": _real(floating.minimum, _intrinsic("minimum").replace("call", "call nnan", 1)),
+    "froundeven": _real(floating.round_even, _intrinsic("roundeven", 1)),
+    "ffloor": _real(floating.floor, _intrinsic("floor", 1)),
+    "fceil": _real(floating.ceil, _intrinsic("ceil", 1)),
+    "ftrunc": _real(floating.truncate, _intrinsic("trunc", 1)),
+    "fround": _real(floating.round_away, _intrinsic("round", 1)),
+    "fueq": _real(floating.is_equal_or_unordered, "fcmp ueq {t} {0}, {1}", compare=True),
+    "feq": _real_compare(lambda a, b: a == b, "oeq"),
+    "flt": _real_compare(lambda a, b: a < b, "olt"),
+    "fle": _real_compare(lambda a, b: a <= b, "ole"),
+    "ford": _real(floating.is_ordered, "fcmp ord {t} {0}, {1}", compare=True),
 }
+
+CONVERSIONS: dict[str, Callable[[int, int, int], int]] = {
+    "fpext": floating.resize,
+    "fptrunc": floating.resize,
+    "sitofp": floating.from_signed,
+    "uitofp": floating.from_unsigned,
+    "fptosi": floating.to_integer,
+    "fptoui": floating.to_integer,
+}
+"""Kinds of `convert` nodes: meaning by element, source and target element size. What does not fit is some integer."""
 
 SHIFTS = frozenset({"shl", "lshr", "ashr"})
 """Operators whose LLVM form needs a guard for counts of the width and more."""
 
-STRUCTURAL = frozenset({"const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "call", "item"})
+STRUCTURAL = frozenset(
+    {"const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "convert", "lasting", "likely", "call", "item"}
+)
 """Operators that evaluators handle themselves: they change widths or take no elementwise operands."""
 
 LEAVES = frozenset({"decoded", "xreg", "vreg", "word", "pc", "field", "result", "old"})

@@ -1,17 +1,46 @@
 """LLVM IR for bit-vector expressions.
 
-`Emitter` appends instructions to the basic block being written and returns the names of values. A node has up to two forms: an
-integer of its width, and a vector of its elements; conversions between them are bitcasts, which LLVM folds into host SIMD.
+`Emitter` appends instructions to the basic block being written and returns the names of values. A node has up to three forms: an
+integer of its width, a vector of its elements, and floating-point numbers (one, or a vector of them); conversions between them are
+bitcasts, which LLVM folds into host SIMD.
+
+A `likely` node ends the basic block: what follows it is in another one. Its unlikely side is emitted in a block of its own, where
+nothing that is computed counts as known afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from trapline.bits.expr import Bits
-from trapline.bits.ops import ELEMENTWISE, SHIFTS
+from trapline.bits.ops import ELEMENTWISE, SHIFTS, STRUCTURAL
 
 _VECTOR_ELEMENTS = (8, 16, 32, 64)
+_REAL = {32: "float", 64: "double"}
+_BITWISE = ("xor", "and", "or")
+
+Form = tuple[str, int]
+"""How a value is held: ("integer", 0), ("vector", element size) or ("real", element size)."""
+
+
+def form_of(node: Bits) -> Form:
+    """The form in which a node is computed."""
+    if node.op == "item" and node.args[0].op == "likely":
+        return form_of(node.args[0].args[1 + node.attr])
+    if node.op == "convert":
+        return ("vector" if node.attr[0].startswith("fpto") else "real", node.esize) if node.esize < node.width else ("integer", 0)
+    if node.op in ELEMENTWISE and ELEMENTWISE[node.op].real and not ELEMENTWISE[node.op].compare:
+        return "real", node.esize
+    if node.op in _BITWISE and (inner := form_of(node.args[0]))[0] == "real":
+        return inner
+    if node.op in ELEMENTWISE and node.esize < node.width or node.op in ("vzext", "vsext", "vtrunc"):
+        return "vector", node.esize
+    return "integer", 0
+
+
+def real_type(width: int, esize: int) -> str:
+    """The LLVM type of `width` bits as floating-point numbers."""
+    return _REAL[esize] if width == esize else f"<{width // esize} x {_REAL[esize]}>"
 
 
 class Emitter:
@@ -30,6 +59,8 @@ class Emitter:
         self._count = 0
         self._scalar: dict[int, str] = {}
         self._vector: dict[tuple[int, int], str] = {}
+        self._real: dict[tuple[int, int], str] = {}
+        self._chosen: dict[int, list[str]] = {}
         self._kept: list[Bits] = []
 
     def add(self, text: str) -> None:
@@ -66,6 +97,9 @@ class Emitter:
         if node.op in ELEMENTWISE:
             op = ELEMENTWISE[node.op]
             source = node.args[0].width
+            if op.real and not op.compare:
+                real = self.real(node, node.esize)
+                return self.let(f"bitcast {real_type(node.width, node.esize)} {real} to i{node.width}")
             if op.compare and node.width == 1:
                 return self._scalar_op(node, source)
             if node.esize == node.width and not op.compare:
@@ -93,6 +127,13 @@ class Emitter:
             return self.let(f"{node.op[1:]} <{count} x i{node.attr}> {source} to {vtype}")
         if node.op in ELEMENTWISE and node.esize == esize and node.width == node.args[0].width:
             return self._vector_op(node, vtype, count)
+        form = form_of(node)
+        if form[0] == "real":
+            return self.let(f"bitcast {real_type(node.width, form[1])} {self.real(node, form[1])} to {vtype}")
+        if node.op == "convert" and node.esize == esize:
+            return self._converted(node)
+        if node.op == "item" and form == ("vector", esize):
+            return self._item(node)
         if node.op == "cat" and all(a.width == esize for a in node.args):
             if len({id(a) for a in node.args}) == 1:
                 first = self.let(f"insertelement {vtype} poison, i{esize} {self(node.args[0])}, i64 0")
@@ -102,6 +143,31 @@ class Emitter:
                 value = self.let(f"insertelement {vtype} {value}, i{esize} {self(part)}, i64 {k}")
             return value
         return self.let(f"bitcast i{node.width} {self(node)} to {vtype}")
+
+    def real(self, node: Bits, esize: int) -> str:
+        """The value of `node` as floating-point numbers of `esize` bits: one, or a vector of them."""
+        key = (id(node), esize)
+        if key not in self._real:
+            self._real[key] = self._make_real(node, esize)
+            self._kept.append(node)
+        return self._real[key]
+
+    def _make_real(self, node: Bits, esize: int) -> str:
+        t = real_type(node.width, esize)
+        if node.op == "item" and form_of(node) == ("real", esize):
+            return self._item(node)
+        if node.op == "convert" and not node.attr[0].startswith("fpto") and node.esize == esize:
+            return self._converted(node)
+        if node.op in ELEMENTWISE and (op := ELEMENTWISE[node.op]).real and not op.compare and node.esize == esize:
+            mangled = (f"v{node.width // esize}" if esize < node.width else "") + f"f{esize}"
+            return self._row(node.op, t, mangled, [self.real(a, esize) for a in node.args])
+        if esize < node.width:
+            return self.let(f"bitcast <{node.width // esize} x i{esize}> {self.vector(node, esize)} to {t}")
+        return self.let(f"bitcast i{node.width} {self(node)} to {t}")
+
+    def _as(self, node: Bits, form: Form) -> str:
+        kind, esize = form
+        return self(node) if kind == "integer" else self.real(node, esize) if kind == "real" else self.vector(node, esize)
 
     def _as_integer(self, vector: str, width: int, esize: int) -> str:
         return self.let(f"bitcast <{width // esize} x i{esize}> {vector} to i{width}")
@@ -115,6 +181,8 @@ class Emitter:
         return self.let(text)
 
     def _scalar_op(self, node: Bits, width: int) -> str:
+        if ELEMENTWISE[node.op].real:
+            return self._row(node.op, _REAL[width], f"f{width}", [self.real(a, width) for a in node.args])
         args = [self(a) for a in node.args]
         t = f"i{width}"
         if node.op in SHIFTS and not _below_width(node.args[1], width):
@@ -124,6 +192,14 @@ class Emitter:
         return self._row(node.op, t, t, args)
 
     def _vector_op(self, node: Bits, vtype: str, count: int) -> str:
+        op = ELEMENTWISE[node.op]
+        if op.real:
+            if not op.compare:
+                return self.let(f"bitcast {real_type(node.width, node.esize)} {self.real(node, node.esize)} to {vtype}")
+            holds = self._row(node.op, real_type(node.width, node.esize), "", [self.real(a, node.esize) for a in node.args])
+            if count == 1:
+                holds = self.let(f"insertelement <1 x i1> poison, i1 {holds}, i64 0")
+            return self.let(f"sext <{count} x i1> {holds} to {vtype}")
         args = [self.vector(a, node.esize) for a in node.args]
         mangled = f"v{count}i{node.esize}"
         if node.op in SHIFTS:
@@ -132,7 +208,7 @@ class Emitter:
             last = "<" + ", ".join([f"{width} {node.esize - 1}"] * count) + ">"
             return self._guarded_shift(node.op, vtype, mangled, splat, last, args)
         value = self._row(node.op, vtype, mangled, args)
-        if ELEMENTWISE[node.op].compare:
+        if op.compare:
             return self.let(f"sext <{count} x i1> {value} to {vtype}")
         return value
 
@@ -164,7 +240,7 @@ class Emitter:
     # -- structural ------------------------------------------------------------------------------------------------------
     def _emit_slice(self, node: Bits) -> str:
         source = node.args[0]
-        aligned = node.width in _VECTOR_ELEMENTS and node.attr % node.width == 0 and source.width in (64, 128)
+        aligned = node.width in _VECTOR_ELEMENTS and node.attr % node.width == 0 and source.width in (64, 128, 256, 512)
         vectors = source.op in ELEMENTWISE and source.esize < source.width or source.op in ("vzext", "vsext", "vtrunc")
         if aligned and vectors:
             vector = self.vector(source, node.width)
@@ -213,12 +289,95 @@ class Emitter:
         rets = fn.ret if isinstance(fn.ret, tuple) else (fn.ret,)
         ret = f"i{rets[0].width}" if not isinstance(fn.ret, tuple) else "{" + ", ".join(f"i{r.width}" for r in rets) + "}"
         args = ", ".join(f"i{a.width} {self(a)}" for a in node.args)
-        return self.let(f'call {ret} @"{fn.symbol}"({args})')
+        return self.let(f'call {ret} @"{fn.symbol}"({args}) nounwind willreturn memory(none)')
+
+    def _emit_lasting(self, node: Bits) -> str:
+        return self(node.args[0])
+
+    def _emit_convert(self, node: Bits) -> str:
+        count = node.width // node.esize
+        result = self._converted(node)
+        if count == 1 and node.attr[0].startswith("fpto"):
+            return result
+        t = f"<{count} x i{node.esize}>" if node.attr[0].startswith("fpto") else real_type(node.width, node.esize)
+        return self.let(f"bitcast {t} {result} to i{node.width}")
+
+    def _converted(self, node: Bits) -> str:
+        """A conversion in the form that it has by itself."""
+        kind, source = node.attr
+        argument, count = node.args[0], node.width // node.esize
+        integers = [f"i{size}" if count == 1 else f"<{count} x i{size}>" for size in (source, node.esize)]
+        from_real, to_real = kind.startswith("fp"), not kind.startswith("fpto")
+        value = self.real(argument, source) if from_real else self(argument) if count == 1 else self.vector(argument, source)
+        old = real_type(argument.width, source) if from_real else integers[0]
+        return self.let(f"{kind} {old} {value} to {real_type(node.width, node.esize) if to_real else integers[1]}")
+
+    # -- choice ----------------------------------------------------------------------------------------------------------
+    def _item(self, node: Bits) -> str:
+        """One value of a `likely` node, in the form of its likely side."""
+        whole = node.args[0]
+        if id(whole) not in self._chosen:
+            self._chosen[id(whole)] = self._choose(whole)
+            self._kept.append(whole)
+        return self._chosen[id(whole)][node.attr]
+
+    def _choose(self, node: Bits) -> list[str]:
+        quick, slow = node.args[1 : 1 + node.attr], node.args[1 + node.attr :]
+        forms = [form_of(a) for a in quick]
+        fast = [self._as(a, form) for a, form in zip(quick, forms, strict=True)]
+        for leaf in _leaves(slow):  # what reads the machine's state may keep what it read
+            self(leaf)
+        cond = self(node.args[0])
+        expected = self.let(f"call i1 @llvm.expect.i1(i1 {cond}, i1 true)")
+        begin, cold, after, done = (f"{self.name()[1:]}.{hint}" for hint in ("quick", "slow", "slowed", "chosen"))
+        self.add(f"br label %{begin}")
+        self.add(f"{begin}:")
+        self.add(f"br i1 {expected}, label %{done}, label %{cold}")
+        self.add(f"{cold}:")
+        known = [(memo, len(memo)) for memo in (self._scalar, self._vector, self._real, self._chosen)]
+        other = [self._as(a, form) for a, form in zip(slow, forms, strict=True)]
+        for memo, length in known:
+            while len(memo) > length:
+                memo.popitem()
+        self.add(f"br label %{after}")
+        self.add(f"{after}:")
+        self.add(f"br label %{done}")
+        self.add(f"{done}:")
+        values = []
+        for a, form, x, y in zip(quick, forms, fast, other, strict=True):
+            values.append(self.let(f"phi {_type(a.width, form)} [ {x}, %{begin} ], [ {y}, %{after} ]"))
+        return values
 
     def _emit_item(self, node: Bits) -> str:
+        if node.args[0].op == "likely":
+            kind, esize = form_of(node)
+            value = self._item(node)
+            if kind == "integer":
+                return value
+            return self.let(f"bitcast {_type(node.width, (kind, esize))} {value} to i{node.width}")
         fn = node.args[0].attr
         struct = "{" + ", ".join(f"i{r.width}" for r in fn.ret) + "}"
         return self.let(f"extractvalue {struct} {self(node.args[0])}, {node.attr}")
+
+
+def _type(width: int, form: Form) -> str:
+    """The LLVM type of a value in a form."""
+    kind, esize = form
+    return f"i{width}" if kind == "integer" else real_type(width, esize) if kind == "real" else f"<{width // esize} x i{esize}>"
+
+
+def _leaves(nodes: Iterable[Bits]) -> Iterator[Bits]:
+    seen: set[int] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op in ELEMENTWISE or node.op in STRUCTURAL:
+            stack += node.args
+        else:
+            yield node
 
 
 def _below_width(count: Bits, width: int) -> bool:
