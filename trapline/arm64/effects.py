@@ -142,9 +142,10 @@ class Write:
     """A register or PSTATE write, committed after all effects.
 
     `offset` is the byte offset in `CpuState`, a number or a decode-time expression; the value is stored zero-extended to
-    `storage` bits.
+    `storage` bits. Where `when` is 0 the value is what is there already, and the write may be left out.
     """
 
     offset: int | Bits
     storage: int
     value: Bits
+    when: Bits | None = None

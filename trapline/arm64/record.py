@@ -72,8 +72,8 @@ class Recorder:
         leaf = Bits("state", args, storage, attr=None if args else offset)
         return leaf.trunc(width)
 
-    def _write(self, offset: int | Bits, storage: int, value: Bits) -> None:
-        self.writes.append(fx.Write(offset, storage, value))
+    def _write(self, offset: int | Bits, storage: int, value: Bits, when: Bits | None = None) -> None:
+        self.writes.append(fx.Write(offset, storage, value, when))
 
     def _register_offset(self, r: Register, base: int, stride: int, special: int | None) -> int | Bits:
         """Byte offset of register `r`; number 31 goes to `special` if given."""
@@ -138,8 +138,9 @@ class Recorder:
         """The stored value of a system register (64 bits), without side effects or traps."""
         return self._read(SYSREG_OFFSET + 8 * self._slot(name), 64, 64)
 
-    def set_sysreg(self, name: str, value: Bits) -> None:
-        self._write(SYSREG_OFFSET + 8 * self._slot(name), 64, value)
+    def set_sysreg(self, name: str, value: Bits, when: Bits | None = None) -> None:
+        """Write the storage of a system register; where `when` is 0, `value` is what it holds already."""
+        self._write(SYSREG_OFFSET + 8 * self._slot(name), 64, value, when)
 
     def or_fpsr(self, flags: Bits) -> None:
         """Accumulate exception bits (IOC, DZC, OFC, UFC, IXC, IDC, QC) into FPSR."""
@@ -149,7 +150,7 @@ class Recorder:
         if pending is None:
             self._write(offset, 64, self.sysreg("FPSR") | wide)
         else:
-            pending.value = pending.value | wide
+            pending.value, pending.when = pending.value | wide, None
 
     def pstate(self, name: str) -> Bits:
         """A PSTATE field by its name in `CpuState` (el, spsel, daif, pan, ...), 8 bits wide."""

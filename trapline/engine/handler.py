@@ -87,8 +87,9 @@ class Handler:
             return self._slot(self.layout.place(node), node.width)
         if node.op == "state":
             pointer = self._state_pointer(node.attr if node.attr is not None else node.args[0])
-            align = min(node.width // 8, 16)
-            return self.emit.let(f"load i{node.width}, ptr {pointer}, align {align}")
+            if node.width == 128:
+                return self._read_memory(pointer, 128, 16)
+            return self.emit.let(f"load i{node.width}, ptr {pointer}, align {node.width // 8}")
         if node.op == "pc":
             return self._pc()
         raise ValueError(f"unexpected leaf {node!r}")
@@ -236,14 +237,25 @@ class Handler:
     def _commit(self) -> None:
         values = [self.emit(w.value) for w in self.recording.writes]
         for write, value in zip(self.recording.writes, values, strict=True):
-            if write.value.width < write.storage:
-                value = self.emit.let(f"zext i{write.value.width} {value} to i{write.storage}")
-            pointer = (
-                self._field(write.offset)
-                if isinstance(write.offset, int)
-                else self._state_pointer(Bits("decoded", (write.offset,), 16))
-            )
-            self.emit.add(f"store i{write.storage} {value}, ptr {pointer}, align {min(write.storage // 8, 16)}")
+            if write.when is None:
+                self._write(write, value)
+                continue
+            changed, same = self._label("changed"), self._label("same")
+            self.emit.add(f"br i1 {self.emit(write.when)}, label %{changed}, label %{same}, !prof !1")
+            self.emit.add(f"{changed}:")
+            self._write(write, value)
+            self.emit.add(f"br label %{same}")
+            self.emit.add(f"{same}:")
+
+    def _write(self, write: fx.Write, value: str) -> None:
+        if write.value.width < write.storage:
+            value = self.emit.let(f"zext i{write.value.width} {value} to i{write.storage}")
+        pointer = (
+            self._field(write.offset)
+            if isinstance(write.offset, int)
+            else self._state_pointer(Bits("decoded", (write.offset,), 16))
+        )
+        self.emit.add(f"store i{write.storage} {value}, ptr {pointer}, align {min(write.storage // 8, 16)}")
 
     def _branch(self, branch: fx.Branch) -> None:
         when = self.emit(branch.when) if branch.when is not None else None
@@ -355,11 +367,11 @@ class Handler:
         if e.access.acquire:
             self.emit.add("fence acquire")
 
-    def _read_memory(self, pointer: str, width: int) -> str:
+    def _read_memory(self, pointer: str, width: int, align: int = 1) -> str:
         if width == 128:
-            pair = self.emit.let(f"load <2 x i64>, ptr {pointer}, align 1")
+            pair = self.emit.let(f"load <2 x i64>, ptr {pointer}, align {align}")
             return self.emit.let(f"bitcast <2 x i64> {pair} to i128")
-        return self.emit.let(f"load i{width}, ptr {pointer}, align 1")
+        return self.emit.let(f"load i{width}, ptr {pointer}, align {align}")
 
     def _store(self, e: fx.Store) -> None:
         emit = self.emit

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trapline.arm64 import fp_convert as convert
 from trapline.arm64.fp import ROUND_NEGINF, ROUND_POSINF, ROUND_TIEAWAY, ROUND_TIEEVEN, ROUND_ZERO
 from trapline.arm64.insn import insn
 from trapline.arm64.isa.fp_scalar import FORMATS, formats, width_of
 from trapline.arm64.isa.simd_common import Fp, insert
 from trapline.bits import Bits
-
-CONVERSIONS = {
-    (16, 32): convert.fp_convert_16_32,
-    (16, 64): convert.fp_convert_16_64,
-    (32, 16): convert.fp_convert_32_16,
-    (32, 64): convert.fp_convert_32_64,
-    (64, 16): convert.fp_convert_64_16,
-    (64, 32): convert.fp_convert_64_32,
-}
-"""FPConvert by source and destination width."""
 
 
 @insn(
@@ -31,7 +20,7 @@ def fp_convert_precision(cpu, i):
     """FCVT."""
     source, target = FORMATS[i.ftype], FORMATS[i.opc]
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, fp.apply(CONVERSIONS[source, target], cpu.V(i.Rn, source)))
+        cpu.set_V(i.Rd, fp.resize(cpu.V(i.Rn, source), target))
 
 
 def general(cpu: Any, i: Any) -> Bits:

@@ -56,13 +56,13 @@ ONE_SOURCE = (
     ("fabs", "000001", lambda fp, a: magnitude(a)),
     ("fneg", "000010", lambda fp, a: negated(a)),
     ("fsqrt", "000011", lambda fp, a: fp("fp_sqrt", a)),
-    ("frintn", "001000", lambda fp, a: fp("fp_round_int", a, ROUND_TIEEVEN, 0)),
-    ("frintp", "001001", lambda fp, a: fp("fp_round_int", a, ROUND_POSINF, 0)),
-    ("frintm", "001010", lambda fp, a: fp("fp_round_int", a, ROUND_NEGINF, 0)),
-    ("frintz", "001011", lambda fp, a: fp("fp_round_int", a, ROUND_ZERO, 0)),
-    ("frinta", "001100", lambda fp, a: fp("fp_round_int", a, ROUND_TIEAWAY, 0)),
-    ("frintx", "001110", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 1)),
-    ("frinti", "001111", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 0)),
+    ("frintn", "001000", lambda fp, a: fp.round_int(a, ROUND_TIEEVEN)),
+    ("frintp", "001001", lambda fp, a: fp.round_int(a, ROUND_POSINF)),
+    ("frintm", "001010", lambda fp, a: fp.round_int(a, ROUND_NEGINF)),
+    ("frintz", "001011", lambda fp, a: fp.round_int(a, ROUND_ZERO)),
+    ("frinta", "001100", lambda fp, a: fp.round_int(a, ROUND_TIEAWAY)),
+    ("frintx", "001110", lambda fp, a: fp.round_int(a, ROUND_FPCR, 1)),
+    ("frinti", "001111", lambda fp, a: fp.round_int(a, ROUND_FPCR)),
 )
 
 
@@ -113,8 +113,7 @@ def fp_three_source(cpu, i, operation):
 def set_compare_flags(cpu: Any, a: Bits, b: Bits, signal: int) -> None:
     """FPCompare into N, Z, C, V; `signal` makes a quiet NaN raise Invalid Operation too."""
     with Fp(cpu) as fp:
-        nzcv = fp("fp_compare", a, b, signal)
-    cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
+        cpu.flags(*fp.compare_flags(a, b, signal))
 
 
 @formats([("fcmp", "")], "00011110 ftype:2 1 Rm:5 001000 Rn:5 E:1 0000", asm="${E:|e} %{Rn}, %{Rm}")
@@ -137,10 +136,10 @@ def fp_conditional_compare(cpu, i):
     width = width_of(i)
     holds = cpu.condition(i.cond)
     with Fp(cpu) as fp:
-        compared = fp("fp_compare", cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
-        fp.flags = select(holds, fp.flags, const(0, 32))
-    nzcv = select(holds, compared.trunc(4), const(i.immnzcv, 4))
-    cpu.flags(nzcv[3], nzcv[2], nzcv[1], nzcv[0])
+        compared = fp.compare_flags(cpu.V(i.Rn, width), cpu.V(i.Rm, width), i.E)
+        fp.only_if(holds)
+    nzcv = const(i.immnzcv, 4)
+    cpu.flags(*(select(holds, flag, nzcv[3 - k]) for k, flag in enumerate(compared)))
 
 
 @formats([("fcsel", "")], "00011110 ftype:2 1 Rm:5 cond:4 11 Rn:5 Rd:5", asm="$ %{Rd}, %{Rn}, %{Rm}, {cond:cond}")

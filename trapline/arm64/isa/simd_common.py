@@ -6,13 +6,16 @@ instruction of every row. In a class's pattern `<>` stands for the row's bits, i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any
 
-from trapline.arm64 import fp_double, fp_half, fp_single
+from trapline.arm64 import fp_convert, fp_double, fp_half, fp_lanes, fp_single
 from trapline.arm64.fp import IXC
+from trapline.arm64.fp_quick import NARROW, QUICK, WIDEN, Quick, esize_of, from_fixed, host, plain, round_int, to_fixed
 from trapline.arm64.insn import insn
-from trapline.bits import Bits, Vec, call, cat, const, select
+from trapline.bits import Bits, Vec, call, cat, const, likely, real, select
 
 QC = 1 << 27
 """FPSR.QC, the cumulative saturation bit."""
@@ -193,48 +196,134 @@ _MODULES = {16: fp_half, 32: fp_single, 64: fp_double}
 class Fp:
     """The floating-point functions as one instruction uses them: FPCR is read once, exception flags are gathered.
 
-    `fp(name, a, ...)` calls the function of that name for the width of `a` and returns its result. Use as a context manager:
-    the flags go to FPSR at the end.
+    `fp(name, a, ...)` is the result of the function of that name for the width of `a`; of a `Vec`, lane by lane. Where the host's
+    arithmetic can answer (`fp_quick`), the function itself is called only if it must be. Use as a context manager: the flags go to
+    FPSR at the end.
     """
 
     def __init__(self, cpu: Any) -> None:
         self.cpu = cpu
-        # The functions take FPSR.IXC next to the controls: once it is set, the host's own arithmetic will do.
-        self.fpcr = cpu.sysreg("FPCR").trunc(32) | cpu.sysreg("FPSR").trunc(32) & IXC
-        self.flags: Bits | None = None
+        self._fpcr, self._before = cpu.sysreg("FPCR"), cpu.sysreg("FPSR")
+        # The functions take FPSR.IXC next to the controls: once it is set, "inexact" is not news.
+        self._controls = self._fpcr.trunc(32) | self._before.trunc(32) & IXC
+        self._fpsr = self._before
+        self._raised: Bits | None = None
 
     def __enter__(self) -> Fp:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.flags is not None and exc[0] is None:
-            self.cpu.or_fpsr(self.flags)
+        if self._raised is not None and exc[0] is None:
+            self.cpu.set_sysreg("FPSR", self._fpsr, when=self._raised)
 
-    def apply(self, function: Any, *args: Any) -> Bits:
+    def only_if(self, cond: Bits) -> None:
+        """Forget the exceptions so far unless `cond` is 1."""
+        if self._raised is not None:
+            self._fpsr, self._raised = select(cond, self._fpsr, self._before), self._raised & cond
+
+    def _accumulate(self, fpsr: Bits, raised: Bits) -> None:
+        self._fpsr = fpsr
+        self._raised = raised if self._raised is None else self._raised | raised
+
+    # -- the ways to a result --------------------------------------------------------------------------------------------
+    def apply(self, function: Any, a: Any, *rest: Any) -> Any:
         """Call an `@native` function that takes FPCR last and returns its result with the flags."""
-        result, flags = call(function, *args, self.fpcr)
-        self.flags = flags if self.flags is None else self.flags | flags
+        result, flags = self._exactly(function, a, rest)
+        self._accumulate(self._fpsr | flags.zext(64), flags != 0)
         return result
 
-    def __call__(self, name: str, a: Bits, *rest: Any) -> Bits:
-        return self.apply(getattr(_MODULES[a.width], f"{name}_{a.width}"), a, *rest)
+    def _exactly(self, function: Any, a: Any, rest: Sequence[Any]) -> tuple[Any, Bits]:
+        """Result and flags of a function; truth values of lanes fill their lanes."""
+        if isinstance(a, Bits):
+            result, flags = call(function, a, *rest, self._controls)
+            return result, flags
+        count, operands = len(a), [r for r in (a, *rest) if isinstance(r, Vec)]
+        if count > 1 and len(operands) == 1 + len(rest) and (lanes := fp_lanes.of(function, a.esize, len(operands))):
+            whole, flags = call(lanes, *(v.bits.zext(128) for v in operands), count, self._controls)
+            return whole.trunc(a.bits.width).lanes(a.esize), flags
+        rows = [[r[k] if isinstance(r, Vec) else r for r in rest] for k in range(count)]
+        answers = [call(function, lane, *row, self._controls) for lane, row in zip(a, rows, strict=True)]
+        results = Vec.of([result.sext(a.esize) if result.width == 1 else result for result, _ in answers])
+        return results, reduce(operator.or_, [flags for _, flags in answers])
 
-    def from_fixed(self, width: int, value: Bits, unsigned: int, fraction_bits: Any = 0) -> Bits:
-        """The floating-point number of `width` bits nearest to a fixed-point one."""
-        extended = value.zext(64) if unsigned else value.sext(64)
-        return self.apply(getattr(_MODULES[width], f"fixed_to_fp_{width}"), extended, unsigned, fraction_bits)
+    def _try(self, quick: Quick, operands: Sequence[Any], slow: tuple[Any, Bits]) -> Any:
+        """The host's result where it is right, else the function's."""
+        result = quick.operation(*operands)
+        return self._choose(quick.control(self._fpcr, self._before) & quick.check(result, *operands), result, *slow)
 
-    def to_fixed(self, a: Bits, size: int, unsigned: int, mode: int, fraction_bits: Any = 0) -> Bits:
-        """The fixed-point number of `size` bits that `a` rounds to."""
-        return self("fp_to_fixed", a, size, unsigned, fraction_bits, mode).trunc(size)
+    def _choose(self, ok: Bits, quick: Any, slow: Any, flags: Bits) -> Any:
+        a, b = (v.bits if isinstance(v, Vec) else v for v in (quick, slow))
+        result, *state = likely(ok, (a, self._fpsr, const(0, 1)), (b, self._fpsr | flags.zext(64), const(1, 1)))
+        self._accumulate(*state)
+        return Vec(result, quick.esize) if isinstance(quick, Vec) else result
+
+    # -- arithmetic ------------------------------------------------------------------------------------------------------
+    def __call__(self, name: str, a: Any, *rest: Any) -> Any:
+        esize = esize_of(a)
+        function = getattr(_MODULES[esize], f"{name}_{esize}")
+        quick = QUICK.get(name)
+        if quick is None or esize == 16:
+            return self.apply(function, a, *rest)
+        return self._try(quick, (a, *rest), self._exactly(function, a, rest))
 
     def lanes(self, name: str, *operands: Vec) -> Vec:
         """Apply a function element by element."""
-        return Vec.of([self(name, *lane) for lane in zip(*operands, strict=True)])
+        result = self(name, *operands)
+        assert isinstance(result, Vec)
+        return result
 
-    def compare(self, name: str, a: Vec, b: Vec) -> Vec:
-        """Apply a comparison element by element: all ones where it holds."""
-        return Vec.of([self(name, x, y).sext(a.esize) for x, y in zip(a, b, strict=True)])
+    compare = lanes
+    """Apply a comparison element by element: all ones where it holds."""
+
+    def compare_flags(self, a: Bits, b: Bits, signal: int) -> tuple[Bits, Bits, Bits, Bits]:
+        """FPCompare: N, Z, C and V; `signal` makes a quiet NaN raise Invalid Operation too."""
+        nzcv, flags = self._exactly(getattr(_MODULES[a.width], f"fp_compare_{a.width}"), a, (b, signal))
+        fpsr, exact = self._fpsr | flags.zext(64), (nzcv[3], nzcv[2], nzcv[1], nzcv[0])
+        if a.width == 16:
+            self._accumulate(fpsr, flags != 0)
+            return exact
+        ok, less = plain(self._fpcr, self._before) & real("ford", a, b), real("flt", a, b)
+        quick = (less, real("fueq", a, b), ~less, const(0, 1))
+        n, z, c, v, *state = likely(ok, (*quick, self._fpsr, const(0, 1)), (*exact, fpsr, const(1, 1)))
+        self._accumulate(*state)
+        return n, z, c, v
+
+    def round_int(self, a: Any, mode: int, exact: int = 0) -> Any:
+        """FPRoundInt; `exact` reports an inexact result."""
+        esize = esize_of(a)
+        function = getattr(_MODULES[esize], f"fp_round_int_{esize}")
+        if esize == 16:
+            return self.apply(function, a, mode, exact)
+        return self._try(round_int(mode, exact), (a,), self._exactly(function, a, (mode, exact)))
+
+    # -- conversions -----------------------------------------------------------------------------------------------------
+    def resize(self, a: Any, width: int) -> Any:
+        """FPConvert to another width."""
+        source = esize_of(a)
+        function = getattr(fp_convert, f"fp_convert_{source}_{width}")
+        quick = {(32, 64): WIDEN, (64, 32): NARROW}.get((source, width))
+        return self.apply(function, a) if quick is None else self._try(quick, (a,), self._exactly(function, a, ()))
+
+    def from_fixed(self, width: int, value: Any, unsigned: int, fraction_bits: Any = 0) -> Any:
+        """The floating-point number of `width` bits nearest to a fixed-point one."""
+        function = getattr(_MODULES[width], f"fixed_to_fp_{width}")
+        extended = value.zext(64) if unsigned else value.sext(64)
+        if width == 16:
+            return self.apply(function, extended, unsigned, fraction_bits)
+        result, exact = from_fixed(width, unsigned, fraction_bits, value)
+        if exact is None:
+            return result
+        slow = self._exactly(function, extended, (unsigned, fraction_bits))
+        return self._choose(exact | host(self._fpcr, self._before), result, *slow)
+
+    def to_fixed(self, a: Any, size: int, unsigned: int, mode: int, fraction_bits: Any = 0) -> Any:
+        """The fixed-point number of `size` bits that `a` rounds to."""
+        width = esize_of(a)
+        function = getattr(_MODULES[width], f"fp_to_fixed_{width}")
+        if width == 16:
+            return self.apply(function, a, size, unsigned, fraction_bits, mode).trunc(size)
+        wide, flags = self._exactly(function, a, (size, unsigned, fraction_bits, mode))
+        return self._try(to_fixed(size, unsigned, mode, fraction_bits), (a,), (wide.trunc(size), flags))
 
 
 def _sign_bit(value: Bits | Vec) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trapline.arm64 import fp_convert as convert
 from trapline.arm64.fp import ROUND_FPCR, ROUND_NEGINF, ROUND_POSINF, ROUND_TIEAWAY, ROUND_TIEEVEN, ROUND_ZERO
+from trapline.arm64.fp_convert import fp_convert_odd_64_32
 from trapline.arm64.fp_estimate import unsigned_recip_estimate, unsigned_rsqrt_estimate
 from trapline.arm64.insn import insn
 from trapline.arm64.isa.simd_common import (
@@ -22,7 +22,7 @@ from trapline.arm64.isa.simd_common import (
     set_half,
     vector_width,
 )
-from trapline.bits import Bits, Vec, call, cat
+from trapline.bits import Vec, call, cat
 
 Operation = Callable[[Fp, Vec, Vec, Vec], Vec]
 """`(fp, d, n, m) -> result`, with the old destination `d` for those that accumulate."""
@@ -104,17 +104,17 @@ def fp_scalar_three_same(cpu, i, operation: Operation):
 
 
 # -- two registers -----------------------------------------------------------------------------------------------------------
-Unary = Callable[[Fp, Bits], Bits]
+Unary = Callable[[Fp, Vec], Vec]
 
 
 def to_integer(unsigned: int, mode: int) -> Unary:
     """Conversion to an integer of the same width."""
-    return lambda fp, a: fp.to_fixed(a, a.width, unsigned, mode)
+    return lambda fp, a: fp.to_fixed(a, a.esize, unsigned, mode)
 
 
 def against_zero(name: str, zero_first: bool = False) -> Unary:
     """A comparison with +0.0, or of +0.0 with the element."""
-    return lambda fp, a: (fp(name, a ^ a, a) if zero_first else fp(name, a, a ^ a)).sext(a.width)
+    return lambda fp, a: fp.compare(name, a.like(0), a) if zero_first else fp.compare(name, a, a.like(0))
 
 
 CONVERT = (
@@ -124,8 +124,8 @@ CONVERT = (
     ("fcvtmu", "1 0 11011", to_integer(1, ROUND_NEGINF)),
     ("fcvtas", "0 0 11100", to_integer(0, ROUND_TIEAWAY)),
     ("fcvtau", "1 0 11100", to_integer(1, ROUND_TIEAWAY)),
-    ("scvtf", "0 0 11101", lambda fp, a: fp.from_fixed(a.width, a, 0)),
-    ("ucvtf", "1 0 11101", lambda fp, a: fp.from_fixed(a.width, a, 1)),
+    ("scvtf", "0 0 11101", lambda fp, a: fp.from_fixed(a.esize, a, 0)),
+    ("ucvtf", "1 0 11101", lambda fp, a: fp.from_fixed(a.esize, a, 1)),
     ("fcvtps", "0 1 11010", to_integer(0, ROUND_POSINF)),
     ("fcvtpu", "1 1 11010", to_integer(1, ROUND_POSINF)),
     ("fcvtzs", "0 1 11011", to_integer(0, ROUND_ZERO)),
@@ -136,13 +136,13 @@ CONVERT = (
 """Rows that exist as vectors and as scalars."""
 
 UNARY_VECTOR = (
-    ("frintn", "0 0 11000", lambda fp, a: fp("fp_round_int", a, ROUND_TIEEVEN, 0)),
-    ("frinta", "1 0 11000", lambda fp, a: fp("fp_round_int", a, ROUND_TIEAWAY, 0)),
-    ("frintp", "0 1 11000", lambda fp, a: fp("fp_round_int", a, ROUND_POSINF, 0)),
-    ("frintm", "0 0 11001", lambda fp, a: fp("fp_round_int", a, ROUND_NEGINF, 0)),
-    ("frintx", "1 0 11001", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 1)),
-    ("frintz", "0 1 11001", lambda fp, a: fp("fp_round_int", a, ROUND_ZERO, 0)),
-    ("frinti", "1 1 11001", lambda fp, a: fp("fp_round_int", a, ROUND_FPCR, 0)),
+    ("frintn", "0 0 11000", lambda fp, a: fp.round_int(a, ROUND_TIEEVEN)),
+    ("frinta", "1 0 11000", lambda fp, a: fp.round_int(a, ROUND_TIEAWAY)),
+    ("frintp", "0 1 11000", lambda fp, a: fp.round_int(a, ROUND_POSINF)),
+    ("frintm", "0 0 11001", lambda fp, a: fp.round_int(a, ROUND_NEGINF)),
+    ("frintx", "1 0 11001", lambda fp, a: fp.round_int(a, ROUND_FPCR, 1)),
+    ("frintz", "0 1 11001", lambda fp, a: fp.round_int(a, ROUND_ZERO)),
+    ("frinti", "1 1 11001", lambda fp, a: fp.round_int(a, ROUND_FPCR)),
     ("fabs", "0 1 01111", lambda fp, a: magnitude(a)),
     ("fneg", "1 1 01111", lambda fp, a: negated(a)),
     ("fsqrt", "1 1 11111", lambda fp, a: fp("fp_sqrt", a)),
@@ -165,7 +165,7 @@ _SCALAR_PATTERN = "01 <> 11110 <> sz:1 10000 <> 10 Rn:5 Rd:5"
 def apply_unary(cpu: Any, i: Any, width: int, esize: int, operation: Unary) -> None:
     """A row's operation on every element of the low `width` bits of Rn."""
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, cpu.V(i.Rn, width).lanes(esize).map(lambda lane: operation(fp, lane)))
+        cpu.set_V(i.Rd, operation(fp, cpu.V(i.Rn, width).lanes(esize)))
 
 
 @each(CONVERT + UNARY_VECTOR, _VECTOR_PATTERN, asm=f"$ {_VECTORS}", where=no_1d_fp)
@@ -202,34 +202,26 @@ def unsigned_estimate(cpu, i, function):
 
 
 # -- conversion between precisions -------------------------------------------------------------------------------------------
-NARROWING = {16: convert.fp_convert_32_16, 32: convert.fp_convert_64_32}
-WIDENING = {16: convert.fp_convert_16_32, 32: convert.fp_convert_32_64}
-"""FPConvert by the width of the narrow number."""
-
-
-def _narrow(cpu: Any, i: Any, esize: int, function: Any) -> None:
-    with Fp(cpu) as fp:
-        set_half(cpu, i.Rd, i.Q, cpu.V(i.Rn).lanes(2 * esize).map(lambda lane: fp.apply(function, lane)).bits)
-
-
 @insn("0 Q:1 001110 0 sz:1 10000 10110 10 Rn:5 Rd:5", asm="fcvtn{Q:|2} v{Rd}.{sz,Q:4h|8h|2s|4s}, v{Rn}.{sz:4s|2d}")
 def fp_convert_narrow(cpu, i):
     """FCVTN, FCVTN2."""
     esize = 16 << i.sz
-    _narrow(cpu, i, esize, NARROWING[esize])
+    with Fp(cpu) as fp:
+        set_half(cpu, i.Rd, i.Q, fp.resize(cpu.V(i.Rn).lanes(2 * esize), esize).bits)
 
 
 @insn("0 Q:1 101110 01 10000 10110 10 Rn:5 Rd:5", asm="fcvtxn{Q:|2} v{Rd}.{Q:2s|4s}, v{Rn}.2d")
 def fp_convert_narrow_odd(cpu, i):
     """FCVTXN, FCVTXN2: rounding to odd, so that a second rounding is right."""
-    _narrow(cpu, i, 32, convert.fp_convert_odd_64_32)
+    with Fp(cpu) as fp:
+        set_half(cpu, i.Rd, i.Q, fp.apply(fp_convert_odd_64_32, cpu.V(i.Rn).lanes(64)).bits)
 
 
 @insn("01111110 01 10000 10110 10 Rn:5 Rd:5", asm="fcvtxn s{Rd}, d{Rn}")
 def fp_scalar_convert_odd(cpu, i):
     """FCVTXN (scalar)."""
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, fp.apply(convert.fp_convert_odd_64_32, cpu.V(i.Rn, 64)))
+        cpu.set_V(i.Rd, fp.apply(fp_convert_odd_64_32, cpu.V(i.Rn, 64)))
 
 
 @insn("0 Q:1 001110 0 sz:1 10000 10111 10 Rn:5 Rd:5", asm="fcvtl{Q:|2} v{Rd}.{sz:4s|2d}, v{Rn}.{sz,Q:4h|8h|2s|4s}")
@@ -237,4 +229,4 @@ def fp_convert_long(cpu, i):
     """FCVTL, FCVTL2."""
     esize = 16 << i.sz
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, half(cpu, i.Rn, i.Q, esize).map(lambda lane: fp.apply(WIDENING[esize], lane)))
+        cpu.set_V(i.Rd, fp.resize(half(cpu, i.Rn, i.Q, esize), 2 * esize))

@@ -209,16 +209,16 @@ def shift_left_long(cpu, i, esize, extend):
 
 # -- fixed point -------------------------------------------------------------------------------------------------------------
 FIXED = (
-    ("scvtf", "0 11100", lambda fp, lane, bits: fp.from_fixed(lane.width, lane, 0, bits)),
-    ("ucvtf", "1 11100", lambda fp, lane, bits: fp.from_fixed(lane.width, lane, 1, bits)),
-    ("fcvtzs", "0 11111", lambda fp, lane, bits: fp.to_fixed(lane, lane.width, 0, ROUND_ZERO, bits)),
-    ("fcvtzu", "1 11111", lambda fp, lane, bits: fp.to_fixed(lane, lane.width, 1, ROUND_ZERO, bits)),
+    ("scvtf", "0 11100", lambda fp, a, bits: fp.from_fixed(a.esize, a, 0, bits)),
+    ("ucvtf", "1 11100", lambda fp, a, bits: fp.from_fixed(a.esize, a, 1, bits)),
+    ("fcvtzs", "0 11111", lambda fp, a, bits: fp.to_fixed(a, a.esize, 0, ROUND_ZERO, bits)),
+    ("fcvtzu", "1 11111", lambda fp, a, bits: fp.to_fixed(a, a.esize, 1, ROUND_ZERO, bits)),
 )
 
 
 def _fixed(cpu: Any, i: Any, width: int, esize: int, convert: Any) -> None:
     with Fp(cpu) as fp:
-        cpu.set_V(i.Rd, cpu.V(i.Rn, width).lanes(esize).map(lambda lane: convert(fp, lane, esize - i.imm)))
+        cpu.set_V(i.Rd, convert(fp, cpu.V(i.Rn, width).lanes(esize), esize - i.imm))
 
 
 @each(by_size(FIXED, 16), _VECTOR, _right_syntax, feature="FEAT_FP16", prefix="half_")

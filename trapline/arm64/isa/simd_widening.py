@@ -32,8 +32,8 @@ def _accumulate(cpu: Any, i: Any, n: Vec, m: Vec, widen: Widen) -> None:
     """Add products to the single-precision elements of Rd."""
     d = cpu.V(i.Rd, 2 * n.bits.width).lanes(32)
     with Fp(cpu) as fp:
-        products = [(widen(fp, a), widen(fp, b)) for a, b in zip(n, m, strict=True)]
-        cpu.set_V(i.Rd, Vec.of([fp("fp_muladd", c, a, b) for c, (a, b) in zip(d, products, strict=True)]))
+        factors = (v.map(lambda lane: widen(fp, lane)) for v in (n, m))
+        cpu.set_V(i.Rd, fp.lanes("fp_muladd", d, *factors))
 
 
 # -- half precision: the operands are in one half of the vectors -------------------------------------------------------------
