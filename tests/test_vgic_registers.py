@@ -22,7 +22,7 @@ from vgic_machine import (
 )
 
 from trapline.errors import TableError
-from trapline.kvm.arm64.vgic.regmap import Plain, RegisterMap
+from trapline.gic.regmap import Plain, RegisterMap
 
 TYPER, IIDR, PIDR2 = 4, 8, 0xFFE8
 FRAMES = (DIST, REDIST + SGI_FRAME)

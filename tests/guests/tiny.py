@@ -69,6 +69,99 @@ LOST = """
         .word 0                     // undefined: the exception goes to a vector that cannot be fetched
 """
 
+AT_EL2 = """
+        adr   x0, upper
+        msr   s3_4_c12_c0_0, x0     // VBAR_EL2; its vectors go on at x28
+        adr   x0, lower
+        msr   s3_0_c12_c0_0, x0     // VBAR_EL1; its vectors go on at x27
+        mrs   x1, s3_0_c4_c2_2      // CurrentEL
+        lsr   x1, x1, #2
+        add   w1, w1, #48
+        bl    put
+        movz  x20, #0x8000, lsl #16 // HCR_EL2.RW
+        adr   x21, at_el1
+        bl    lower_to_el1
+at_el1: adr   x27, in_svc
+        svc   #0
+in_svc: mov   w1, #115              // s
+        bl    put
+        adr   x28, in_hvc
+        hvc   #0
+in_hvc: mov   w1, #104              // h
+        mov   w4, #0x16
+        bl    check
+        movz  x20, #0x8400, lsl #16 // and HCR_EL2.TVM
+        adr   x21, again
+        bl    lower_to_el1
+again:  adr   x28, in_trap
+        msr   s3_0_c1_c0_0, x0      // SCTLR_EL1
+in_trap: mov  w1, #116              // t
+        mov   w4, #0x18
+        bl    check
+        adr   x28, in_undefined
+        .word 0
+in_undefined: mov w1, #117          // u
+        mov   w4, #0
+        bl    check
+        movz  x5, #0x0800, lsl #16  // the distributor
+        mov   w6, #2
+        str   w6, [x5]              // group 1 on
+        mov   x6, #0xff
+        msr   s3_0_c4_c6_0, x6      // ICC_PMR_EL1
+        mov   x6, #1
+        msr   s3_0_c12_c12_7, x6    // ICC_IGRPEN1_EL1
+        movz  x20, #0x8000, lsl #16
+        orr   x20, x20, #0x10       // HCR_EL2.IMO
+        msr   s3_4_c1_c1_0, x20
+        adr   x28, in_irq
+        .word 0xd50342ff            // msr daifclr, #2
+        movz  x6, #0x0300, lsl #16
+        movk  x6, #1
+        msr   s3_0_c12_c11_5, x6    // ICC_SGI1R_EL1: SGI 3 to CPU 0
+idle:   b     idle
+in_irq: mrs   x6, s3_0_c12_c12_0    // ICC_IAR1_EL1
+        cmp   x6, #3
+        b.ne  idle
+        msr   s3_0_c12_c12_1, x6    // ICC_EOIR1_EL1
+        mov   w1, #105              // i
+        bl    put
+        movz  x20, #4, lsl #32      // HCR_EL2.E2H
+        msr   s3_4_c1_c1_0, x20
+        isb
+        mov   x6, #0x8000
+        msr   s3_0_c12_c0_0, x6     // VBAR_EL1 is VBAR_EL2 now
+        mrs   x7, s3_4_c12_c0_0
+        cmp   x6, x7
+        b.ne  idle
+        mrs   x7, s3_5_c12_c0_0     // VBAR_EL12
+        adr   x6, lower
+        cmp   x6, x7
+        b.ne  idle
+        mov   w1, #118              // v
+        bl    put
+        mov   w1, #10
+        bl    put
+        movz  w0, #0x8400, lsl #16
+        movk  w0, #8                // SYSTEM_OFF
+        smc   #0
+
+lower_to_el1: msr s3_4_c1_c1_0, x20 // HCR_EL2
+        mov   x0, #0x3c5
+        msr   s3_4_c4_c0_0, x0      // SPSR_EL2
+        msr   s3_4_c4_c0_1, x21     // ELR_EL2
+        eret
+check:  mrs   x0, s3_4_c5_c2_0      // ESR_EL2: its class has to be w4
+        lsr   x0, x0, #26
+        cmp   w0, w4
+        b.ne  idle
+put:    movz  x3, #0x0900, lsl #16
+        strb  w1, [x3]
+        ret
+        .align 11
+upper:  """ + "br x28\n .align 7\n" * 16 + """
+        .align 11
+lower:  """ + "br x27\n .align 7\n" * 16
+
 FIRST_CPU = """
         adr   x2, second            // CPU_ON(1, second, 0x2a)
         movz  x1, #1

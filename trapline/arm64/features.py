@@ -276,4 +276,4 @@ class Features:
         from trapline.arm64.regs import TABLE
 
         values = {reg: reg.reset_value() for reg in TABLE if reg.alias is None and reg.exists(self)}
-        return values | self.id_values()
+        return values | dict.fromkeys(idreg.ID_REGISTERS, 0) | self.id_values()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from trapline.backends.mapping import advise, map_far
 from trapline.errors import BadInput
 
-if TYPE_CHECKING:
-    from trapline.backends.objects import Vm
-
 HUGE_PAGE = 2 << 20
 PAGE = mmap.PAGESIZE
+
+
+class Slots(Protocol):
+    """What has a physical address space."""
+
+    def set_user_memory_region(self, slot: int, flags: int, guest_phys_addr: int, size: int, userspace_addr: int) -> None:
+        """Put memory of this process at a guest physical address; no size deletes the slot."""
 
 
 class GuestMemory:
@@ -22,7 +26,7 @@ class GuestMemory:
     The guest sees writes at once, and the other way round. The mapping lives until the slot is deleted: by `close`, or with the VM.
     """
 
-    def __init__(self, vm: Vm, slot: int, guest_phys_addr: int, size: int, flags: int, host: Any = None) -> None:
+    def __init__(self, vm: Slots, slot: int, guest_phys_addr: int, size: int, flags: int, host: Any = None) -> None:
         """Make the mapping (or use `host`, a writable page-aligned buffer) and the slot."""
         if size <= 0 or size % PAGE:
             raise BadInput(f"memory size {size:#x} is not a positive multiple of the page size {PAGE:#x}")

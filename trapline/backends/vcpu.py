@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MMIO = MmioExit.reason
 """By far the most frequent reason, recognised first. Its number fits in the lowest byte, and no other has the same one."""
 
-_NAMED = {
+REGISTER_IDS = {
     **{f"x{n}": arm64.reg_x(n) for n in range(31)},
     **{f"v{n}": arm64.reg_v(n) for n in range(32)},
     "sp": arm64.REG_SP,
@@ -51,6 +51,7 @@ _NAMED = {
     "fpsr": arm64.REG_FPSR,
     "fpcr": arm64.REG_FPCR,
 }
+"""ONE_REG ids of the core registers, by the names that `Registers` gives them."""
 
 
 class Registers:
@@ -66,23 +67,23 @@ class Registers:
         object.__setattr__(self, "_vcpu", vcpu)
 
     def __getattr__(self, name: str) -> int:
-        reg_id = _NAMED.get(name)
+        reg_id = REGISTER_IDS.get(name)
         if reg_id is None:
             raise AttributeError(f"no register {name!r}")
         return self._vcpu.get_one_reg(reg_id)
 
     def __setattr__(self, name: str, value: int) -> None:
-        reg_id = _NAMED.get(name)
+        reg_id = REGISTER_IDS.get(name)
         if reg_id is None:
             raise AttributeError(f"no register {name!r}")
         self._vcpu.set_one_reg(reg_id, value)
 
     def __dir__(self) -> Iterator[str]:
-        return iter(_NAMED)
+        return iter(REGISTER_IDS)
 
     def dump(self) -> dict[str, int]:
         """The general registers by name."""
-        return {name: self._vcpu.get_one_reg(reg_id) for name, reg_id in _NAMED.items() if not name.startswith("v")}
+        return {name: self._vcpu.get_one_reg(reg_id) for name, reg_id in REGISTER_IDS.items() if not name.startswith("v")}
 
 
 class Vcpu:

@@ -83,6 +83,32 @@ class Cpu:
                 engine.wait_for_others(self)
             code = entry.proceed(address)
 
+    def run_here(self, launch: bool) -> int:
+        """Run from the state as it is until something outside is wanted, and return what (`Exit`): a machine without hypervisor.
+
+        `launch` after the state was changed from outside, else go on.
+        """
+        entry, address, state, engine = self._entry, self.address, self.state, self.engine
+        state.running = 1
+        try:
+            if engine.paused:
+                engine.wait_for_others(self)
+            code = entry.launch(address) if launch else entry.proceed(address)
+            while code == Exit.COMPILE or code == Exit.CODE_FULL:
+                self._outside(code)
+                if engine.paused:
+                    engine.wait_for_others(self)
+                code = entry.proceed(address)
+        finally:
+            state.running = 0
+        if code == Exit.TIMER:
+            engine.timers.arm(self)
+        return code
+
+    def external_abort(self) -> None:
+        """The access to a device with which `run_here` returned ends in a synchronous external abort."""
+        self._entry.external_abort(self.address)
+
     def _outside(self, code: int) -> None:
         """Work that compiled code leaves to Python in the middle of a run."""
         if code == Exit.COMPILE:

@@ -13,9 +13,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from trapline.errors import GuestCrash, NotSupported, Timeout, TraplineError
 from trapline.ui import options as opt
+
+if TYPE_CHECKING:
+    from trapline.backends.objects import System
+    from trapline.bare.machine import BareSystem
+    from trapline.vmm.machine import Config
 
 EXIT_RESET = 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -80,6 +86,7 @@ def make_parser() -> opt.Parser:
     kut.add_argument("folder", metavar="DIR", help="where the .flat files are")
     kut.add_argument("tests", nargs="*", metavar="TEST", help="only these tests")
     kut.add_argument("--backend", choices=opt.BACKENDS, default="auto", help="which KVM (auto)")
+    kut.add_argument("--machine", choices=opt.MACHINES, default="virt", help="as for run (virt)")
     kut.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="limit for each test, instead of the table's own")
 
     check = add("check", check_command, "the concurrency checker (not there yet)")
@@ -120,7 +127,6 @@ def guest_command(options: argparse.Namespace) -> int:
 
 def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: object) -> int:
     """Build the machine, run it, turn its end into an exit status."""
-    from trapline.backends.select import open_system
     from trapline.devices.virtio.block import Image
     from trapline.vmm.machine import Software
     from trapline.vmm.runloop import Outcome
@@ -134,7 +140,8 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
         for path, read_only in config.disks:
             disks.append(Image(path, read_only))
             stack.callback(disks[-1].close)
-        system = stack.enter_context(open_system(options.backend))
+        system = open_machine_room(options, config)
+        stack.callback(system.close)
         session = Session(system, config, software, disks, end_of_input=end_of_input)
         try:
             ending = session.run()
@@ -151,6 +158,17 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
             return 0
 
 
+def open_machine_room(options: argparse.Namespace, config: Config) -> System | BareSystem:
+    """What makes the machines: a KVM, or for bare ones nothing but processors."""
+    if config.machine == "bare":
+        from trapline.bare.machine import BareSystem
+
+        return BareSystem(config.el2)
+    from trapline.backends.select import open_system
+
+    return open_system(options.backend)
+
+
 def doctor_command(options: argparse.Namespace) -> int:
     """`trapline doctor`."""
     from trapline.ui.doctor import print_report
@@ -162,7 +180,7 @@ def kut_command(options: argparse.Namespace) -> int:
     """`trapline kut`."""
     from trapline.ui.kut import run_folder
 
-    return run_folder(options.folder, options.tests, options.backend, options.timeout)
+    return run_folder(options.folder, options.tests, options.backend, options.machine, options.timeout)
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ class Result:
     note: str = ""
 
 
-def run_folder(folder: str, names: list[str], backend: str, limit: float | None) -> int:
+def run_folder(folder: str, names: list[str], backend: str, machine: str, limit: float | None) -> int:
     """Run the tests of the table (or only those named) and print as they end. 0 if none failed, 1 otherwise."""
     directory = Path(folder)
     if not any(directory.glob("*.flat")):
@@ -91,14 +91,14 @@ def run_folder(folder: str, names: list[str], backend: str, limit: float | None)
         for test in TESTS:
             if names and test.name not in names:
                 continue
-            result = run_test(test, directory, environment.name, backend, limit)
+            result = run_test(test, directory, environment.name, backend, machine, limit)
             tally[result.verdict] += 1
             print(f"{test.name:26} {result.verdict:8} {result.checks:18} {result.seconds:7.1f}  {result.note}", flush=True)
     print(", ".join(f"{number} {verdict}" for verdict, number in tally.items()))
     return 1 if tally["FAIL"] or tally["TIMEOUT"] or tally["CRASH"] else 0
 
 
-def run_test(test: Test, directory: Path, environment: str, backend: str, limit: float | None) -> Result:
+def run_test(test: Test, directory: Path, environment: str, backend: str, machine: str, limit: float | None) -> Result:
     """Run one test."""
     image = directory / f"{test.image}.flat"
     if test.needs:
@@ -106,7 +106,7 @@ def run_test(test: Test, directory: Path, environment: str, backend: str, limit:
     if not image.exists():
         return Result("SKIP", note=f"{image.name} is not in the folder")
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--kernel", str(image), "--initrd", environment]
-    command += ["--params", test.params, "--cpus", str(test.cpus), "--mem", MEMORY, "--backend", backend]
+    command += ["--params", test.params, "--cpus", str(test.cpus), "--mem", MEMORY, "--backend", backend, "--machine", machine]
     command += ["--timeout", str(limit or test.limit), "--no-reboot", "--pci-testdev"]
     start = time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)

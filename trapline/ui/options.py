@@ -16,6 +16,7 @@ from trapline.vmm.machine import Config
 
 UNITS = {"": MiB, "K": 1 << 10, "M": MiB, "G": 1 << 30, "T": 1 << 40}
 BACKENDS = ("auto", "software", "kvm")
+MACHINES = ("virt", "bare")
 READ_ONLY_SUFFIX = ",ro"
 
 
@@ -99,6 +100,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pci-testdev", action="store_true", help="put the function on the PCI bus that kvm-unit-tests look for")
     group.add_argument("--gic", choices=("2", "3"), default="3", help="interrupt controller version (3)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="which KVM: the software machine, /dev/kvm, or the best (auto)")
+    group.add_argument("--machine", choices=MACHINES, default="virt", help="a VM of a KVM, or the processors without ours (virt)")
+    group.add_argument("--el2", action="store_true", help="with --machine bare: the processors have EL2 and start there")
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
     later = parser.add_argument_group("not there yet (refused)")
@@ -129,6 +132,8 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         pci_testdev=options.pci_testdev,
         reboot=not options.no_reboot,
         timeout=options.timeout,
+        machine=options.machine,
+        el2=options.el2,
         **boot,
     )
     config.check()

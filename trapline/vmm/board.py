@@ -49,6 +49,9 @@ VIRTIO_SPI = 16
 
 # Private peripheral interrupts, counted from 16 as the device tree does: secure physical, physical, virtual, hypervisor timer.
 TIMER_PPIS = (13, 14, 11, 10)
+HYP_VIRTUAL_TIMER_PPI = 12
+MAINTENANCE_PPI = 9
+"""The GIC's own, for the hypervisor that fills its list registers."""
 
 MAX_CPUS = GIC_REDISTRIBUTORS.size // REDISTRIBUTOR_SIZE
 MAX_RAM = 255 * GiB

@@ -46,6 +46,7 @@ class Description:
     bootargs:       the kernel command line.
     initrd:         where the initial ramdisk is, if there is one.
     seed:           entropy for the kernel's address layout and its generator; none if empty.
+    el2:            whether the CPUs have EL2.
     """
 
     ram: int
@@ -54,6 +55,7 @@ class Description:
     bootargs: str = ""
     initrd: Region | None = None
     seed: bytes = b""
+    el2: bool = False
 
 
 def build(machine: Description) -> bytes:
@@ -63,11 +65,11 @@ def build(machine: Description) -> bytes:
     tree.root = node("/", {"#address-cells": 2, "#size-cells": 2, "interrupt-parent": GIC_PHANDLE, "model": name, "compatible": name})
     for child in (
         chosen(machine),
-        psci(),
+        psci(machine.el2),
         node(f"memory@{board.RAM_BASE:x}", {"device_type": "memory", "reg": reg(Region(board.RAM_BASE, machine.ram))}),
         cpus(machine.cpus),
-        timer(),
-        interrupt_controller(),
+        timer(machine.el2),
+        interrupt_controller(machine.el2),
         clock(),
         primecell("pl011", PL011.compatible, board.UART, board.UART_SPI, {"clock-names": ("uartclk", "apb_pclk")}),
         primecell("pl031", PL031.compatible, board.RTC, board.RTC_SPI),
@@ -123,10 +125,13 @@ def chosen(machine: Description) -> fdt.Node:
     return node("chosen", properties)
 
 
-def psci() -> fdt.Node:
-    """/psci: power control by hypervisor call. The function numbers are for drivers of PSCI 0.1, which had no fixed ones."""
+def psci(el2: bool) -> fdt.Node:
+    """/psci: power control by hypervisor call, or by SMC to firmware above EL2.
+
+    The function numbers are for drivers of PSCI 0.1, which had no fixed ones.
+    """
     numbers: Properties = {"cpu_suspend": PSCI_CPU_SUSPEND, "cpu_off": PSCI_CPU_OFF, "cpu_on": PSCI_CPU_ON, "migrate": PSCI_MIGRATE}
-    return node("psci", {"compatible": ("arm,psci-1.0", "arm,psci-0.2", "arm,psci"), "method": "hvc", **numbers})
+    return node("psci", {"compatible": ("arm,psci-1.0", "arm,psci-0.2", "arm,psci"), "method": "smc" if el2 else "hvc", **numbers})
 
 
 def cpus(count: int) -> fdt.Node:
@@ -138,14 +143,16 @@ def cpus(count: int) -> fdt.Node:
     return made
 
 
-def timer() -> fdt.Node:
+def timer(el2: bool) -> fdt.Node:
     """The generic timer and its private interrupts."""
-    interrupts = tuple(cell for ppi in board.TIMER_PPIS for cell in (GIC_PPI, ppi, LEVEL_HIGH))
+    ppis = (*board.TIMER_PPIS, board.HYP_VIRTUAL_TIMER_PPI) if el2 else board.TIMER_PPIS
+    interrupts = tuple(cell for ppi in ppis for cell in (GIC_PPI, ppi, LEVEL_HIGH))
     return node("timer", {"compatible": ("arm,armv8-timer", "arm,armv7-timer"), "always-on": None, "interrupts": interrupts})
 
 
-def interrupt_controller() -> fdt.Node:
-    """The GICv3."""
+def interrupt_controller(el2: bool) -> fdt.Node:
+    """The GICv3. Its maintenance interrupt is for a hypervisor."""
+    maintenance: Properties = {"interrupts": (GIC_PPI, board.MAINTENANCE_PPI, LEVEL_HIGH)} if el2 else {}
     return node(
         f"intc@{board.GIC_DISTRIBUTOR.base:x}",
         {
@@ -158,6 +165,7 @@ def interrupt_controller() -> fdt.Node:
             "#size-cells": 2,
             "ranges": None,
             "phandle": GIC_PHANDLE,
+            **maintenance,
         },
     )
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from trapline.abi.arm64 import DeviceType, Feature, VgicAddr, VgicCtrl, VgicGroup
 from trapline.abi.caps import Cap
@@ -53,6 +54,9 @@ from trapline.vmm.board import (
 )
 from trapline.vmm.bus import Bus
 
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareSystem, BareVcpu, BareVm  # brings the engine with it
+
 SEED_BYTES = 40
 POWER_KEY_SECONDS = 0.1
 INTERRUPTS = 256
@@ -64,7 +68,11 @@ PCI_TEST_SLOT = 1 << 3
 
 @dataclass(slots=True)
 class Config:
-    """What the user asked for. Sizes in bytes; `disks` are (image file, read-only)."""
+    """What the user asked for. Sizes in bytes; `disks` are (image file, read-only).
+
+    machine: "virt", a virtual machine of a KVM, or "bare", the software processors without a hypervisor of ours.
+    el2:     whether a bare machine's processors have EL2, and start there.
+    """
 
     kernel: Path | None = None
     initrd: Path | None = None
@@ -77,6 +85,8 @@ class Config:
     pci_testdev: bool = False
     reboot: bool = True
     timeout: float | None = None
+    machine: str = "virt"
+    el2: bool = False
 
     def check(self) -> None:
         """Refuse what no machine can have, in one line."""
@@ -84,6 +94,8 @@ class Config:
             raise BadInput("nothing to boot: give --kernel FILE or --bios FILE")
         if self.kernel is not None and self.firmware is not None:
             raise BadInput("--kernel together with --bios needs a fw_cfg device, which is not there yet; give one of them")
+        if self.el2 and self.machine != "bare":
+            raise BadInput("--el2 needs --machine bare: under KVM, EL2 is the hypervisor's")
         if self.initrd is not None and self.kernel is None:
             raise BadInput("--initrd needs --kernel")
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -126,7 +138,7 @@ class Machine:
 
     def __init__(
         self,
-        system: System,
+        system: System | BareSystem,
         config: Config,
         software: Software,
         disks: Iterable[Image],
@@ -136,7 +148,7 @@ class Machine:
         self.lock = threading.Lock()
         self.bus = Bus()
         plan = software.plan(config.memory)
-        self.vm: Vm = system.create_vm()
+        self.vm: Vm | BareVm = system.create_vm()
         try:
             if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
                 self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
@@ -200,11 +212,14 @@ class Machine:
             self.bus.add(region.base, FlashRom())
         return tuple(banks)
 
-    def _add_vcpu(self, number: int) -> Vcpu:
+    def _add_vcpu(self, number: int) -> Vcpu | BareVcpu:
         return self.vm.create_vcpu(number, features=[Feature.POWER_OFF] if number else [])
 
     def _add_gic(self) -> None:
-        gic = self.vm.create_device(DeviceType.ARM_VGIC_V3)
+        if self.config.machine == "bare":
+            cast("BareVm", self.vm).create_gic(GIC_DISTRIBUTOR.base, GIC_REDISTRIBUTORS.base, INTERRUPTS)
+            return
+        gic = cast(Vm, self.vm).create_device(DeviceType.ARM_VGIC_V3)
         gic.set_attr(VgicGroup.NR_IRQS, 0, INTERRUPTS, width=4)
         gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_DIST, GIC_DISTRIBUTOR.base)
         gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_REDIST, GIC_REDISTRIBUTORS.base)
@@ -246,11 +261,15 @@ class Machine:
                 bootargs=self.config.params,
                 initrd=plan.initrd,
                 seed=os.urandom(SEED_BYTES),
+                el2=self.config.el2,
             )
         )
 
     def _start_first_cpu(self, plan: boot.Plan) -> None:
         """The Linux boot protocol: device tree in X0, X1 to X3 zero, exceptions masked (as KVM resets PSTATE)."""
-        regs = self.vcpus[0].regs
-        regs.x0 = plan.dtb
-        regs.pc = plan.entry
+        first = self.vcpus[0]
+        if self.config.machine == "bare":
+            cast("BareVcpu", first).start(plan.entry, plan.dtb)
+            return
+        first.regs.x0 = plan.dtb
+        first.regs.pc = plan.entry

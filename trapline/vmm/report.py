@@ -5,12 +5,16 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trapline.abi.arm64 import reg_sysreg
 from trapline.abi.exits import Exit
 from trapline.arm64.exceptions import EC
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import KvmError
+
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareVcpu  # brings the engine with it
 
 EL1_REGISTERS = {
     "SCTLR_EL1": reg_sysreg(3, 0, 1, 0, 0),
@@ -80,7 +84,7 @@ def describe_fault(status: int) -> str:
     return OTHER_FAULTS.get(status, f"fault status {status:#x}")
 
 
-def read_or_none(vcpu: Vcpu, reg_id: int) -> int | None:
+def read_or_none(vcpu: Vcpu | BareVcpu, reg_id: int) -> int | None:
     """A register's value, None where KVM has no such register (a 32-bit guest, another backend)."""
     try:
         return vcpu.get_one_reg(reg_id)
@@ -88,7 +92,7 @@ def read_or_none(vcpu: Vcpu, reg_id: int) -> int | None:
         return None
 
 
-def describe_cpu(vcpu: Vcpu) -> str:
+def describe_cpu(vcpu: Vcpu | BareVcpu) -> str:
     """General and a few system registers, and what the last exception to EL1 was."""
     lines = [f"vCPU {vcpu.id}:"]
     registers = vcpu.regs.dump()
@@ -127,7 +131,7 @@ class LoopDetector:
     last: tuple[int, ...] = ()
     times: int = 0
 
-    def look(self, vcpu: Vcpu) -> str:
+    def look(self, vcpu: Vcpu | BareVcpu) -> str:
         """Why the guest is lost, or "" if it is not (yet)."""
         vbar, esr, far = (vcpu.get_one_reg(EL1_REGISTERS[name]) for name in ("VBAR_EL1", "ESR_EL1", "FAR_EL1"))
         elr, pc = vcpu.regs.elr_el1, vcpu.regs.pc

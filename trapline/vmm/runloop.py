@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from trapline.abi.caps import Cap
 from trapline.abi.exits import Exit, IntrExit, MmioExit, NisvExit, SystemEvent, SystemEventType
@@ -15,6 +16,9 @@ from trapline.backends.vcpu import Vcpu
 from trapline.errors import Timeout
 from trapline.vmm.machine import Machine
 from trapline.vmm.report import LoopDetector, describe_cpu, describe_exits
+
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareVcpu  # brings the engine with it
 
 EXITS_REMEMBERED = 16
 WATCH_SECONDS = 0.5
@@ -43,7 +47,7 @@ class Ending:
 class VcpuThread:
     """Runs one vCPU until the machine ends."""
 
-    def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
+    def __init__(self, runner: Runner, vcpu: Vcpu | BareVcpu) -> None:
         self.runner = runner
         self.vcpu = vcpu
         self.progress = 0

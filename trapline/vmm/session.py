@@ -7,12 +7,16 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trapline.backends.objects import System
 from trapline.devices.virtio.block import Image
 from trapline.vmm.console import STDIN, InputThread, Keyboard, Output, RawTerminal
 from trapline.vmm.machine import Config, Machine, Software
 from trapline.vmm.runloop import Ending, Outcome, Runner
+
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareSystem  # brings the engine with it
 
 
 @dataclass(slots=True)
@@ -22,7 +26,7 @@ class Session:
     end_of_input: what the guest gets when stdin ends, for guests that read it as a script.
     """
 
-    system: System
+    system: System | BareSystem
     config: Config
     software: Software
     disks: list[Image]

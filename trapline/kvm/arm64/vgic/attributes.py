@@ -10,14 +10,14 @@ from typing import Final
 
 from trapline.abi.arm64 import VgicAddr, VgicCtrl, VgicGroup
 from trapline.errors import KvmError
+from trapline.gic.core import Vgic
+from trapline.gic.dist import DISTRIBUTOR, FRAME_SIZE
+from trapline.gic.redist import CONTROL_FRAME, PRIVATE_FRAME, REDIST_SIZE, SGI_FRAME
+from trapline.gic.regmap import RegisterMap
+from trapline.gic.state import PRIVATE_IRQS, SGIS, CpuInterface, Irq, Region
 from trapline.registers import Field, Register
 
 from . import sysregs
-from .core import Vgic
-from .dist import DISTRIBUTOR, FRAME_SIZE
-from .redist import CONTROL_FRAME, PRIVATE_FRAME, REDIST_SIZE, SGI_FRAME
-from .regmap import RegisterMap
-from .state import PRIVATE_IRQS, SGIS, CpuInterface, Irq, Region
 
 FRAME_ALIGNMENT: Final = 0x1_0000
 UNSET: Final = (1 << 64) - 1

@@ -21,9 +21,8 @@ from trapline.arm64.regs.gic_cpu import (
     ICC_SRE_EL1,
 )
 from trapline.errors import KvmError
+from trapline.gic.state import CpuInterface
 from trapline.registers import Field, Register
-
-from .state import CpuInterface
 
 SRE_VALUE: Final = int(ICC_SRE_EL1.reset_value())
 

@@ -1,9 +1,10 @@
-"""The interrupt controller of a VM: GICv3 distributor, redistributors and the hypervisor's side of the CPU interfaces.
+"""The interrupt controller of a machine: GICv3 distributor, redistributors and the outer side of the CPU interfaces.
 
-One lock protects every interrupt, queue and list-register record of the VM. A vCPU's ICH_* registers are written by that vCPU's
-own thread only, outside guest mode. Whoever makes an interrupt deliverable puts it on a queue, marks that vCPU `dirty`, and
-kicks it after the lock has been released; the vCPU announces "in guest mode" before it looks at `dirty`, so one of the two
-sees the other. What a thread has to kick is taken from `_told` before the lock is released: nobody else can forget it.
+One lock protects every interrupt, queue and list-register record of the machine. A vCPU's bank of interface registers (the ICH_*
+registers, or those of the physical interface: arm64/gic_interface.py) is written by that vCPU's own thread only, outside guest
+mode. Whoever makes an interrupt deliverable puts it on a queue, marks that vCPU `dirty`, and kicks it after the lock has been
+released; the vCPU announces "in guest mode" before it looks at `dirty`, so one of the two sees the other. What a thread has to
+kick is taken from `_told` before the lock is released: nobody else can forget it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 from bisect import insort
 from collections.abc import Callable, Iterable
 
+from trapline.arm64.gic_interface import VIRTUAL
 from trapline.errors import KvmError
 from trapline.sync import Lock
 
@@ -33,8 +35,10 @@ NOBODY: frozenset[CpuInterface] = frozenset()
 class Vgic:
     """A GICv3 without security extensions, LPIs or legacy mode."""
 
-    def __init__(self, vm: HostVm) -> None:
+    def __init__(self, vm: HostVm, bank: int = VIRTUAL) -> None:
+        """`bank` says which interface of the processors is fed."""
         self.vm = vm
+        self.bank = bank
         self.lock = Lock("vgic", protects="every Irq, queue and list-register record of one VM")
         self.cpus: list[CpuInterface] = []
         self.spis: list[Irq] = []
@@ -64,7 +68,7 @@ class Vgic:
         with self.lock:
             if vcpu.index != len(self.cpus):
                 raise KvmError(errno.EINVAL, "vCPUs reach the vgic in order of creation")
-            self.cpus.append(CpuInterface(vcpu))
+            self.cpus.append(CpuInterface(vcpu, self.bank))
             cpuif.reset(self.cpus[-1], self.requeue)
             self.place_redistributors()
 

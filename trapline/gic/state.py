@@ -8,7 +8,12 @@ distributor (`drop_pending`, `force_active`), which the owner applies when it fo
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
+from trapline.arm64.gic_interface import VIRTUAL
 from trapline.arm64.regs import ICH_LR0_EL2
+from trapline.arm64.state import BANK_SLOTS, SYSREG_SLOTS, CpuState
 from trapline.registers import Field, Register
 
 from .host import HostVcpu
@@ -46,15 +51,24 @@ LR_PRIORITY = ListRegister.PRIORITY.lo
 LR_GROUP = ListRegister.GROUP.lo
 
 
+def bank_view(state: CpuState, bank: int) -> Any:
+    """The register storage of a processor, such that the slots of ICH_* give the registers of `bank`."""
+    if not bank:
+        return state.sysreg
+    count = SYSREG_SLOTS + BANK_SLOTS - bank
+    return (ctypes.c_uint64 * count).from_buffer(state, CpuState.sysreg.offset + bank * ctypes.sizeof(ctypes.c_uint64))
+
+
+
 class CpuInterface:
     """The interrupts of one vCPU: its private ones, its queue and what its list registers hold."""
 
     __slots__ = ("vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist")
 
-    def __init__(self, vcpu: HostVcpu) -> None:
+    def __init__(self, vcpu: HostVcpu, bank: int = VIRTUAL) -> None:
         self.vcpu = vcpu
-        self.sysreg = vcpu.cpu.state.sysreg
-        """Storage of the processor's ICH_* registers."""
+        self.sysreg = bank_view(vcpu.cpu.state, bank)
+        """Storage of the interface's registers, by the slots of ICH_*."""
         self.private = [Irq(intid) for intid in range(PRIVATE_IRQS)]
         for irq in self.private:
             irq.target = self

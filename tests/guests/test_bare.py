@@ -1,0 +1,56 @@
+"""Machines without a hypervisor of ours: the project's own guests, U-Boot and Debian's kernel, at EL1 and at EL2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guests import tiny
+from tests.guests.console import Conversation
+from tests.guests.test_tiny import run
+
+U_BOOT = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
+EL1, EL2 = ("--machine", "bare"), ("--machine", "bare", "--el2")
+
+
+def test_own_guest_at_el1(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.HELLO, *EL1)
+    assert (done.returncode, done.stdout, done.stderr) == (21, b"hello from the guest\nEXIT: STATUS=43\n", b"")
+
+
+def test_second_cpu(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.FIRST_CPU, *EL1, "--cpus", "2")
+    assert (done.returncode, done.stdout) == (0, b"the second CPU was here\n"), done.stderr
+
+
+def test_lost_guest_gets_a_report(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.LOST, *EL1)
+    assert done.returncode == 126 and b"the exception vector at 0xb000200 faults itself" in done.stderr
+
+
+def test_own_guest_at_el2(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.AT_EL2, *EL2)
+    assert (done.returncode, done.stdout) == (0, b"2shtuiv\n"), done.stderr
+
+
+def test_el2_is_for_bare_machines_only(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.HELLO, "--el2")
+    assert done.returncode == 125 and b"--machine bare" in done.stderr
+
+
+@pytest.mark.skipif(not U_BOOT.exists(), reason="needs U-Boot for QEMU arm64: install the Debian package u-boot-qemu")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("machine", [EL1, EL2], ids=["el1", "el2"])
+def test_u_boot_reaches_its_prompt(machine: tuple[str, ...], tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"\xde\xad\xbe\xef".ljust(1 << 20, b"\0"))
+    with Conversation("--bios", str(U_BOOT), *machine, "--disk", str(disk), "--mem", "256M", "--timeout", "300") as guest:
+        guest.expect(b"DRAM:  256 MiB")
+        guest.expect(b"Hit any key to stop autoboot")
+        guest.say(b"\r")
+        guest.expect(b"=> ")
+        guest.say(b"virtio read 0x48000000 0 1; md.b 0x48000000 4\r")
+        guest.expect(b"48000000: de ad be ef")
+        guest.say(b"poweroff\r")
+        assert guest.end() == 0
