@@ -61,7 +61,7 @@ class Oracle:
         source.write_text(PROGRAM.replace("%s", cases))
         self.binary = source.with_suffix("")
         subprocess.run(
-            [COMPILER, "-O1", "-static", "-march=armv8.2-a+fp16+aes+sha2+crc", "-o", self.binary, source], check=True, timeout=300
+            [COMPILER, "-O1", "-static", "-march=armv8.6-a+fp16+aes+sha2+sha3+sm4+crc", "-o", self.binary, source], check=True, timeout=300
         )
 
     def run(self, records: Iterable[tuple[str, int, tuple[int, ...]]]) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trapline.arm64 import fp, fp_convert, fp_double, fp_estimate, fp_half, fp_single
+from trapline.arm64 import fp, fp_bfloat, fp_convert, fp_double, fp_estimate, fp_half, fp_integral, fp_single
 
 LETTER = {16: "h", 32: "s", 64: "d"}
 MODULE = {16: fp_half, 32: fp_single, 64: fp_double}
@@ -26,6 +26,8 @@ class Operation:
     call: Callable[[Any, tuple[int, ...], int], tuple[int, int]]
     integer: bool = False
     half: bool = False
+    flush: bool = True
+    """Whether the emulator can be asked with FZ set."""
 
 
 def plain(function: Any, values: tuple[int, ...], fpcr: int) -> tuple[int, int]:
@@ -178,12 +180,38 @@ def estimates() -> Iterator[Operation]:
         yield Operation(name, f"{name} v3.2s, v0.2s\\n fmov s3, s3", function, (32,), lambda f, v, fpcr: (f(*v), 0), integer=True)
 
 
+def to_size() -> Iterator[Operation]:
+    """FRINT32Z and the like, FJCVTZS."""
+    for n in (32, 64):
+        for size in (32, 64):
+            for letter, mode in (("z", fp.ROUND_ZERO), ("x", fp.ROUND_FPCR)):
+                yield Operation(
+                    f"frint{size}{letter}_{n}",
+                    f"frint{size}{letter} {LETTER[n]}3, {LETTER[n]}0",
+                    getattr(fp_integral, f"fp_round_int_n_{n}"),
+                    (n,),
+                    lambda f, v, fpcr, size=size, mode=mode: f(*v, size, mode, fpcr),
+                )
+    # A positive denormal that is flushed is not exact; the emulator says that it is.
+    text = "fjcvtzs w1, d0\\n cset x2, eq\\n orr x1, x1, x2, lsl #32\\n fmov d3, x1"
+    yield Operation("fjcvtzs", text, fp_integral.fp_to_fixed_js, (64,), plain, flush=False)
+
+
+def bfloats() -> Iterator[Operation]:
+    """BFCVT, BFDOT."""
+    yield Operation("bfcvt", "bfcvt h3, s0", fp_bfloat.fp_convert_bf_32, (32,), plain)
+    text = "bfdot v0.2s, v1.4h, v2.4h\\n mov v3.8b, v0.8b"
+    yield Operation("bfdot", text, fp_bfloat.bf_dot_add, (32, 32, 32), lambda f, v, fpcr: (f(*v), 0))
+
+
 OPERATIONS = {
     operation.name: operation
     for operation in [
         *(operation for n in LETTER for family in (simple, compare, to_integral, from_integer) for operation in family(n)),
         *formats(),
         *estimates(),
+        *to_size(),
+        *bfloats(),
     ]
 }
 
@@ -284,4 +312,6 @@ def random_operands(rng: random.Random, operation: Operation) -> tuple[int, ...]
 
 def controls(operation: Operation) -> tuple[int, ...]:
     """The FPCR values that may matter to the operation."""
+    if not operation.flush:
+        return tuple(control for control in CONTROLS if not control & fp.FZ)
     return HALF_CONTROLS if operation.half else CONTROLS + HOST_CONTROLS

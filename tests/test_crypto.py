@@ -12,7 +12,7 @@ from typing import Any
 import arm_oracle
 import pytest
 
-from trapline.arm64 import crypto
+from trapline.arm64 import crypto, crypto_sm4
 from trapline.bits.native import compile_functions
 
 MASK64 = (1 << 64) - 1
@@ -33,6 +33,8 @@ INSTRUCTIONS = {
     "sha256h2": ("sha256h2 q0, q1, v2.4s; mov v3.16b, v0.16b", "qqq"),
     "sha256su0": ("sha256su0 v0.4s, v1.4s; mov v3.16b, v0.16b", "qq"),
     "sha256su1": ("sha256su1 v0.4s, v1.4s, v2.4s; mov v3.16b, v0.16b", "qqq"),
+    "sm4e": ("sm4e v0.4s, v1.4s; mov v3.16b, v0.16b", "qq"),
+    "sm4ekey": ("sm4ekey v3.4s, v0.4s, v1.4s", "qq"),
     "polynomial_multiply_64": ("pmull v3.1q, v0.1d, v1.1d", "dd"),
     "polynomial_multiply_long_8": ("pmull v3.8h, v0.8b, v1.8b", "dd"),
     "polynomial_multiply_8": ("pmul v3.8b, v0.8b, v1.8b", "dd"),
@@ -48,7 +50,7 @@ ORACLE = tuple((name, text) for name, (text, _) in INSTRUCTIONS.items()) + tuple
 @pytest.fixture(scope="module", params=["definition", "compiled"])
 def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
     """The functions, by name, under CPython and through LLVM."""
-    found = {name: getattr(crypto, name) for name in [*INSTRUCTIONS, "crc32", "crc32c"]}
+    found = {name: getattr(crypto_sm4 if name.startswith("sm4") else crypto, name) for name in [*INSTRUCTIONS, "crc32", "crc32c"]}
     return found if request.param == "definition" else compile_functions(list(found.values()), optimize=2)
 
 

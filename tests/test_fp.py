@@ -132,6 +132,12 @@ INFINITY, NEGATIVE_ZERO = 0x7FF0_0000_0000_0000, 1 << 63
         ("fp_mul_64", (1 << 52, ONE - 1), fp.FZ, 0, fp.UFC),
         ("fp_maxnm_64", (QUIET, ONE), 0, ONE, 0),
         ("fp_max_64", (0, NEGATIVE_ZERO), 0, 0, 0),
+        ("fp_to_fixed_js", (0,), 0, 1 << 32, 0),
+        ("fp_to_fixed_js", (NEGATIVE_ZERO,), 0, 0, 0),
+        ("fp_to_fixed_js", (DENORMAL,), fp.FZ, 0, fp.IDC),
+        ("fp_to_fixed_js", (DENORMAL,), 0, 0, fp.IXC),
+        ("fp_to_fixed_js", (0x41EF_FFFF_FFE0_0000,), 0, 0xFFFF_FFFF, fp.IOC),
+        ("fp_to_fixed_js", (INFINITY,), 0, 0, fp.IOC),
     ],
 )
 def test_rules_of_the_manual(name: str, operands: tuple[int, ...], fpcr: int, result: int, flags: int) -> None:

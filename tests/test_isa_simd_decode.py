@@ -22,7 +22,7 @@ load_a64()
 DECODER = Decoder(A64)
 FEATURES = Features()
 TOOL = "llvm-mc"
-EXTENSIONS = "+neon,+fp-armv8,+aes,+sha2,+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm"
+EXTENSIONS = "+neon,+fp-armv8,+aes,+sha2,+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm,+complxnum,+jsconv,+fptoint,+sha3,+sm4"
 COMMAND = (TOOL, "--disassemble", "-triple=aarch64", f"-mattr={EXTENSIONS}", "--show-encoding")
 WORDS = 12_000
 

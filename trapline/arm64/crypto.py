@@ -23,21 +23,30 @@ from __future__ import annotations
 from trapline.bits.native import native, u32, u64, u128
 
 
-def _field_multiply(a: int, b: int) -> int:
-    """Product in the field of AES: GF(2^8) modulo x^8 + x^4 + x^3 + x + 1."""
+def field_multiply(a: int, b: int, polynomial: int) -> int:
+    """Product in GF(2^8) modulo a polynomial of degree 8."""
     product = 0
     while b:
         product ^= a if b & 1 else 0
-        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+        a = a << 1 ^ (polynomial if a & 0x80 else 0)
         b >>= 1
     return product
 
 
+def field_inverses(polynomial: int) -> bytes:
+    """The inverse of each element of the field; zero for zero."""
+    table = bytearray(256)
+    for a in range(1, 256):
+        if not table[a]:
+            inverse = next(b for b in range(1, 256) if field_multiply(a, b, polynomial) == 1)
+            table[a], table[inverse] = inverse, a
+    return bytes(table)
+
+
 def _substitution() -> bytes:
-    """The S-box of AES: inverse in the field, then the affine map."""
+    """The S-box of AES: inverse in the field modulo x^8 + x^4 + x^3 + x + 1, then the affine map."""
     box = bytearray(256)
-    for a in range(256):
-        inverse = next((b for b in range(256) if _field_multiply(a, b) == 1), 0)
+    for a, inverse in enumerate(field_inverses(0x11B)):
         box[a] = 0x63 ^ inverse
         for shift in range(1, 5):
             box[a] ^= (inverse << shift | inverse >> (8 - shift)) & 0xFF

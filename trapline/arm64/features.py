@@ -92,10 +92,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("DPB", "DC CVAP", ((ID_AA64ISAR1_EL1.DPB, 1),)),
     Feature("DPB2", "DC CVADP", ((ID_AA64ISAR1_EL1.DPB, 2),), ("DPB",)),
     Feature("FP16", "Half-precision arithmetic", ((ID_AA64PFR0_EL1.FP, 1), (ID_AA64PFR0_EL1.AdvSIMD, 1)), ("AdvSIMD",)),
-    _absent("SHA512", "SHA-512 instructions", (ID_AA64ISAR0_EL1.SHA2, 2), requires=("SHA256",)),
-    _absent("SHA3", "SHA-3 instructions", (ID_AA64ISAR0_EL1.SHA3, 1)),
-    _absent("SM3", "SM3 instructions", (ID_AA64ISAR0_EL1.SM3, 1)),
-    _absent("SM4", "SM4 instructions", (ID_AA64ISAR0_EL1.SM4, 1)),
+    Feature("SHA512", "SHA-512 instructions", ((ID_AA64ISAR0_EL1.SHA2, 2),), ("SHA256",)),
+    Feature("SHA3", "SHA-3 instructions", ((ID_AA64ISAR0_EL1.SHA3, 1),), ("SHA512",)),
+    Feature("SM3", "SM3 instructions", ((ID_AA64ISAR0_EL1.SM3, 1),), ("AdvSIMD",)),
+    Feature("SM4", "SM4 instructions", ((ID_AA64ISAR0_EL1.SM4, 1),), ("AdvSIMD",)),
     Feature("RDM", "Rounding doubling multiply accumulate", ((ID_AA64ISAR0_EL1.RDM, 1),), ("AdvSIMD",)),
     Feature("DotProd", "Dot product", ((ID_AA64ISAR0_EL1.DP, 1),), ("AdvSIMD",)),
     Feature("FHM", "Half-precision multiply accumulate to single", ((ID_AA64ISAR0_EL1.FHM, 1),), ("FP16",)),
@@ -103,13 +103,13 @@ FEATURES: tuple[Feature, ...] = (
     _absent("TLBIOS", "Outer shareable TLB invalidation", (ID_AA64ISAR0_EL1.TLB, 1)),
     _absent("TLBIRANGE", "TLB invalidation by range", (ID_AA64ISAR0_EL1.TLB, 2), requires=("TLBIOS",)),
     Feature("RNG", "Random numbers", ((ID_AA64ISAR0_EL1.RNDR, 1),)),
-    _absent("JSCVT", "JavaScript conversion", (ID_AA64ISAR1_EL1.JSCVT, 1)),
-    _absent("FCMA", "Complex arithmetic", (ID_AA64ISAR1_EL1.FCMA, 1)),
+    Feature("JSCVT", "JavaScript conversion", ((ID_AA64ISAR1_EL1.JSCVT, 1),), ("FP",)),
+    Feature("FCMA", "Complex arithmetic", ((ID_AA64ISAR1_EL1.FCMA, 1),), ("AdvSIMD",)),
     Feature("LRCPC", "Load-acquire RCpc", ((ID_AA64ISAR1_EL1.LRCPC, 1),)),
     Feature("LRCPC2", "Load-acquire RCpc and store-release with offsets", ((ID_AA64ISAR1_EL1.LRCPC, 2),), ("LRCPC",)),
     Feature("CSSC", "Common short sequence compression: ABS, CNT, CTZ, maximum, minimum", ((ID_AA64ISAR2_EL1.CSSC, 1),)),
     Feature("WFxT", "WFET and WFIT", ((ID_AA64ISAR2_EL1.WFxT, 2),)),
-    _absent("FRINTTS", "Rounding to 32 and 64-bit integers", (ID_AA64ISAR1_EL1.FRINTTS, 1)),
+    Feature("FRINTTS", "Rounding to 32 and 64-bit integers", ((ID_AA64ISAR1_EL1.FRINTTS, 1),), ("FP",)),
     _absent("SPECRES", "Prediction restriction", (ID_AA64ISAR1_EL1.SPECRES, 1)),
     Feature("BF16", "BFloat16", ((ID_AA64ISAR1_EL1.BF16, 1),), ("AdvSIMD",)),
     Feature("I8MM", "Int8 matrix multiplication", ((ID_AA64ISAR1_EL1.I8MM, 1),), ("AdvSIMD",)),
@@ -224,7 +224,8 @@ class Features:
         self.watchpoints = watchpoints
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _plain(name) in self.names
+        """Has the machine this feature, or all of those that " & " joins?"""
+        return isinstance(name, str) and all(_plain(part) in self.names for part in name.split(" & "))
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.names))
