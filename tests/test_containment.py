@@ -33,9 +33,10 @@ def test_no_address_hits_an_invalid_tlb_entry(text: str) -> None:
     secret = ctypes.create_string_buffer(b"the host's secret " * 4, 4096)
     for address in (1, 2, 3, 4, 8, TLB_INVALID, TLB_INVALID + 1):
         cpu = bench.cpu(bench.load(text), x1=address)
-        entry = cpu.state.dtlb[1][0]
+        entry = cpu.state.levels[0].entries[0]
         entry.read_tag = entry.write_tag = TLB_INVALID
         entry.addend = ctypes.addressof(secret) - address
-        cpu.state.itlbs[1][0].tag, cpu.state.itlbs[1][0].records = TLB_INVALID, ctypes.addressof(secret)
+        code = cpu.state.level_codes[0].entries[0]
+        code.tag, code.records = TLB_INVALID, ctypes.addressof(secret)
         cpu.enter()
         assert cpu[ESR_EL1] >> 26 in (0x21, 0x22, 0x25) and cpu.state.x[0] == 0, f"{text} at {address:#x}"

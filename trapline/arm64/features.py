@@ -73,6 +73,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("CONTEXTIDR_EL2", "CONTEXTIDR_EL2 exists"),
     Feature("VMID16", "16-bit VMIDs", ((ID_AA64MMFR1_EL1.VMIDBits, 2),)),
     Feature("HPDS", "Hierarchical permissions can be disabled", ((ID_AA64MMFR1_EL1.HPDS, 1),)),
+    Feature("E0PD", "EL0 accesses to half of the address space fault", ((ID_AA64MMFR2_EL1.E0PD, 1),)),
     Feature("TTL", "TLB invalidation takes level hints", ((ID_AA64MMFR2_EL1.TTL, 1),)),
     Feature(
         "GTG",
@@ -133,7 +134,6 @@ FEATURES: tuple[Feature, ...] = (
     _absent("IDST", "Feature ID traps are reported with a syndrome", (ID_AA64MMFR2_EL1.IDS, 1)),
     _absent("S2FWB", "Stage 2 forces write-back", (ID_AA64MMFR2_EL1.FWB, 1)),
     _absent("EVT", "Finer traps of cache and TLB maintenance", (ID_AA64MMFR2_EL1.EVT, 2)),
-    _absent("E0PD", "EL0 accesses to half of the address space fault", (ID_AA64MMFR2_EL1.E0PD, 1)),
     _absent("FGT", "Fine-grained traps", (ID_AA64MMFR0_EL1.FGT, 1)),
     Feature("ECV", "Self-synchronizing counters", ((ID_AA64MMFR0_EL1.ECV, 1),)),
     _absent("ECV_POFF", "Physical counter offset", (ID_AA64MMFR0_EL1.ECV, 2), requires=("ECV",)),

@@ -18,7 +18,8 @@ from trapline.arm64.memory import NOWHERE, is_rom, memory_at
 from trapline.arm64.regs.el1 import MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, VTCR_EL2, VTTBR_EL2
 from trapline.arm64.state import CpuState
-from trapline.bits.native import load64, native, u1, u32, u64
+from trapline.arm64.walk_cache import BLOCK_SHIFT, BLOCKS, PAGE_SHIFT, PAGES, TABLES, VALID, WalkCache
+from trapline.bits.native import Ptr, load64, native, u1, u32, u64
 
 ACCESS_READ: Final = 1
 ACCESS_WRITE: Final = 2
@@ -70,7 +71,7 @@ GRANULE_HIGH = bytes((12, 14, 12, 16))
 
 MIN_TSZ, MAX_TSZ = 16, 39
 ADDRESS = 0xFFFF_FFFF_FFFF
-VALID, TABLE, AF, NG, PXN, UXN = 1, 2, 1 << 10, 1 << 11, 1 << 53, 1 << 54
+PRESENT, TABLE, AF, NG, PXN, UXN = 1, 2, 1 << 10, 1 << 11, 1 << 53, 1 << 54
 AP_EL0, AP_READONLY = 1 << 6, 1 << 7
 S2_READ, S2_WRITE = 1 << 6, 1 << 7
 PXN_TABLE, UXN_TABLE, AP_TABLE_NO_EL0, AP_TABLE_READONLY = 1 << 59, 1 << 60, 1 << 61, 1 << 62
@@ -153,7 +154,7 @@ def stage2(cpu: CpuState, ipa: u64) -> tuple[u32, u64, u32]:
             return FAULT | FAULT_STAGE2 | EXTERNAL_WALK | level, 0, 0
         descriptor = load64(table)
         is_table = descriptor & TABLE != 0
-        if descriptor & VALID == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
+        if descriptor & PRESENT == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
             return FAULT | FAULT_STAGE2 | TRANSLATION | level, 0, 0
         leaf = level == 3 or not is_table
         base = descriptor & ADDRESS & ~((u64(1) << (shift if leaf else granule)) - 1)
@@ -168,20 +169,45 @@ def stage2(cpu: CpuState, ipa: u64) -> tuple[u32, u64, u32]:
 
 
 @native
-def stage2_access(cpu: CpuState, ipa: u64, needed: u32) -> tuple[u32, u64, u32]:
-    """Stage 2 with its permission check: (fault, host address, leaf)."""
+def stage2_access(cpu: CpuState, ipa: u64, needed: u32, cache: u64) -> tuple[u32, u64, u32]:
+    """Stage 2 with its permission check: (fault, host address, leaf). `cache`: address of a WalkCache, or 0."""
+    if cache != 0:
+        known = Ptr[WalkCache](cache)
+        block = known.blocks[ipa >> BLOCK_SHIFT & (BLOCKS - 1)]
+        if block.tag == (ipa >> BLOCK_SHIFT) + 1 and u32(block.leaf) & needed == needed:
+            return 0, block.host | ipa & ((1 << BLOCK_SHIFT) - 1), u32(block.leaf)
+        page = known.pages[ipa >> PAGE_SHIFT & (PAGES - 1)]
+        if page.tag == (ipa >> PAGE_SHIFT) + 1 and u32(page.leaf) & needed == needed:
+            return 0, page.host | ipa & ((1 << PAGE_SHIFT) - 1), u32(page.leaf)
     fault, host, leaf = stage2(cpu, ipa)
     if fault == 0 and leaf & needed != needed:
         fault = FAULT | FAULT_STAGE2 | PERMISSION | leaf >> LEVEL_SHIFT & 3
+    if fault == 0 and cache != 0:
+        enter_stage2(Ptr[WalkCache](cache), ipa, host, leaf)
     return fault, host, leaf
 
 
 @native
-def descriptor_address(cpu: CpuState, ipa: u64, control: u32) -> tuple[u32, u64]:
+def enter_stage2(known: Ptr[WalkCache], ipa: u64, host: u64, leaf: u32) -> None:
+    """Remember a stage-2 translation."""
+    if leaf >> SIZE_SHIFT & 0xFF >= BLOCK_SHIFT:
+        block = known.blocks[ipa >> BLOCK_SHIFT & (BLOCKS - 1)]
+        block.tag = (ipa >> BLOCK_SHIFT) + 1
+        block.host = host & ~((u64(1) << BLOCK_SHIFT) - 1)
+        block.leaf = u64(leaf)
+    else:
+        page = known.pages[ipa >> PAGE_SHIFT & (PAGES - 1)]
+        page.tag = (ipa >> PAGE_SHIFT) + 1
+        page.host = host & ~((u64(1) << PAGE_SHIFT) - 1)
+        page.leaf = u64(leaf)
+
+
+@native
+def descriptor_address(cpu: CpuState, ipa: u64, control: u32, cache: u64) -> tuple[u32, u64]:
     """Where a stage-1 descriptor lies: (fault, host address)."""
     if control & S1_STAGE2 == 0:
         return 0, ipa
-    fault, host, leaf = stage2_access(cpu, ipa, READ1)
+    fault, host, leaf = stage2_access(cpu, ipa, READ1, cache)
     if fault == 0 and cpu.sysreg[HCR_EL2.slot] & HCR_EL2.PTW.mask != 0 and leaf >> MEMATTR_SHIFT & 0xF0 == 0:
         fault = FAULT | FAULT_STAGE2 | PERMISSION | leaf >> LEVEL_SHIFT & 3
     if fault != 0:
@@ -220,11 +246,12 @@ def stage1_leaf(descriptor: u64, level: u32, shift: u32, mair: u64, control: u32
 
 @native
 def stage1(
-    cpu: CpuState, va: u64, ttbr: u64, tsz: u32, granule: u32, output_bits: u32, mair: u64, control: u32
+    cpu: CpuState, va: u64, ttbr: u64, asid: u64, tsz: u32, granule: u32, output_bits: u32, mair: u64, control: u32, cache: u64
 ) -> tuple[u32, u64, u32, u64]:
     """Walk stage 1: (fault, output address, leaf, IPA of the descriptor that stage 2 refused).
 
-    The address bits above the input size have been checked. `control` holds S1_ flags. Permissions are not checked.
+    The address bits above the input size have been checked. `control` holds S1_ flags; `cache` is the address of a WalkCache, in
+    which tables are entered for `asid`, or 0. Permissions are not checked.
     """
     stride = granule - 3
     input_bits = 64 - tsz
@@ -234,11 +261,21 @@ def stage1(
     if base >> output_bits != 0:
         return FAULT | ADDRESS_SIZE, 0, 0, 0
     inherited: u64 = 0
+    region = granule + stride
+    tag = VALID | va << 8 >> 8 >> region
+    space = asid << 48 | base
+    if cache != 0:
+        known = Ptr[WalkCache](cache).tables[va >> region & (TABLES - 1)]
+        if known.tag == tag and known.space == space:
+            level = 3
+            bits = stride
+            base = known.table
+            inherited = known.inherited
     while True:
         shift = granule + (3 - level) * stride
         index = va >> shift & ((u64(1) << bits) - 1)
         where = base + (index << 3)
-        fault, physical = descriptor_address(cpu, where, control)
+        fault, physical = descriptor_address(cpu, where, control, cache)
         if fault != 0:
             return fault, 0, 0, where
         host = memory_at(cpu, physical)
@@ -246,7 +283,7 @@ def stage1(
             return FAULT | EXTERNAL_WALK | level, 0, 0, 0
         descriptor = load64(host)
         is_table = descriptor & TABLE != 0
-        if descriptor & VALID == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
+        if descriptor & PRESENT == 0 or (not is_table and (level == 3 or not block_allowed(level, granule))):
             return FAULT | TRANSLATION | level, 0, 0, 0
         leaf = level == 3 or not is_table
         base = descriptor & ADDRESS & ~((u64(1) << (shift if leaf else granule)) - 1)
@@ -261,6 +298,12 @@ def stage1(
         inherited |= descriptor
         level += 1
         bits = stride
+        if level == 3 and cache != 0:
+            found = Ptr[WalkCache](cache).tables[va >> region & (TABLES - 1)]
+            found.tag = tag
+            found.space = space
+            found.table = base
+            found.inherited = inherited
 
 
 @native
@@ -302,7 +345,7 @@ def stage1_flat(va: u64, tbi: u1, attribute: u32) -> tuple[u32, u64, u32, u64]:
 
 
 @native
-def stage1_el1(cpu: CpuState, va: u64, fetch: u1) -> tuple[u32, u64, u32, u64]:
+def stage1_el1(cpu: CpuState, va: u64, el0: u1, fetch: u1, cache: u64) -> tuple[u32, u64, u32, u64]:
     """Stage 1 of the EL1&0 regime; results as `stage1`."""
     tcr = cpu.sysreg[TCR_EL1.slot]
     sctlr = cpu.sysreg[SCTLR_EL1.slot]
@@ -325,12 +368,22 @@ def stage1_el1(cpu: CpuState, va: u64, fetch: u1) -> tuple[u32, u64, u32, u64]:
         control |= S1_HPD
     tsz = u32(tcr >> (TCR_EL1.T1SZ.lo if high else u64(TCR_EL1.T0SZ.lo)) & 63)
     disabled = tcr & (TCR_EL1.EPD1.mask if high else u64(TCR_EL1.EPD0.mask)) != 0
+    if el0 and tcr & (TCR_EL1.E0PD1.mask if high else u64(TCR_EL1.E0PD0.mask)) != 0:
+        disabled = True
     if disabled or tsz < MIN_TSZ or tsz > MAX_TSZ or not in_range(va, tsz, tbi):
         return FAULT | TRANSLATION, 0, 0, 0
     granule = u32(GRANULE_HIGH[tcr >> TCR_EL1.TG1.lo & 3] if high else GRANULE_LOW[tcr >> TCR_EL1.TG0.lo & 3])
     output_bits = u32(OUTPUT_BITS[tcr >> TCR_EL1.IPS.lo & 7])
     ttbr = cpu.sysreg[TTBR1_EL1.slot] if high else cpu.sysreg[TTBR0_EL1.slot]
-    return stage1(cpu, va, ttbr, tsz, granule, output_bits, cpu.sysreg[MAIR_EL1.slot], control)
+    asid = current_asid(tcr, cpu.sysreg[TTBR0_EL1.slot], cpu.sysreg[TTBR1_EL1.slot])
+    return stage1(cpu, va, ttbr, asid, tsz, granule, output_bits, cpu.sysreg[MAIR_EL1.slot], control, cache)
+
+
+@native
+def current_asid(tcr: u64, ttbr0: u64, ttbr1: u64) -> u64:
+    """The ASID that is in use, given the registers of a regime with two ranges."""
+    asid = (ttbr1 if tcr & TCR_EL1.A1.mask != 0 else ttbr0) >> 48
+    return asid if tcr & TCR_EL1.AS.mask != 0 else asid & 0xFF
 
 
 @native
@@ -352,7 +405,7 @@ def stage1_el2(cpu: CpuState, va: u64) -> tuple[u32, u64, u32, u64]:
         return FAULT | TRANSLATION, 0, 0, 0
     granule = u32(GRANULE_LOW[tcr >> TCR_EL2.TG0.lo & 3])
     output_bits = u32(OUTPUT_BITS[tcr >> TCR_EL2.PS.lo & 7])
-    return stage1(cpu, va, cpu.sysreg[TTBR0_EL2.slot], tsz, granule, output_bits, cpu.sysreg[MAIR_EL2.slot], control)
+    return stage1(cpu, va, cpu.sysreg[TTBR0_EL2.slot], 0, tsz, granule, output_bits, cpu.sysreg[MAIR_EL2.slot], control, 0)
 
 
 @native
@@ -366,7 +419,7 @@ def permitted(leaf: u32, el0: u1, pan: u1) -> u32:
 
 
 @native
-def translate_at(cpu: CpuState, va: u64, access: u32, el: u32, pan: u1, second: u1) -> tuple[u32, u64, u64, u32, u32]:
+def translate_at(cpu: CpuState, va: u64, access: u32, el: u32, pan: u1, second: u1, cache: u64) -> tuple[u32, u64, u64, u32, u32]:
     """Translate for exception level `el`: (fault, output, IPA, leaf of stage 1, leaf of stage 2).
 
     Stage 2 takes part in the regime of EL1&0 if `second` and it is on; otherwise the output is that of stage 1.
@@ -376,28 +429,38 @@ def translate_at(cpu: CpuState, va: u64, access: u32, el: u32, pan: u1, second: 
     if el == 2:
         fault, output, leaf, refused = stage1_el2(cpu, va)
     else:
-        fault, output, leaf, refused = stage1_el1(cpu, va, fetch)
+        fault, output, leaf, refused = stage1_el1(cpu, va, el == 0, fetch, cache)
     if fault != 0:
         return fault, 0, refused, 0, 0
     if permitted(leaf, el == 0, pan) & needed != needed:
         return FAULT | PERMISSION | leaf >> LEVEL_SHIFT & 3, 0, 0, 0, 0
     if el == 2 or not second or cpu.sysreg[HCR_EL2.slot] & (HCR_EL2.VM.mask | HCR_EL2.DC.mask) == 0:
         return 0, output, output, leaf, PERM_ALL | NORMAL_WB << MEMATTR_SHIFT
-    fault, host, outer = stage2_access(cpu, output, needed if el == 0 else needed << 3)
+    fault, host, outer = stage2_access(cpu, output, needed if el == 0 else needed << 3, cache)
     return fault, host, output, leaf, outer
 
 
 @native
 def translate(cpu: CpuState, va: u64, access: u32) -> tuple[u32, u64, u64, u32]:
+    """`translate_cached` without a cache: what memory says now."""
+    return translate_cached(cpu, va, access, 0)
+
+
+@native
+def translate_cached(cpu: CpuState, va: u64, access: u32, cache: u64) -> tuple[u32, u64, u64, u32]:
     """Translate an access at the current exception level: (fault, host address, IPA, info).
 
     `access` holds ACCESS_ flags. `fault` is 0, or FAULT with the fault status code in its low six bits, FAULT_STAGE2 for a fault
     of stage 2 (the IPA is then what HPFAR_EL2 wants) and FAULT_S1PTW if that was met on a stage-1 descriptor. `info` holds INFO_
     flags: permissions of this level, not only the one that was asked for, so that a TLB entry can be filled from it.
+
+    `cache` is the address of a WalkCache that shortens walks, or 0; a fault is always what memory says.
     """
     el = 0 if access & ACCESS_UNPRIVILEGED != 0 else u32(cpu.el)
     pan = cpu.pan != 0 and el != 0
-    fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True)
+    fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, cache)
+    if fault != 0 and cache != 0:
+        fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, 0)
     if fault != 0:
         return fault, 0, ipa, 0
     host = memory_at(cpu, physical)
@@ -438,7 +501,7 @@ def address_translate(cpu: CpuState, va: u64, stages: u32, el: u32, write: u1, p
     """
     access: u32 = ACCESS_WRITE if write else ACCESS_READ
     second = stages != 1
-    fault, output, _, inner, outer = translate_at(cpu, va, access, el, pan and cpu.pan != 0 and el == 1, second)
+    fault, output, _, inner, outer = translate_at(cpu, va, access, el, pan and cpu.pan != 0 and el == 1, second, 0)
     if fault != 0:
         par = PAR_F | PAR_RES1 | u64(fault & FAULT_FSC) << 1
         if fault & FAULT_S1PTW != 0:
@@ -462,5 +525,5 @@ def address_translate_fault(cpu: CpuState, va: u64, el: u32, write: u1, pan: u1)
     The fault is 0 if there is none, and PAR_EL1 is to be written.
     """
     access: u32 = ACCESS_WRITE if write else ACCESS_READ
-    fault, _, ipa, _, _ = translate_at(cpu, va, access, el, pan and cpu.pan != 0 and el == 1, False)
+    fault, _, ipa, _, _ = translate_at(cpu, va, access, el, pan and cpu.pan != 0 and el == 1, False, 0)
     return fault if fault & FAULT_S1PTW != 0 else 0, ipa

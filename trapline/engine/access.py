@@ -23,6 +23,7 @@ from trapline.arm64.state import REGIME_EL2_HOST
 from trapline.arm64.sysreg import Sysreg, Trap, decode, el12_name
 from trapline.arm64.sysreg_functions import REDIRECTED, spsel_write
 from trapline.bits import Bits, cat, const, select
+from trapline.engine.system import tlbi_kind
 
 ZVA_BYTES = 64
 """Block size of DC ZVA, as DCZID_EL0 tells it."""
@@ -209,7 +210,7 @@ def _zero(cpu: Any, action: Zero, operand: Bits) -> None:
 
 
 def _tlbi(cpu: Any, action: Tlbi, operand: Bits) -> None:
-    cpu.system("tlbi", 0 if action.ranged else int(action.by), int(action.shareable is not Shareable.LOCAL), operand)
+    cpu.system("tlbi", tlbi_kind(action), int(action.shareable is not Shareable.LOCAL), operand)
 
 
 def _at(cpu: Any, action: At, operand: Bits) -> None:

@@ -20,7 +20,7 @@ from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, dire
 CALLED = (
     runtime.lookup, runtime.service, runtime.begin, runtime.start, runtime.continue_, runtime.external_abort,
     runtime.fp_exception, runtime.raise_, runtime.lines, runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host,
-    slow.slow_store, slow.fill, system.after, tlb.flush_all,
+    slow.slow_store, slow.fill, system.after, tlb.flush_all, tlb.reset_tlbs,
     tlb.request_sync, codemap.find_records, codemap.reset_records, codemap.install,
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""

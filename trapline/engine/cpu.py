@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 NS_PER_TICK = 16
 """Nanoseconds of one tick of the system counter."""
-NEVER = EVERYTHING = (1 << 64) - 1
-"""All ones: no deadline; all translations."""
+NEVER = (1 << 64) - 1
+"""No deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,7 @@ class Cpu:
         values = self.engine.reset_values
         for slot, value in values.items():
             self._sysreg[slot] = value
-        for tlb in (EngineState.dtlb, EngineState.itlbs):
-            ctypes.memset(self.address + tlb.offset, 0xFF, tlb.size)  # no page has such a tag
+        self._entry.reset_tlbs(self.address)
 
     def __getitem__(self, reg: type[Sysreg]) -> int:
         """The stored value of a system register."""
@@ -126,7 +125,7 @@ class Cpu:
 
     def request_flush(self) -> None:
         """Have this PE forget its translations before it runs on."""
-        self._entry.request_sync(self.address, EVERYTHING)
+        self._entry.request_sync(self.address, 0, 0, 0)
 
     def wait_flush(self) -> None:
         """Wait until a requested flush is done, or the PE is not running (it flushes before it does)."""

@@ -315,7 +315,7 @@ class Handler:
         emit = self.emit
         tlb = "%tlb"
         if access.unprivileged:
-            tlb = self._field(EngineState.dtlb.offset)
+            tlb = self.emit.let(f"load ptr, ptr {self._field(EngineState.tlb_user.offset)}")
         shifted = emit.let(f"lshr i64 {addr}, 7")
         index = emit.let(f"and i64 {shifted}, {((1 << TLB_BITS) - 1) << 5}")
         entry = emit.let(f"getelementptr i8, ptr {tlb}, i64 {index}")

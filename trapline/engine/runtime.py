@@ -36,14 +36,14 @@ from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending
 from trapline.arm64.regs import HPFAR_EL2, TCR_EL1, TCR_EL2
 from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL1, REGIME_EL2
 from trapline.arm64.sysreg_functions import next_timer_count, private_lines, system_counter
-from trapline.arm64.walk import ACCESS_EXEC, FAULT_NO_MEMORY, translate
+from trapline.arm64.walk import ACCESS_EXEC, FAULT_NO_MEMORY, translate_cached
 from trapline.bits.native import (
     Ptr,
+    addressof,
     fence,
     load32,
     load64,
     native,
-    store64,
     u1,
     u32,
     u64,
@@ -59,7 +59,7 @@ from trapline.engine.state import (
     Exit,
     Shared,
 )
-from trapline.engine.tlb import note_size, select_regime, serve_sync
+from trapline.engine.tlb import fill_code, select_regime, select_space, serve_sync
 
 TOP_BYTE = 0xFF << 56
 CODE_LOCK = Shared.code_lock.offset
@@ -402,14 +402,14 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
             cpu.records = load64(entry + 8)
             return cpu.records + ((pc & 4095) << RECORD_SHIFT)
         else:
-            fetch_page(cpu, pc, entry)
+            fetch_page(cpu, pc)
     return 0
 
 
 @native
-def fetch_page(cpu: Ptr[EngineState], pc: u64, entry: u64) -> None:
+def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
     """Enter the page of `pc` into the instruction TLB, or take the abort that prevents it."""
-    fault, host, ipa, info = translate(cpu, pc, ACCESS_EXEC)
+    fault, host, ipa, info = translate_cached(cpu, pc, ACCESS_EXEC, addressof(cpu.walks))
     if fault != 0:
         instruction_abort(cpu, fault, pc, ipa)
         return
@@ -421,9 +421,7 @@ def fetch_page(cpu: Ptr[EngineState], pc: u64, entry: u64) -> None:
     if records == 0:
         cpu.exit_code = Exit.CODE_FULL
         return
-    store64(entry + 8, records)
-    store64(entry, pc & ~u64(4095))
-    note_size(cpu, pc, info >> 8)
+    fill_code(cpu, pc, records, info)
 
 
 # ---- entry --------------------------------------------------------------------------------------------------------------------
@@ -441,6 +439,7 @@ def begin(cpu: Ptr[EngineState]) -> None:
 @native
 def start(cpu: Ptr[EngineState]) -> None:
     """Run from the state as it is, at any exception level."""
+    select_space(cpu)
     refresh(cpu)
     cpu.poll_timer = 1
     continue_(cpu)

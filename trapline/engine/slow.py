@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trapline.arm64.exceptions import EC
 from trapline.arm64.regs import SCTLR_EL1
-from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate
+from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate_cached
 from trapline.bits.native import (
     Ptr,
     addressof,
@@ -23,7 +23,7 @@ from trapline.bits.native import (
 from trapline.engine.handler import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
 from trapline.engine.runtime import current_pc, data_abort
 from trapline.engine.state import EngineState
-from trapline.engine.tlb import DTLB_OFFSET, fill_data
+from trapline.engine.tlb import fill_data
 
 BOUNCE = EngineState.bounce.offset
 FSC_ALIGNMENT = 0x21
@@ -55,13 +55,13 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 def enter_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> tuple[u32, u64, u64]:
     """Translate one byte's address and enter its page into the TLB. Returns fault, host address, faulting IPA."""
     access: u32 = ACCESS_WRITE if write else u32(ACCESS_READ)
-    regime = cpu.tlb
+    tlb = cpu.tlb
     if meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0):
         access = access | ACCESS_UNPRIVILEGED
-        regime = addressof(cpu) + DTLB_OFFSET
-    fault, host, ipa, info = translate(cpu, va, access)
+        tlb = cpu.tlb_user
+    fault, host, ipa, info = translate_cached(cpu, va, access, addressof(cpu.walks))
     if fault == 0 and cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask == 0:
-        fill_data(cpu, regime, va, host, info & 1 != 0, info & 2 != 0, info & 4 != 0, info >> 8)
+        fill_data(cpu, tlb, va, host, info)
     return fault, host, ipa
 
 

@@ -9,17 +9,22 @@ import ctypes
 from ctypes import c_uint8, c_uint32, c_uint64
 
 from trapline.arm64.state import CpuState
+from trapline.arm64.walk_cache import WalkCache
 
-TLB_BITS = 9
+TLB_BITS = 10
 TLB_ENTRIES = 1 << TLB_BITS
 """Entries of each data TLB (direct-mapped, one 4 KiB page each)."""
 ITLB_BITS = 10
 ITLB_ENTRIES = 1 << ITLB_BITS
-REGIMES = 4
-"""Data TLBs: EL0, EL1 with PAN clear, EL1 with PAN set, EL2."""
+CHUNKS = 64
+"""A TLB is looked through in 64ths: a bit for each tells whether anything was entered there."""
+BANKS = 8
+"""How many address spaces keep the translations of their EL0 while another one runs."""
+LEVELS = 4
+"""Data TLBs of exception levels with privileges: EL1 with PAN clear, EL1 with PAN set, and the same of EL2."""
 
-SYNC_PAGES = 16
-"""How many invalidations by page can wait at a vCPU; more become one of everything."""
+SYNC_ITEMS = 16
+"""How many invalidations can wait at a vCPU; more become one of everything."""
 
 SAMPLES = 16
 """How many samples wait at a vCPU for the profiler; older ones are overwritten."""
@@ -63,9 +68,9 @@ class Exit:
 
 
 class TlbEntry(ctypes.Structure):
-    """One data TLB entry: tags are page addresses (or TLB_INVALID); host = virtual + addend."""
+    """One data TLB entry: tags are page addresses (or TLB_INVALID); host = virtual + addend; flags: INFO_ of the translation."""
 
-    _fields_ = [("read_tag", c_uint64), ("write_tag", c_uint64), ("addend", c_uint64), ("nonglobal", c_uint64)]
+    _fields_ = [("read_tag", c_uint64), ("write_tag", c_uint64), ("addend", c_uint64), ("flags", c_uint64)]
 
 
 class ItlbEntry(ctypes.Structure):
@@ -78,6 +83,40 @@ class Sample(ctypes.Structure):
     """Where a vCPU was at a branch: virtual address, its predecoded page, and whether it came from a compiled region."""
 
     _fields_ = [("pc", c_uint64), ("records", c_uint64), ("in_region", c_uint64)]
+
+
+class Contents(ctypes.Structure):
+    """What may be in a TLB, so that an invalidation looks only where it must.
+
+    `used` has a bit for each 64th of the entries; `kinds` the nG values and page sizes seen (tlb.py's KIND_ flags); the filters a
+    bit for each (hashed) 2 MiB and 1 GiB frame of which an entry belongs to a translation larger than 64 KiB and 2 MiB.
+    """
+
+    _fields_ = [("used", c_uint64), ("kinds", c_uint64), ("large_2m", c_uint64), ("large_1g", c_uint64)]
+
+
+class DataTlb(ctypes.Structure):
+    """A data TLB. Compiled code points at its entries, which come first."""
+
+    _fields_ = [("entries", TlbEntry * TLB_ENTRIES), ("contents", Contents)]
+
+
+class CodeTlb(ctypes.Structure):
+    """An instruction TLB. Compiled code points at its entries, which come first."""
+
+    _fields_ = [("entries", ItlbEntry * ITLB_ENTRIES), ("contents", Contents)]
+
+
+class Bank(ctypes.Structure):
+    """The TLBs of EL0 in one address space: `key` says which (tlb.py; 0: none), `stamp` when it was last selected."""
+
+    _fields_ = [("data", DataTlb), ("code", CodeTlb), ("key", c_uint64), ("stamp", c_uint64)]
+
+
+class SyncItem(ctypes.Structure):
+    """An invalidation that another vCPU asked for: `tlb.invalidate`'s arguments."""
+
+    _fields_ = [("what", c_uint64), ("first", c_uint64), ("last", c_uint64)]
 
 
 class EngineState(CpuState):
@@ -107,6 +146,7 @@ class EngineState(CpuState):
         ("result", c_uint64),
         ("result_hi", c_uint64),
         ("tlb", c_uint64),
+        ("tlb_user", c_uint64),
         ("itlb", c_uint64),
         ("excl_valid", c_uint64),
         ("excl_addr", c_uint64),
@@ -121,10 +161,11 @@ class EngineState(CpuState):
         ("sync_wait", c_uint64),
         ("sync_lock", c_uint64),
         ("sync_count", c_uint64),
-        ("sync_pages", c_uint64 * SYNC_PAGES),
+        ("sync_items", SyncItem * SYNC_ITEMS),
         ("deadline", c_uint64),
-        ("large_2m", c_uint64),
-        ("large_1g", c_uint64),
+        ("bank", c_uint64),
+        ("bank_clock", c_uint64),
+        ("space", c_uint64),
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
         ("device_address", c_uint64),
@@ -138,8 +179,10 @@ class EngineState(CpuState):
         ("clock_offset", c_uint64),
         ("turns", c_uint64),
         ("random", c_uint64),
-        ("dtlb", (TlbEntry * TLB_ENTRIES) * REGIMES),
-        ("itlbs", (ItlbEntry * ITLB_ENTRIES) * 4),
+        ("levels", DataTlb * LEVELS),
+        ("level_codes", CodeTlb * 2),
+        ("banks", Bank * BANKS),
+        ("walks", WalkCache),
     ]
 
 

@@ -24,12 +24,12 @@ from trapline.arm64.exceptions import (
 from trapline.arm64.gic_interface import PHYSICAL, signalled_group
 from trapline.arm64.pauth import pac_auth
 from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, PAR_EL1, SCTLR_EL1
-from trapline.arm64.regs.system import TlbiBy
+from trapline.arm64.regs.system import Regime, Tlbi, TlbiBy
 from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2_HOST
 from trapline.arm64.sysreg_functions import cntvct_read
 from trapline.arm64.traps import OK, access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate, address_translate_fault
-from trapline.bits.native import Ptr, extern, native, store8, u1, u32, u64
+from trapline.bits.native import Ptr, extern, native, s64, store8, u1, u32, u64
 from trapline.engine.codemap import reset_everything, reset_line
 from trapline.engine.handler import AFTER
 from trapline.engine.runtime import (
@@ -44,7 +44,26 @@ from trapline.engine.runtime import (
 )
 from trapline.engine.slow import host_page
 from trapline.engine.state import TURN_GIVEN_UP, EngineState, Exit, Shared
-from trapline.engine.tlb import EVERYTHING, broadcast_flush, flush_all, flush_nonglobal, flush_page, wait_sync
+from trapline.engine.tlb import (
+    ASID,
+    ASID_SHIFT,
+    EVERYTHING,
+    FRAME,
+    HOST,
+    HOST_EL0,
+    LAST_LEVEL,
+    PAGES,
+    PAGES_OF_ASID,
+    SCOPE,
+    STAGE1,
+    STAGE2,
+    broadcast,
+    flush_all,
+    invalidate,
+    select_regime,
+    select_space,
+    wait_sync,
+)
 
 sched_yield = extern("sched_yield", u32, ())
 
@@ -52,7 +71,6 @@ AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFT
 AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
 EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
 EC_SP = int(EC.SP_ALIGNMENT)
-BY_VA, BY_VA_ANY, BY_ASID = int(TlbiBy.VA), int(TlbiBy.VA_ANY_ASID), int(TlbiBy.ASID)
 WFI, WFE, WFIT, WFET = range(4)
 """The values of ISS.TI for exception class 0x01."""
 LINE_BYTES = 64
@@ -64,8 +82,9 @@ def after(cpu: Ptr[EngineState], what: u32) -> None:
     """A register was written that matters to the engine (bits of `AFTER`)."""
     if what & AFTER_MMU != 0:
         flush_all(cpu)
-    elif what & AFTER_TTBR != 0:
-        flush_nonglobal(cpu)
+    if what & (AFTER_MMU | AFTER_TTBR) != 0:
+        select_space(cpu)
+        select_regime(cpu)
     if what & (AFTER_MMU | AFTER_PSTATE | AFTER_FP) != 0:
         refresh(cpu)
     if what & AFTER_TIMER != 0:
@@ -322,19 +341,44 @@ def dsb(cpu: Ptr[EngineState], rec: u64) -> u32:
     return 0
 
 
+SCOPES = {
+    TlbiBy.ALL: STAGE1, TlbiBy.VA: PAGES_OF_ASID, TlbiBy.ASID: ASID, TlbiBy.VA_ANY_ASID: PAGES, TlbiBy.IPA: STAGE2, TlbiBy.VM: STAGE2,
+}  # fmt: skip
+RANGED = 32
+"""Beside `invalidate`'s flags: the operand names a range."""
+
+
+def tlbi_kind(action: Tlbi) -> int:
+    """What a TLBI invalidates, as the first argument of `tlbi`."""
+    scope = EVERYTHING if action.regime is Regime.ALL_VMIDS else SCOPES[action.by]
+    return scope | HOST * (action.regime is Regime.EL2) | LAST_LEVEL * action.last_level | RANGED * action.ranged
+
+
 @native
-def tlbi(cpu: Ptr[EngineState], rec: u64, by: u64, shareable: u64, operand: u64) -> u32:
-    """TLBI of the EL1&0 regime."""
-    page: u64 = EVERYTHING
-    if by == BY_VA or by == BY_VA_ANY:
-        page = operand << 12
-        flush_page(cpu, page)
-    elif by == BY_ASID:
-        flush_nonglobal(cpu)
-    else:
-        flush_all(cpu)
-    if shareable != 0 or cpu.sysreg[HCR_EL2.slot] & HCR_EL2.FB.mask != 0:
-        broadcast_flush(cpu, Ptr[Shared](cpu.shared), page)
+def tlbi_frames(cpu: Ptr[EngineState], kind: u64, operand: u64) -> tuple[u64, u64]:
+    """First and last frame (VA[55:12]) that the operand of a TLBI by address names."""
+    if kind & RANGED == 0:
+        return operand & FRAME, operand & FRAME
+    granule = operand >> 46 & 3
+    if granule == 0:
+        return 0, FRAME  # reserved
+    shift = 2 * (granule - 1)
+    base = u64(s64(operand << 27) >> 27) << shift & FRAME
+    pages = ((operand >> 39 & 31) + 1) << (5 * (operand >> 44 & 3) + 1) << shift
+    return base, min(base + pages - 1, u64(FRAME))
+
+
+@native
+def tlbi(cpu: Ptr[EngineState], rec: u64, kind: u64, shareable: u64, operand: u64) -> u32:
+    """TLBI: `kind` is `tlbi_kind`, `operand` is Xt."""
+    first, last = tlbi_frames(cpu, kind, operand)
+    hcr = cpu.sysreg[HCR_EL2.slot]
+    what = kind & (SCOPE | HOST | LAST_LEVEL) | operand >> 48 << ASID_SHIFT
+    if hcr & HOST_EL0 == HOST_EL0 and kind & SCOPE != STAGE2:
+        what |= HOST  # the operations of EL1 are those of EL2&0 then
+    invalidate(cpu, what, first, last)
+    if shareable != 0 or hcr & HCR_EL2.FB.mask != 0:
+        broadcast(cpu, Ptr[Shared](cpu.shared), what, first, last)
     cpu.pc = current_pc(cpu, rec) + 4
     return 1
 

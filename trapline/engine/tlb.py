@@ -1,26 +1,174 @@
 """Software TLBs, as native functions: selecting, filling and invalidating them, and keeping other vCPUs in step.
 
 A data TLB entry maps one 4 KiB page to host memory. It is filled only from a completed stage-1 and stage-2 walk, whose output
-is a host address inside a memslot: this is the containment boundary. Entries made from larger translations leave a mark in two
-small Bloom filters, so that a TLB invalidation by address knows when it must look at every entry.
+is a host address inside a memslot: this is the containment boundary.
+
+EL1 and EL2 have TLBs of their own, shared by all address spaces: what they hold is global nearly always, and the rest goes when
+the ASID changes. EL0 has a *bank* of TLBs for each of the last few address spaces, which are named by regime, VMID and ASID; a
+change of address space changes pointers. A page of a larger translation is an entry like any other; `Contents` remembers enough
+for an invalidation by address to find all entries of its translation. Invalidating more than was asked for is always allowed.
 """
 
 from __future__ import annotations
 
-from trapline.bits.native import Ptr, addressof, cas64, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
-from trapline.engine.state import ITLB_ENTRIES, SYNC_PAGES, TLB_ENTRIES, TLB_INVALID, EngineState, Shared
+from trapline.arm64.regs import HCR_EL2, TCR_EL1, TCR_EL2, TTBR0_EL1, TTBR0_EL2, TTBR1_EL1, TTBR1_EL2, VTTBR_EL2
+from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE, current_asid
+from trapline.arm64.walk_cache import forget_stage2, forget_tables, forget_tables_of
+from trapline.bits.native import Ptr, addressof, cas64, ctz, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
+from trapline.engine.state import (
+    BANKS,
+    CHUNKS,
+    ITLB_ENTRIES,
+    LEVELS,
+    SYNC_ITEMS,
+    TLB_ENTRIES,
+    TLB_INVALID,
+    Bank,
+    CodeTlb,
+    Contents,
+    DataTlb,
+    EngineState,
+    Shared,
+    SyncItem,
+)
 
 sched_yield = extern("sched_yield", u32, ())
 
-DTLB_OFFSET = EngineState.dtlb.offset
-REGIME_BYTES = TLB_ENTRIES * 32
-ITLB_OFFSET = EngineState.itlbs.offset
-ITLB_BYTES = ITLB_ENTRIES * 16
-EL1_REGIMES = 3
-"""Data TLBs of EL1&0; that of EL2 is never used, since the hypervisor is not guest code."""
 GOLDEN = 0x9E37_79B9_7F4A_7C15
 SPINS = 2000
 """How often a waiting vCPU looks before it lets another thread run."""
+
+KIND_GLOBAL, KIND_NONGLOBAL, KIND_64K, KIND_HUGE = 1, 2, 4, 8
+"""`Contents.kinds`: entries of all address spaces, of one; of translations above 4 KiB up to 64 KiB; above 1 GiB."""
+
+DATA_CHUNK, CODE_CHUNK = TLB_ENTRIES // CHUNKS, ITLB_ENTRIES // CHUNKS
+FEW = 16
+"""So many pages are invalidated one by one; for more the whole TLB is looked through."""
+FRAME = (1 << 44) - 1
+"""VA[55:12]: what an invalidation names. The top byte of an entry's address may be a tag."""
+
+EVERYTHING, STAGE1, STAGE2, ASID, PAGES_OF_ASID, PAGES = range(6)
+"""Scopes of `invalidate`: all that this vCPU knows; stage 1 of one regime; both stages of EL1&0; one ASID; pages of one ASID
+and global ones; pages of every ASID."""
+SCOPE, HOST, LAST_LEVEL = 7, 8, 16
+"""`invalidate`'s `what` besides: mask of the scope; the regime of EL2 instead of EL1; only the last level changed."""
+ASID_SHIFT = 16
+
+KEY_VALID, KEY_HOST, KEY_VMID_SHIFT = 1 << 63, 1 << 62, 16
+"""The name of an address space: ASID, VMID, and whether it belongs to EL2&0."""
+HOST_EL0 = HCR_EL2.E2H.mask | HCR_EL2.TGE.mask
+CURRENT_AT_EL1, CURRENT_AT_EL2 = 0, 2
+"""Numbers in `EngineState.levels` of the TLBs of EL1 and EL2 with PAN clear; those with PAN set follow."""
+
+
+# ---- selecting ----------------------------------------------------------------------------------------------------------------
+
+
+@native
+def space_key(cpu: Ptr[EngineState]) -> u64:
+    """The name of the address space that EL0 is in."""
+    hcr = cpu.sysreg[HCR_EL2.slot]
+    if hcr & HOST_EL0 == HOST_EL0:
+        asid = current_asid(cpu.sysreg[TCR_EL2.slot], cpu.sysreg[TTBR0_EL2.slot], cpu.sysreg[TTBR1_EL2.slot])
+        return KEY_VALID | KEY_HOST | asid
+    asid = current_asid(cpu.sysreg[TCR_EL1.slot], cpu.sysreg[TTBR0_EL1.slot], cpu.sysreg[TTBR1_EL1.slot])
+    return KEY_VALID | cpu.sysreg[VTTBR_EL2.slot] >> 48 << KEY_VMID_SHIFT | asid
+
+
+@native
+def select_space(cpu: Ptr[EngineState]) -> None:
+    """After a change of ASID, VMID or regime: find the bank of this address space, or give it the one unused for longest.
+
+    `select_regime` must follow.
+    """
+    key = space_key(cpu)
+    if key == cpu.space:
+        return
+    cpu.space = key
+    for level in range(LEVELS):
+        drop_nonglobal(cpu.levels[level])
+    for level in range(2):
+        if cpu.level_codes[level].contents.kinds & KIND_NONGLOBAL != 0:
+            empty_code(cpu.level_codes[level])
+    chosen: u64 = 0
+    for k in range(BANKS):
+        if cpu.banks[k].key == key:
+            chosen = u64(k)
+            break
+        if cpu.banks[k].stamp < cpu.banks[chosen].stamp:
+            chosen = u64(k)
+    bank = cpu.banks[chosen]
+    if bank.key != key:
+        empty_data(bank.data)
+        empty_code(bank.code)
+        bank.key = key
+    cpu.bank_clock += 1
+    bank.stamp = cpu.bank_clock
+    cpu.bank = addressof(bank)
+
+
+@native
+def select_regime(cpu: Ptr[EngineState]) -> None:
+    """Point the data and instruction TLBs at those of the current exception level, PAN, and address space."""
+    bank = cpu.bank
+    data = addressof(cpu.levels[(CURRENT_AT_EL2 if cpu.el == 2 else u64(CURRENT_AT_EL1)) + (1 if cpu.pan != 0 else u64(0))])
+    if cpu.el == 0:
+        data = bank
+    cpu.tlb = data
+    cpu.itlb = bank + BANK_CODE if cpu.el == 0 else addressof(cpu.level_codes[u64(cpu.el) - 1])
+    cpu.tlb_user = bank
+    if cpu.uao != 0 or (cpu.el == 2 and cpu.sysreg[HCR_EL2.slot] & HOST_EL0 != HOST_EL0):
+        cpu.tlb_user = data
+
+
+# ---- filling ------------------------------------------------------------------------------------------------------------------
+
+
+@native
+def fill_data(cpu: Ptr[EngineState], tlb: u64, va: u64, host: u64, info: u32) -> None:
+    """Enter a 4 KiB translation: `va` is the untouched virtual address, `host` where its byte lies, `info` INFO_ flags."""
+    page = va & ~u64(4095)
+    index = va >> 12 & (TLB_ENTRIES - 1)
+    table = Ptr[DataTlb](tlb)
+    entry = table.entries[index]
+    entry.read_tag = page if info & INFO_READ != 0 else u64(TLB_INVALID)
+    entry.write_tag = page if info & INFO_WRITE != 0 else u64(TLB_INVALID)
+    entry.addend = host - va
+    entry.flags = u64(info)
+    note(table.contents, index // DATA_CHUNK, va, info)
+
+
+@native
+def fill_code(cpu: Ptr[EngineState], pc: u64, records: u64, info: u32) -> None:
+    """Enter the predecoded page of an address into the current instruction TLB."""
+    index = pc >> 12 & (ITLB_ENTRIES - 1)
+    table = Ptr[CodeTlb](cpu.itlb)
+    entry = table.entries[index]
+    entry.records = records
+    entry.tag = pc & ~u64(4095)
+    note(table.contents, index // CODE_CHUNK, pc, info)
+
+
+@native
+def note(contents: Ptr[Contents], chunk: u64, va: u64, info: u32) -> None:
+    """Remember what kind of entry was made."""
+    contents.used |= u64(1) << chunk
+    contents.kinds |= KIND_NONGLOBAL if info & INFO_NONGLOBAL != 0 else u64(KIND_GLOBAL)
+    if info >> INFO_SIZE_SHIFT > 12:
+        note_size(contents, va >> 12 & FRAME, info >> INFO_SIZE_SHIFT)
+
+
+@native
+def note_size(contents: Ptr[Contents], frame: u64, size_log2: u32) -> None:
+    """Remember that the entry of a frame is part of a translation larger than 4 KiB."""
+    if size_log2 <= 16:
+        contents.kinds |= KIND_64K
+    elif size_log2 <= 21:
+        contents.large_2m |= bloom(frame >> 9)
+    elif size_log2 <= 30:
+        contents.large_1g |= bloom(frame >> 18)
+    else:
+        contents.kinds |= KIND_HUGE
 
 
 @native
@@ -29,95 +177,222 @@ def bloom(frame: u64) -> u64:
     return u64(1) << ((frame * GOLDEN) >> 58)
 
 
+# ---- emptying -----------------------------------------------------------------------------------------------------------------
+
+
 @native
-def select_regime(cpu: Ptr[EngineState]) -> None:
-    """Point the data and instruction TLBs at those of the current exception level and PAN."""
-    base = addressof(cpu)
-    regime = u64(cpu.el)
-    if cpu.el == 1 and cpu.pan != 0:
-        regime = 2
-    if cpu.el == 2:
-        regime = 3
-    cpu.tlb = base + DTLB_OFFSET + regime * REGIME_BYTES
-    cpu.itlb = base + ITLB_OFFSET + u64(cpu.el) * ITLB_BYTES
+def empty_data(tlb: Ptr[DataTlb]) -> None:
+    """Invalidate every entry of a data TLB."""
+    used = tlb.contents.used
+    while used != 0:
+        first = ctz(used) * DATA_CHUNK
+        used &= used - 1
+        for k in range(DATA_CHUNK):
+            tlb.entries[first + u64(k)].read_tag = TLB_INVALID
+            tlb.entries[first + u64(k)].write_tag = TLB_INVALID
+    forget_contents(tlb.contents)
+
+
+@native
+def empty_code(tlb: Ptr[CodeTlb]) -> None:
+    """Invalidate every entry of an instruction TLB."""
+    used = tlb.contents.used
+    while used != 0:
+        first = ctz(used) * CODE_CHUNK
+        used &= used - 1
+        for k in range(CODE_CHUNK):
+            tlb.entries[first + u64(k)].tag = TLB_INVALID
+    forget_contents(tlb.contents)
+
+
+@native
+def forget_contents(contents: Ptr[Contents]) -> None:
+    """Nothing is in this TLB."""
+    contents.used = 0
+    contents.kinds = 0
+    contents.large_2m = 0
+    contents.large_1g = 0
+
+
+@native
+def drop_nonglobal(tlb: Ptr[DataTlb]) -> None:
+    """Invalidate the entries that belong to one address space."""
+    if tlb.contents.kinds & KIND_NONGLOBAL == 0:
+        return
+    used = tlb.contents.used
+    while used != 0:
+        first = ctz(used) * DATA_CHUNK
+        used &= used - 1
+        for k in range(DATA_CHUNK):
+            entry = tlb.entries[first + u64(k)]
+            if entry.flags & INFO_NONGLOBAL != 0:
+                entry.read_tag = TLB_INVALID
+                entry.write_tag = TLB_INVALID
+    tlb.contents.kinds &= ~u64(KIND_NONGLOBAL)
+
+
+@native
+def widen(contents: Ptr[Contents], first: u64, last: u64) -> tuple[u64, u64]:
+    """The frames that have to go so that no part of a translation of `first` to `last` stays."""
+    low = first
+    high = last
+    if contents.kinds & KIND_64K != 0:
+        low = first & ~u64(0xF)
+        high = last | 0xF
+    if filtered(contents.large_2m, first >> 9, last >> 9):
+        low = first & ~u64(0x1FF)
+        high = last | 0x1FF
+    if filtered(contents.large_1g, first >> 18, last >> 18):
+        low = first & ~u64(0x3FFFF)
+        high = last | 0x3FFFF
+    if contents.kinds & KIND_HUGE != 0:
+        low = 0
+        high = FRAME
+    return low, high
+
+
+@native
+def filtered(bits: u64, first: u64, last: u64) -> u1:
+    """May one of these frames be in a filter?"""
+    if bits == 0:
+        return False
+    if last - first >= CHUNKS:
+        return True
+    frame = first
+    while frame <= last:
+        if bits & bloom(frame) != 0:
+            return True
+        frame += 1
+    return False
+
+
+@native
+def drop_data(tlb: Ptr[DataTlb], first: u64, last: u64) -> None:
+    """Invalidate the entries whose translation covers any of the frames `first` to `last`."""
+    contents = tlb.contents
+    low, high = widen(contents, first, last)
+    if high - low < FEW:
+        while low <= high:
+            entry = tlb.entries[low & (TLB_ENTRIES - 1)]
+            entry.read_tag = TLB_INVALID
+            entry.write_tag = TLB_INVALID
+            low += 1
+        return
+    used = contents.used
+    contents.large_2m = 0
+    contents.large_1g = 0
+    while used != 0:
+        start = ctz(used) * DATA_CHUNK
+        used &= used - 1
+        for k in range(DATA_CHUNK):
+            each = tlb.entries[start + u64(k)]
+            tag = each.read_tag if each.read_tag != TLB_INVALID else each.write_tag
+            frame = tag >> 12 & FRAME
+            if tag == TLB_INVALID:
+                pass
+            elif low <= frame and frame <= high:
+                each.read_tag = TLB_INVALID
+                each.write_tag = TLB_INVALID
+            elif each.flags >> INFO_SIZE_SHIFT > 16:
+                note_size(contents, frame, u32(each.flags >> INFO_SIZE_SHIFT))
+
+
+@native
+def drop_code(tlb: Ptr[CodeTlb], first: u64, last: u64) -> None:
+    """Invalidate the instruction TLB's entries in the frames `first` to `last`, and the rest of their translations."""
+    low, high = widen(tlb.contents, first, last)
+    if high - low < FEW:
+        while low <= high:
+            tlb.entries[low & (ITLB_ENTRIES - 1)].tag = TLB_INVALID
+            low += 1
+        return
+    used = tlb.contents.used
+    while used != 0:
+        start = ctz(used) * CODE_CHUNK
+        used &= used - 1
+        for k in range(CODE_CHUNK):
+            entry = tlb.entries[start + u64(k)]
+            frame = entry.tag >> 12 & FRAME
+            if low <= frame and frame <= high:
+                entry.tag = TLB_INVALID
+
+
+# ---- invalidating -------------------------------------------------------------------------------------------------------------
 
 
 @native
 def flush_all(cpu: Ptr[EngineState]) -> None:
-    """Invalidate every entry of this vCPU."""
-    base = addressof(cpu)
-    at = base + DTLB_OFFSET
-    end = at + EL1_REGIMES * REGIME_BYTES
-    while at != end:
-        store64(at, TLB_INVALID)
-        store64(at + 8, TLB_INVALID)
-        at = at + 32
-    at = base + ITLB_OFFSET
-    end = at + 2 * ITLB_BYTES
-    while at != end:
-        store64(at, TLB_INVALID)
-        at = at + 16
-    cpu.large_2m = 0
-    cpu.large_1g = 0
+    """Forget every translation of this vCPU."""
+    for level in range(LEVELS):
+        empty_data(cpu.levels[level])
+    for level in range(2):
+        empty_code(cpu.level_codes[level])
+    for k in range(BANKS):
+        empty_data(cpu.banks[k].data)
+        empty_code(cpu.banks[k].code)
+    forget_tables(cpu.walks)
+    forget_stage2(cpu.walks)
 
 
 @native
-def flush_nonglobal(cpu: Ptr[EngineState]) -> None:
-    """Invalidate entries of the current address space (another ASID is selected, or this one is invalidated)."""
-    base = addressof(cpu)
-    at = base + DTLB_OFFSET
-    end = at + EL1_REGIMES * REGIME_BYTES
-    while at != end:
-        if load64(at + 24) != 0:
-            store64(at, TLB_INVALID)
-            store64(at + 8, TLB_INVALID)
-        at = at + 32
-    at = base + ITLB_OFFSET
-    end = at + 2 * ITLB_BYTES
-    while at != end:
-        store64(at, TLB_INVALID)
-        at = at + 16
+def reset_tlbs(cpu: Ptr[EngineState]) -> None:
+    """Start with nothing, whatever the memory held before."""
+    for level in range(LEVELS):
+        cpu.levels[level].contents.used = ~u64(0)
+    for level in range(2):
+        cpu.level_codes[level].contents.used = ~u64(0)
+    for k in range(BANKS):
+        cpu.banks[k].data.contents.used = ~u64(0)
+        cpu.banks[k].code.contents.used = ~u64(0)
+        cpu.banks[k].key = 0
+        cpu.banks[k].stamp = 0
+    cpu.space = 0
+    flush_all(cpu)
 
 
 @native
-def flush_page(cpu: Ptr[EngineState], va: u64) -> None:
-    """Invalidate what may translate one virtual address, in all regimes of EL1&0."""
-    base = addressof(cpu)
-    frame = (va >> 12) & 0xFFFFFFFFFFF
-    if (cpu.large_2m & bloom(frame >> 9)) != 0 or (cpu.large_1g & bloom(frame >> 18)) != 0:
+def invalidate(cpu: Ptr[EngineState], what: u64, first: u64, last: u64) -> None:
+    """Invalidate on this vCPU: `what` is a scope with flags and an ASID, `first` and `last` are frames, where a scope has them."""
+    scope = what & SCOPE
+    if scope == EVERYTHING:
         flush_all(cpu)
         return
-    index = frame & (TLB_ENTRIES - 1)
-    for regime in range(EL1_REGIMES):
-        at = base + DTLB_OFFSET + u64(regime) * REGIME_BYTES + (index << 5)
-        store64(at, TLB_INVALID)
-        store64(at + 8, TLB_INVALID)
-    for el in range(2):
-        store64(base + ITLB_OFFSET + u64(el) * ITLB_BYTES + ((frame & (ITLB_ENTRIES - 1)) << 4), TLB_INVALID)
+    pages = scope == PAGES or scope == PAGES_OF_ASID
+    el2 = what & HOST != 0
+    number: u64 = CURRENT_AT_EL2 if el2 else u64(CURRENT_AT_EL1)
+    for k in range(2):
+        level = cpu.levels[number + u64(k)]
+        if pages:
+            drop_data(level, first, last)
+        elif scope == ASID:
+            drop_nonglobal(level)
+        else:
+            empty_data(level)
+    code = cpu.level_codes[u64(1) if el2 else u64(0)]
+    if pages:
+        drop_code(code, first, last)
+    elif scope != ASID or code.contents.kinds & KIND_NONGLOBAL != 0:
+        empty_code(code)
+    for k in range(BANKS):
+        bank = cpu.banks[k]
+        if bank.key != 0 and (bank.key & KEY_HOST != 0) == el2:
+            mine = bank.key & 0xFFFF == what >> ASID_SHIFT & 0xFFFF
+            if pages:
+                if mine or scope == PAGES or (bank.data.contents.kinds | bank.code.contents.kinds) & KIND_GLOBAL != 0:
+                    drop_data(bank.data, first, last)
+                    drop_code(bank.code, first, last)
+            elif mine or scope != ASID:
+                empty_data(bank.data)
+                empty_code(bank.code)
+    if scope == STAGE2:
+        forget_stage2(cpu.walks)
+    if not pages:
+        forget_tables(cpu.walks)
+    elif what & LAST_LEVEL == 0:
+        forget_tables_of(cpu.walks, first, last)
 
 
-@native
-def fill_data(
-    cpu: Ptr[EngineState], regime_at: u64, va: u64, host: u64, readable: u1, writable: u1, nonglobal: u1, size_log2: u32
-) -> None:
-    """Enter a 4 KiB translation: `va` is the untouched virtual address, `host` where its byte lies."""
-    page = va & ~u64(4095)
-    at = regime_at + (((va >> 12) & (TLB_ENTRIES - 1)) << 5)
-    store64(at, page if readable else u64(TLB_INVALID))
-    store64(at + 8, page if writable else u64(TLB_INVALID))
-    store64(at + 16, host - va)
-    store64(at + 24, u64(nonglobal))
-    note_size(cpu, va, size_log2)
-
-
-@native
-def note_size(cpu: Ptr[EngineState], va: u64, size_log2: u32) -> None:
-    """Remember that an entry is part of a translation larger than 4 KiB."""
-    frame = (va >> 12) & 0xFFFFFFFFFFF
-    if size_log2 > 21:
-        cpu.large_1g = cpu.large_1g | bloom(frame >> 18)
-    elif size_log2 > 12:
-        cpu.large_2m = cpu.large_2m | bloom(frame >> 9)
+# ---- other vCPUs --------------------------------------------------------------------------------------------------------------
 
 
 @native
@@ -137,11 +412,12 @@ def serve_sync(cpu: Ptr[EngineState]) -> None:
     lock_sync(addressof(cpu))
     cpu.poll_sync = 0
     request = cpu.sync_request
-    if cpu.sync_count > SYNC_PAGES:
+    if cpu.sync_count > SYNC_ITEMS:
         flush_all(cpu)
     else:
         for k in range(cpu.sync_count):
-            flush_page(cpu, cpu.sync_pages[k])
+            item = cpu.sync_items[k]
+            invalidate(cpu, item.what, item.first, item.last)
     cpu.sync_count = 0
     cpu.sync_done = request
     fence()
@@ -149,15 +425,15 @@ def serve_sync(cpu: Ptr[EngineState]) -> None:
 
 
 @native
-def broadcast_flush(cpu: Ptr[EngineState], shared: Ptr[Shared], va: u64) -> None:
-    """Ask all other vCPUs to forget a page, or EVERYTHING; `wait_sync` waits until they have."""
+def broadcast(cpu: Ptr[EngineState], shared: Ptr[Shared], what: u64, first: u64, last: u64) -> None:
+    """Ask all other vCPUs for an invalidation; `wait_sync` waits until they have done it."""
     if shared.cpu_count < 2:
         return
     fence()
     for k in range(shared.cpu_count):
         other = shared.cpus[k]
         if other != addressof(cpu):
-            request_sync(other, va)
+            request_sync(other, what, first, last)
     cpu.sync_wait = 1
 
 
@@ -180,24 +456,28 @@ def wait_sync(cpu: Ptr[EngineState], shared: Ptr[Shared]) -> None:
                     spins = 0
 
 
-EVERYTHING = (1 << 64) - 1
-"""Instead of an address: all translations."""
+BANK_CODE = Bank.code.offset
+"""The instruction TLB in a bank; the data TLB comes first."""
 SYNC_REQUEST = EngineState.sync_request.offset
-SYNC_LOCK, SYNC_COUNT, SYNC_LIST = EngineState.sync_lock.offset, EngineState.sync_count.offset, EngineState.sync_pages.offset
+SYNC_LOCK, SYNC_COUNT, SYNC_LIST = EngineState.sync_lock.offset, EngineState.sync_count.offset, EngineState.sync_items.offset
 SYNC_DONE = EngineState.sync_done.offset
 POLL_SYNC = EngineState.poll_sync.offset
 RUNNING = EngineState.running.offset
+SYNC_ITEM_BYTES = EngineState.sync_items.size // SYNC_ITEMS
 
 
 @native
-def request_sync(other: u64, va: u64) -> None:
-    """Post an invalidation at another vCPU, given by its address: of a page, or of EVERYTHING."""
+def request_sync(other: u64, what: u64, first: u64, last: u64) -> None:
+    """Post an invalidation (`invalidate`) at another vCPU, given by its address."""
     lock_sync(other)
     count = load64(other + SYNC_COUNT)
-    if va == EVERYTHING or count >= SYNC_PAGES:
-        store64(other + SYNC_COUNT, SYNC_PAGES + 1)
+    if what & SCOPE == EVERYTHING or count >= SYNC_ITEMS:
+        store64(other + SYNC_COUNT, SYNC_ITEMS + 1)
     else:
-        store64(other + SYNC_LIST + (count << 3), va)
+        item = Ptr[SyncItem](other + SYNC_LIST + count * SYNC_ITEM_BYTES)
+        item.what = what
+        item.first = first
+        item.last = last
         store64(other + SYNC_COUNT, count + 1)
     store64(other + SYNC_REQUEST, load64(other + SYNC_REQUEST) + 1)
     store8(other + POLL_SYNC, 1)

@@ -126,7 +126,7 @@ class TCR_EL1(
     vncr=0x120,
     at_el2="TCR_EL2",
     el12=True,
-    write_mask=bits(range(6), range(7, 35), range(36, 39), 41, 42, 51, 52),
+    write_mask=bits(range(6), range(7, 35), range(36, 39), 41, 42, 51, 52, 55, 56),
     after={"mmu"},
     traps=VM_CONTROL,
 ):
