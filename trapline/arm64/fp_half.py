@@ -164,14 +164,14 @@ def fixed_to_fp_16(value: u64, unsigned: u1, fbits: u32, fpcr: u32) -> tuple[u16
 
 
 @native
-def fp_half_to_single(a: u16, fpcr: u32) -> tuple[u32, u32]:
-    """An operand of FPMulAddH in single precision: exact, and NaNs keep their kind; there are never flags."""
+def fp_half_to_single(a: u16, fpcr: u32) -> u32:
+    """An operand of FPMulAddH in single precision: exact, and NaNs keep their kind; FZ16 flushes denormals, without a flag."""
     sign = sign_of(16, u64(a))
     kind, exponent, significand, _ = fp_unpack(16, u64(a), fpcr)
     if kind == ZERO:
-        return u32(fp_zero(32, sign)), 0
+        return u32(fp_zero(32, sign))
     if kind >= INFINITY:
         payload = u64(a) << (64 - fraction_bits(16))
-        return u32(fp_infinity(32, sign) | (payload >> (64 - fraction_bits(32)))), 0
+        return u32(fp_infinity(32, sign) | (payload >> (64 - fraction_bits(32))))
     fraction = (significand << 1) >> (64 - fraction_bits(32))
-    return u32(fp_zero(32, sign) | (u64(exponent + bias(32)) << fraction_bits(32)) | fraction), 0
+    return u32(fp_zero(32, sign) | (u64(exponent + bias(32)) << fraction_bits(32)) | fraction)

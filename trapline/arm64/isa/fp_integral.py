@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from trapline.arm64.fp import ROUND_FPCR, ROUND_ZERO
 from trapline.arm64.fp_integral import fp_round_int_n_32, fp_round_int_n_64, fp_to_fixed_js
 from trapline.arm64.insn import insn
 from trapline.arm64.isa.fp_scalar import LETTER, single_or_double, width_of
-from trapline.arm64.isa.simd_common import FP_ARRANGEMENT, Fp, each, no_1d_fp, vector_width
-from trapline.arm64.isa.simd_fp import apply_unary
-from trapline.bits import Bits, const
+from trapline.arm64.isa.simd_common import FP_ARRANGEMENT, Fp, each, esize_of, no_1d_fp, vector_width
+from trapline.arm64.isa.simd_fp import Unary, apply_unary
+from trapline.bits import const
 
 ROUND = {32: fp_round_int_n_32, 64: fp_round_int_n_64}
 """FPRoundIntN by operand width."""
 
 
-def rounded(size: int, mode: int) -> Callable[[Fp, Bits], Bits]:
+def rounded(size: int, mode: int) -> Unary:
     """The operation of a row: round into the range of `size` bits."""
-    return lambda fp, a: fp.apply(ROUND[a.width], a, size, mode)
+    return lambda fp, a: fp.apply(ROUND[esize_of(a)], a, size, mode)
 
 
 SCALAR = (

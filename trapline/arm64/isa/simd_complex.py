@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from trapline.arm64.isa.simd_common import ARRANGEMENT, Fp, each, element, negated, no_1d, vector_width
-from trapline.bits import Bits, Vec
+from trapline.arm64.isa.simd_common import ARRANGEMENT, Fp, each, element, evens, interleave, negated, no_1d, odds, vector_width
+from trapline.bits import Vec
 
 FEATURE = "FEAT_FCMA"
 HALF_FEATURE = "FEAT_FCMA & FEAT_FP16"
 
 
-def _negated_if(condition: int, value: Bits) -> Bits:
-    return negated(value) if condition else value
+def _negated_if(condition: int, value: Vec) -> Vec:
+    result: Vec = negated(value) if condition else value
+    return result
 
 
 def multiply_add(fp: Fp, d: Vec, n: Vec, m: Vec, quarters: int) -> Vec:
@@ -20,14 +21,11 @@ def multiply_add(fp: Fp, d: Vec, n: Vec, m: Vec, quarters: int) -> Vec:
 
     Two instructions, with angles that differ by 90 degrees, make a product.
     """
-    sums, odd = [], quarters & 1
-    lanes_d, lanes_n, lanes_m = list(d), list(n), list(m)
-    for k in range(0, len(d), 2):
-        factor = lanes_n[k + odd]
-        real = _negated_if(quarters in (1, 2), lanes_m[k + odd])
-        imaginary = _negated_if(quarters in (2, 3), lanes_m[k + 1 - odd])
-        sums += [fp("fp_muladd", lanes_d[k], factor, real), fp("fp_muladd", lanes_d[k + 1], factor, imaginary)]
-    return Vec.of(sums)
+    odd = quarters & 1
+    factors = odds(n) if odd else evens(n)
+    real, imaginary = (odds(m), evens(m)) if odd else (evens(m), odds(m))
+    turned = interleave(_negated_if(quarters in (1, 2), real), _negated_if(quarters in (2, 3), imaginary))
+    return fp.lanes("fp_muladd", d, interleave(factors, factors), turned)
 
 
 _VECTORS = f"v{{Rd}}.{ARRANGEMENT}, v{{Rn}}.{ARRANGEMENT}, v{{Rm}}.{ARRANGEMENT}"
@@ -50,13 +48,9 @@ def complex_multiply_add(cpu, i):
       where=no_1d, feature=FEATURE)  # fmt: skip
 def complex_add(cpu, i):
     """complex numbers, the second turned by 90 or 270 degrees."""
-    n, m = (list(cpu.V(r, vector_width(i)).lanes(8 << i.size)) for r in (i.Rn, i.Rm))
-    sums = []
+    n, m = (cpu.V(r, vector_width(i)).lanes(8 << i.size) for r in (i.Rn, i.Rm))
     with Fp(cpu) as fp:
-        for k in range(0, len(n), 2):
-            sums.append(fp("fp_add", n[k], _negated_if(not i.rot, m[k + 1])))
-            sums.append(fp("fp_add", n[k + 1], _negated_if(i.rot, m[k])))
-        cpu.set_V(i.Rd, Vec.of(sums))
+        cpu.set_V(i.Rd, fp.lanes("fp_add", n, interleave(_negated_if(not i.rot, odds(m)), _negated_if(i.rot, evens(m)))))
 
 
 def _by_element(cpu: Any, i: Any, width: int, esize: int, index: Any) -> None:

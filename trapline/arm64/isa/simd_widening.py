@@ -13,17 +13,18 @@ from trapline.arm64.fp_half import fp_half_to_single
 from trapline.arm64.insn import insn
 from trapline.arm64.isa.simd_common import Fp, each, evens, negated, odds, set_half, vector_width
 from trapline.arm64.isa.simd_element import H_ELEMENT, H_INDEX, indexed
-from trapline.bits import Bits, Vec, cat, const
+from trapline.bits import Bits, Vec, call, cat, const
 
-Widen = Callable[[Fp, Bits], Bits]
+Widen = Callable[[Any, Bits], Bits]
 
 
-def from_half(fp: Fp, lane: Bits) -> Bits:
+def from_half(cpu: Any, lane: Bits) -> Bits:
     """A half-precision number in single precision."""
-    return fp.apply(fp_half_to_single, lane)
+    result: Bits = call(fp_half_to_single, lane, cpu.sysreg("FPCR").trunc(32))
+    return result
 
 
-def from_bfloat(fp: Fp, lane: Bits) -> Bits:
+def from_bfloat(cpu: Any, lane: Bits) -> Bits:
     """A BFloat16 number in single precision."""
     return cat(lane, const(0, 16))
 
@@ -31,9 +32,9 @@ def from_bfloat(fp: Fp, lane: Bits) -> Bits:
 def _accumulate(cpu: Any, i: Any, n: Vec, m: Vec, widen: Widen) -> None:
     """Add products to the single-precision elements of Rd."""
     d = cpu.V(i.Rd, 2 * n.bits.width).lanes(32)
+    wide_n, wide_m = (Vec.of([widen(cpu, lane) for lane in v]) for v in (n, m))
     with Fp(cpu) as fp:
-        factors = (v.map(lambda lane: widen(fp, lane)) for v in (n, m))
-        cpu.set_V(i.Rd, fp.lanes("fp_muladd", d, *factors))
+        cpu.set_V(i.Rd, fp.lanes("fp_muladd", d, wide_n, wide_m))
 
 
 # -- half precision: the operands are in one half of the vectors -------------------------------------------------------------
@@ -123,4 +124,4 @@ def bfloat_convert(cpu, i):
 def bfloat_convert_narrow(cpu, i):
     """BFCVTN, BFCVTN2."""
     with Fp(cpu) as fp:
-        set_half(cpu, i.Rd, i.Q, cpu.V(i.Rn).lanes(32).map(lambda lane: fp.apply(fp_convert_bf_32, lane)).bits)
+        set_half(cpu, i.Rd, i.Q, Vec.of([fp.apply(fp_convert_bf_32, lane) for lane in cpu.V(i.Rn).lanes(32)]).bits)
