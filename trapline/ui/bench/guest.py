@@ -90,6 +90,7 @@ PATH=/bench:$PATH
 {setup}
 stty -echo </dev/console
 echo READY
+{first}
 while read -r line; do
     eval "$line" </dev/null
     echo "DONE $?"
@@ -98,17 +99,18 @@ done </dev/console
 """What the guest runs: prepare, then obey the lines that come. The end of the script powers the machine off."""
 
 
-def script(rows: Iterable[Row]) -> str:
-    """The guest's script; what several rows need is made once."""
-    return SHELL.format(setup="\n".join(dict.fromkeys(row.setup for row in rows if row.setup)))
+def script(rows: Iterable[Row], commands: Iterable[str] = ()) -> str:
+    """The guest's script; what several rows need is made once. With commands it runs those and obeys no one."""
+    first = "\n".join([*commands, "exit"]) if commands else ""
+    return SHELL.format(setup="\n".join(dict.fromkeys(row.setup for row in rows if row.setup)), first=first)
 
 
-def ramdisk(rows: Iterable[Row]) -> bytes:
+def ramdisk(rows: Iterable[Row], commands: Iterable[str] = ()) -> bytes:
     """A ramdisk to put after the guest's own: binary, script, and what the rows need. The kernel unpacks one after the other."""
     listed = list(rows)
     archive = Cpio()
     archive.file("bench/trapbench", build_binary().read_bytes(), 0o755)
-    archive.file("bench/list", script(listed).encode())
+    archive.file("bench/list", script(listed, commands).encode())
     if any(row.needs == "perl" for row in listed):
         archive.file("bench/script.pl", (SOURCES / "script.pl").read_bytes())
         for path, data in perl_files().items():

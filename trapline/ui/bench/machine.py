@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,7 +148,7 @@ class Machine:
     def kill(self) -> None:
         """End it at once."""
         if not self._ended:
-            self._process.kill()
+            os.kill(self._process.pid, signal.SIGKILL)  # Popen.kill might reap it, and with it what it used
             self._reap()
 
     def _cpu(self) -> float:
