@@ -10,8 +10,8 @@ from typing import Final
 
 from trapline.arm64.gic_interface import LINE_FIQ, LINE_IRQ, PHYSICAL, VIRTUAL, signalled_group
 from trapline.arm64.regs.debug import MDSCR_EL1
-from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, VBAR_EL1
-from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2, SPSR_EL2, VBAR_EL2
+from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, TCR_EL1, VBAR_EL1
+from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
 from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import Ptr, native, u1, u8, u32, u64
 from trapline.registers import Field, Register
@@ -375,6 +375,20 @@ def current_regime(cpu: Ptr[CpuState]) -> u8:
 def current_sctlr(cpu: Ptr[CpuState]) -> u64:
     """The SCTLR_ELx that rules the current exception level."""
     return cpu.sysreg[SCTLR_EL1.slot] if cpu.regime == REGIME_EL1 else cpu.sysreg[SCTLR_EL2.slot]
+
+
+@native
+def current_tcr(cpu: Ptr[CpuState]) -> u64:
+    """What rules addresses at the current exception level, in the layout of TCR_EL1. EL2 alone has one range: it counts as both."""
+    if cpu.regime == REGIME_EL1:
+        return cpu.sysreg[TCR_EL1.slot]
+    tcr: u64 = cpu.sysreg[TCR_EL2.slot]
+    if cpu.regime == REGIME_EL2_HOST:
+        return tcr
+    size: u64 = tcr & TCR_EL2.T0SZ.ones
+    top: u64 = TCR_EL1.TBI0.mask | TCR_EL1.TBI1.mask if tcr & TCR_EL2.TBI.mask != 0 else u64(0)
+    data_only: u64 = TCR_EL1.TBID0.mask | TCR_EL1.TBID1.mask if tcr & TCR_EL2.TBID.mask != 0 else u64(0)
+    return size << TCR_EL1.T0SZ.lo | size << TCR_EL1.T1SZ.lo | top | data_only
 
 
 # ---- routing ------------------------------------------------------------------------------------------------------------------

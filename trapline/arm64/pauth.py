@@ -7,6 +7,7 @@ FEAT_PAuth2, no FEAT_FPAC): a failed check leaves a non-canonical pointer.
 
 from __future__ import annotations
 
+from trapline.arm64.exceptions import current_sctlr, current_tcr
 from trapline.arm64.regs import TABLE
 from trapline.arm64.regs.el1 import PAUTH_KEYS, SCTLR_EL1, TCR_EL1
 from trapline.arm64.state import CpuState
@@ -23,7 +24,6 @@ ENABLES: tuple[u64, ...] = (SCTLR_EL1.EnIA.mask, SCTLR_EL1.EnIB.mask, SCTLR_EL1.
 GENERIC = 4
 """Number of the key of PACGA, after IA, IB, DA, DB."""
 
-SCTLR, TCR = SCTLR_EL1.slot, TCR_EL1.slot
 TBI0, TBI1, TBID0, TBID1 = TCR_EL1.TBI0.mask, TCR_EL1.TBI1.mask, TCR_EL1.TBID0.mask, TCR_EL1.TBID1.mask
 T0SZ, T1SZ = TCR_EL1.T0SZ.lo, TCR_EL1.T1SZ.lo
 MIN_SIZE_OFFSET, MAX_SIZE_OFFSET = 16, 39
@@ -42,7 +42,7 @@ def compute_pac(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
 @native
 def ignores_top_byte(cpu: Ptr[CpuState], upper: u64, is_data: u1) -> u1:
     """EffectiveTBI() of the upper (1) or lower (0) address range."""
-    tcr = cpu.sysreg[TCR]
+    tcr = current_tcr(cpu)
     ignored = tcr & TBI1 != 0 if upper != 0 else tcr & TBI0 != 0
     data_only = tcr & TBID1 != 0 if upper != 0 else tcr & TBID0 != 0
     return ignored and (is_data or not data_only)
@@ -51,7 +51,7 @@ def ignores_top_byte(cpu: Ptr[CpuState], upper: u64, is_data: u1) -> u1:
 @native
 def bottom_pac_bit(cpu: Ptr[CpuState], upper: u64) -> u64:
     """CalculateBottomPACBit(): the number of address bits below the code."""
-    tcr = cpu.sysreg[TCR]
+    tcr = current_tcr(cpu)
     size = tcr >> T1SZ & 63 if upper != 0 else tcr >> T0SZ & 63
     return 64 - min(max(size, MIN_SIZE_OFFSET), MAX_SIZE_OFFSET)
 
@@ -72,8 +72,8 @@ def canonical(cpu: Ptr[CpuState], pointer: u64, upper: u64, is_data: u1) -> u64:
 
 @native
 def is_enabled(cpu: Ptr[CpuState], key: u64) -> u1:
-    """Whether the key's instructions do anything at EL0 and EL1."""
-    return cpu.sysreg[SCTLR] & ENABLES[key] != 0
+    """Whether the key's instructions do anything at the current exception level."""
+    return current_sctlr(cpu) & ENABLES[key] != 0
 
 
 @native

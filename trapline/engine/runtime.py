@@ -17,6 +17,7 @@ from trapline.arm64.exceptions import (
     V_SYNC,
     access_syndrome,
     current_regime,
+    current_tcr,
     exception_return,
     fold_sp,
     fp_trap,
@@ -33,8 +34,8 @@ from trapline.arm64.exceptions import (
     unfold_sp,
 )
 from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending
-from trapline.arm64.regs import HPFAR_EL2, TCR_EL1, TCR_EL2
-from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL1, REGIME_EL2
+from trapline.arm64.regs import HPFAR_EL2, TCR_EL1
+from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL2
 from trapline.arm64.sysreg_functions import next_timer_count, private_lines, system_counter
 from trapline.arm64.walk import ACCESS_EXEC, FAULT_NO_MEMORY, translate_cached
 from trapline.bits.native import (
@@ -373,11 +374,8 @@ def branch_address(cpu: Ptr[EngineState], target: u64) -> u64:
     """AArch64.BranchAddr(): a branch drops the top byte of its target where instruction addresses have tags."""
     if ((target >> 55) + 1) & 0x1FE == 0:
         return target
-    if cpu.regime == REGIME_EL2:
-        alone = cpu.sysreg[TCR_EL2.slot]
-        return target & ~TOP_BYTE if alone & (TCR_EL2.TBI.mask | TCR_EL2.TBID.mask) == TCR_EL2.TBI.mask else target
-    tcr = cpu.sysreg[TCR_EL1.slot] if cpu.regime == REGIME_EL1 else cpu.sysreg[TCR_EL2.slot]
-    if target >> 55 & 1 != 0:
+    tcr = current_tcr(cpu)
+    if target >> 55 & 1 != 0 and cpu.regime != REGIME_EL2:
         return target | TOP_BYTE if tcr & (TCR_EL1.TBI1.mask | TCR_EL1.TBID1.mask) == TCR_EL1.TBI1.mask else target
     return target & ~TOP_BYTE if tcr & (TCR_EL1.TBI0.mask | TCR_EL1.TBID0.mask) == TCR_EL1.TBI0.mask else target
 

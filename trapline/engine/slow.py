@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trapline.arm64.exceptions import EC
+from trapline.arm64.exceptions import EC, current_sctlr
 from trapline.arm64.regs import SCTLR_EL1
 from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate_cached
 from trapline.bits.native import (
@@ -46,7 +46,7 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
     element = size >> (meta >> PARTS_SHIFT)
     if va & (element - 1) == 0 or size == 64:
         return False
-    if cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask != 0:
+    if current_sctlr(cpu) & SCTLR_EL1.A.mask != 0:  # SCTLR_EL2 has it in the same place
         return True
     return meta & (ALIGNED | ATOMIC) != 0 and (va & 15) + size > 16
 
@@ -60,7 +60,7 @@ def enter_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> tuple[u3
         access = access | ACCESS_UNPRIVILEGED
         tlb = cpu.tlb_user
     fault, host, ipa, info = translate_cached(cpu, va, access, addressof(cpu.walks))
-    if fault == 0 and cpu.sysreg[SCTLR_EL1.slot] & SCTLR_EL1.A.mask == 0:
+    if fault == 0 and current_sctlr(cpu) & SCTLR_EL1.A.mask == 0:
         fill_data(cpu, tlb, va, host, info)
     return fault, host, ipa
 

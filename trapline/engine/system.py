@@ -219,7 +219,9 @@ def eret_auth(cpu: Ptr[EngineState], rec: u64, key: u64, modifier: u64) -> u32:
 
 @native
 def pac_trap(cpu: Ptr[EngineState], rec: u64) -> u32:
-    """Pointer authentication trapped to EL2 (HCR_EL2.API is 0)."""
+    """Pointer authentication trapped to EL2 (HCR_EL2.API is 0); it is not for the host's own EL0."""
+    if cpu.regime == REGIME_EL2_HOST:
+        return 0
     cpu.pc = current_pc(cpu, rec)
     enter_exception(cpu, 2, u64(EC_PAC) << EC_SHIFT | IL, 0, V_SYNC, cpu.pc)
     return 1
