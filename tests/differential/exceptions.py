@@ -44,7 +44,9 @@ OTHERS = (
 )  # fmt: skip
 
 DANGEROUS = ("SCTLR_EL1", "VBAR_EL1", "SPSR_EL1", "ELR_EL1", "TTBR0_EL1", "TCR_EL1", "DAIF", "SP_EL0", "PAN", "UAO")
-NOT_IN_QEMU = ("CNTFRQ", "ICC_", "OSECCR", "OSDTR", "DBGPRCR", "DBGDTR", "DBGCLAIM", "DBGAUTHSTATUS", "SCXTNUM", "MDCCINT")
+NOT_IN_QEMU = (
+    "CNTFRQ", "CNTVCTSS", "CNTPCTSS", "ICC_", "OSECCR", "OSDTR", "DBGPRCR", "DBGDTR", "DBGCLAIM", "DBGAUTHSTATUS",
+    "SCXTNUM", "MDCCINT")  # fmt: skip
 """Registers that QEMU lacks, or whose absence a hypervisor decides."""
 
 
