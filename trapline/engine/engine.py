@@ -19,7 +19,8 @@ from trapline.engine.cpu import Cpu
 from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
 from trapline.engine.state import MAX_CPUS, PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, Shared
-from trapline.engine.tier1.manager import RegionCompiler, Regions
+from trapline.engine.tier1.client import RegionCompiler
+from trapline.engine.tier1.manager import Regions
 from trapline.engine.timers import Timers
 from trapline.engine.turn_cpu import TurnCpu, TurnTimers
 from trapline.errors import NotSupported

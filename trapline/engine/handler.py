@@ -49,6 +49,7 @@ class Handler:
         self.name, self.recording, self.far, self.counting = name, recording, far, counting
         self.careful = not any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects)
         self.layout = SlotLayout()
+        self.record = "%rec"
         self.emit = Emitter(self._leaf)
         self.externs: set[str] = set()
         self._labels = 0
@@ -226,7 +227,7 @@ class Handler:
             return
         mask = sum(AFTER[w] for w in words)
         self.externs.add("declare void @trapline_after(ptr, i32)")
-        following = None if words <= _KEEP_GOING else self.emit.let(f"add i64 {self._pc()}, 4")
+        following = None if words <= KEEP_GOING else self.emit.let(f"add i64 {self._pc()}, 4")
         self.emit.add(f"call void @trapline_after(ptr %cpu, i32 {mask})")
         if following is None:
             self._next(poll=True)
@@ -537,7 +538,7 @@ class Handler:
         symbol = f"trapline_sys_{name}"
         types = ", ".join(["ptr", "ptr"] + ["i64"] * len(args))
         self.externs.add(f"declare i32 @{symbol}({types})")
-        values = ", ".join(["ptr %cpu", "ptr %rec"] + [f"i64 {a}" for a in args])
+        values = ", ".join(["ptr %cpu", f"ptr {self.record}"] + [f"i64 {a}" for a in args])
         status = emit.let(f"call i32 @{symbol}({values})")
         same = emit.let(f"icmp eq i32 {status}, 0")
         go, leave = self._label("done"), self._label("leave")
@@ -570,7 +571,7 @@ class Handler:
         kind = RAISE_KINDS.index(e.kind)
         imm = self.emit.let(f"zext i16 {self.emit(e.imm)} to i64")
         self.externs.add("declare void @trapline_raise(ptr, ptr, i64, i64)")
-        self.emit.add(f"call void @trapline_raise(ptr %cpu, ptr %rec, i64 {kind}, i64 {imm})")
+        self.emit.add(f"call void @trapline_raise(ptr %cpu, ptr {self.record}, i64 {kind}, i64 {imm})")
         self._tail("trapline_resume")
         return True
 
@@ -583,7 +584,7 @@ STATE_FUNCTIONS = {f.name: f for f in (pac_add, pac_auth, pac_strip, pac_generic
 AFTER = {"mmu": 1, "ttbr": 2, "pstate": 4, "irq": 8, "timer": 16, "fp": 32}
 """Bits of the argument of `trapline_after`: what a register write may have changed."""
 
-_KEEP_GOING = {"irq", "timer"}
+KEEP_GOING = {"irq", "timer"}
 """Changes that leave the address space and the TLBs in use alone."""
 
 RAISE_KINDS = ("undefined", "svc", "hvc", "smc", "brk", "hlt", "dcps1", "dcps2", "dcps3")

@@ -398,6 +398,8 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
         elif load64(entry) == page:
             cpu.page_va = page
             cpu.records = load64(entry + 8)
+            if cpu.poll_sample != 0:
+                take_sample(cpu)
             return cpu.records + ((pc & 4095) << RECORD_SHIFT)
         else:
             fetch_page(cpu, pc)

@@ -13,8 +13,8 @@ from trapline.bits.to_llvm import declare_intrinsics
 from trapline.engine.compiler import Compiler, slot
 from trapline.engine.jit import Jit, ObjectCache
 from trapline.engine.tier1.built import Built
-from trapline.engine.tier1.emit import RegionEmitter, supported
-from trapline.engine.tier1.regions import Place, Region
+from trapline.engine.tier1.emit import RegionEmitter
+from trapline.engine.tier1.regions import Place, Region, supported
 
 WORTHWHILE = 4
 """A region of fewer instructions is not made: entering it would cost what it saves."""
@@ -71,15 +71,12 @@ class RegionBuilder:
         parts = [body, *declared, *declare_intrinsics(emitter.intrinsics), *emitter.declarations()]
         return tag, "\n".join(parts), emitter.natives
 
-    def build(self, index: int, shape: int, pages: Pages) -> Built | None:
-        """Compile the region of an instruction, its native functions into the cache."""
-        region = self.explore(index, pages)
-        if region is None:
-            return None
+    def build(self, region: Region, shape: int) -> Built:
+        """Compile a region, its native functions into the cache; `shape` is the shape number of its first instruction."""
         tag, text, natives = self.text(region, shape)
         code = self._jit.compile(text)
         for symbol, function in natives.items():
             if self._cache.get(symbol + ".o") is None:
                 self._cache.put(symbol + ".o", self._jit.compile(self._compiler.native_text(function)))
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
-        return Built(tag, index, tuple(region.pages), words, tuple(sorted(natives)), code)
+        return Built(tag, region.entry[1], tuple(region.pages), words, tuple(sorted(natives)), code)

@@ -8,14 +8,24 @@ on are compared with those it was installed for each time it is entered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.record import FLAG_OFFSETS, Recorder
 from trapline.arm64.regs import TABLE
 from trapline.bits import Bits
 from trapline.bits.to_llvm import Emitter
-from trapline.engine.handler import ATOMIC, CC, MEMORY_EFFECTS, METADATA, PROTOTYPE, STATE_FUNCTIONS, UPDATE, Handler
+from trapline.engine.handler import (
+    AFTER,
+    ATOMIC,
+    CC,
+    MEMORY_EFFECTS,
+    METADATA,
+    PROTOTYPE,
+    STATE_FUNCTIONS,
+    UPDATE,
+    Handler,
+)
 from trapline.engine.state import (
     ITLB_BITS,
     PAGE_GENERATION,
@@ -36,23 +46,11 @@ PROMOTED: dict[int, str] = (
 )
 """State that a region keeps in values: byte offset in `CpuState` and LLVM type. XZR's sink is not even that: it is dropped."""
 
+RELOADED = PROMOTED.keys() - set(VECTORS)
+"""What the runtime's functions may change; none of them writes vector registers."""
+RELOAD = "; reload"
+
 SINK = EngineState.xzr_sink.offset
-_EFFECTS = (*MEMORY_EFFECTS, fx.Branch)
-
-
-def supported(recording: Recorder) -> bool:
-    """Whether regions may contain an instruction; the others are the interpreter's."""
-    if recording.after or not all(isinstance(w.offset, int) for w in recording.writes):
-        return False
-    return all(_supported(e) for e in recording.effects)
-
-
-def _supported(effect: fx.Effect) -> bool:
-    if isinstance(effect, fx.System):
-        return effect.when is not None or effect.name in STATE_FUNCTIONS
-    if isinstance(effect, fx.Barrier):
-        return effect.kind == "dmb"
-    return isinstance(effect, _EFFECTS)
 
 
 class Line(Handler):
@@ -66,6 +64,8 @@ class Line(Handler):
         self._atomic = False
         self.left = False
         """Whether the way out is used."""
+        self.closed = False
+        """Whether control has left already."""
 
     def _label(self, hint: str) -> str:
         return f"{super()._label(hint)}_{self.name}"
@@ -146,8 +146,11 @@ class Line(Handler):
         return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]"), meta
 
     # -- an instruction --------------------------------------------------------------------------------------------------
-    def perform(self) -> fx.Branch | None:
-        """Emit effects and writes; a branch is left to the caller, its condition and target already values."""
+    def perform(self, flush: Callable[[], None]) -> fx.Branch | None:
+        """Emit effects and writes; a branch is left to the caller, its condition and target already values.
+
+        `flush` stores what differs from memory: the runtime's functions look there.
+        """
         recording = self.recording
         if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
             self._check_sp()
@@ -159,10 +162,27 @@ class Line(Handler):
                     self.emit(effect.when)
                 if effect.delta is None:
                     self.emit(effect.target)
-            else:
+            elif _in_place(effect):
                 self.effect(effect)
+            else:
+                for operand in getattr(effect, "args", ()):
+                    self.emit(operand)
+                flush()
+                if self.effect(effect):
+                    self.closed = True
+                    return None
+                self.emit.add(RELOAD)
         self._commit()
         return branch
+
+
+def _in_place(effect: fx.Effect) -> bool:
+    """Whether an effect neither reads nor writes registers behind the region's back."""
+    if isinstance(effect, fx.System):
+        return effect.when is not None or effect.name in STATE_FUNCTIONS
+    if isinstance(effect, fx.Barrier):
+        return effect.kind != "dsb"
+    return isinstance(effect, MEMORY_EFFECTS)
 
 
 def _name(page: int) -> str:
@@ -222,7 +242,8 @@ class RegionEmitter:
         for i in self.region.instructions:
             touched |= self._written([i])
         touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
-        body = "\n".join([*self._entry(sorted(touched)), *self._lines, *self._ways_out])
+        lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
+        body = "\n".join(lines)
         data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
         return f"{data}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {{\nentry:\n{body}\n}}\n"
 
@@ -251,6 +272,19 @@ class RegionEmitter:
         emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr %rec, ptr %tlb, i64 poison)")
         emit.add("ret void")
         return emit.lines
+
+    def _reloading(self, registers: list[int]) -> Iterable[str]:
+        """The blocks' lines, with the loads where the runtime may have changed registers."""
+        for line in self._lines:
+            if line != RELOAD:
+                yield line
+                continue
+            again = self._line("l", Recorder(_no_slot), self.region.entry)
+            for offset in registers:
+                kind = PROMOTED[offset]
+                value = again.emit.let(f"load {kind}, ptr {again._field(offset)}")
+                again.emit.add(f"store {kind} {value}, ptr %s{offset}")
+            yield from again.emit.lines
 
     def _require(self, line: Line, condition: str) -> None:
         go = line._label("checked")
@@ -303,12 +337,24 @@ class RegionEmitter:
         for instruction in block.body:
             way_out = f"out{_name(instruction.place[0])}_{instruction.place[1]}"
             line = self._line("i", instruction.recording, instruction.place, way_out)
-            branch = line.perform()
+            before = set(dirty)
+
+            def flush(line: Line = line, before: set[int] = before, place: Place = instruction.place) -> None:
+                line.record = self._record(line, place)
+                self._flush(line, before)
+
+            branch = line.perform(flush)
+            dirty |= self._written([instruction])
+            self._after(line, instruction, dirty)
             self._lines += line.emit.lines
             self._take(line)
             if line.left:
-                self._way_out(way_out, instruction.place, dirty)
-            dirty |= self._written([instruction])
+                self._way_out(way_out, instruction.place, before)
+            if instruction.ends:
+                if not line.closed:
+                    way = self._line("e", Recorder(_no_slot), instruction.next)
+                    self._leave(way, instruction.next, dirty, poll=False, out=self._lines)
+                return
             if branch is not None:
                 self._branch(line, instruction, branch, dirty)
                 return
@@ -316,6 +362,23 @@ class RegionEmitter:
             self._leave(self._line("e", Recorder(_no_slot), block.stop), block.stop, dirty, poll=False, out=self._lines)
             return
         self._edge(block.body[-1], block.follows[0], dirty)
+
+    def _after(self, line: Line, here: Instruction, dirty: set[int]) -> None:
+        """Look again at whatever an instruction's writes to system registers changed."""
+        words = set(here.recording.after) & AFTER.keys()
+        if not words:
+            return
+        emit = line.emit
+        if here.ends:
+            self._flush(line, dirty)
+        line.externs.add("declare void @trapline_after(ptr, i32)")
+        emit.add(f"call void @trapline_after(ptr %cpu, i32 {sum(AFTER[w] for w in words)})")
+        if here.ends:
+            emit.add(f"store i64 {emit.let(f'add i64 {line._pc()}, 4')}, ptr {line._field(EngineState.pc.offset)}")
+            line._tail("trapline_resume")
+            line.closed = True
+        else:
+            self._ask(line, here.next, dirty)
 
     def _branch(self, line: Line, here: Instruction, branch: fx.Branch, dirty: set[int]) -> None:
         if branch.when is not None:
@@ -384,7 +447,7 @@ class RegionEmitter:
             kind = PROMOTED[offset]
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr %s{offset}')}, ptr {line._field(offset)}")
         here = line._page
-        if page and here != self.region.entry[0]:
+        if page and len(self._pages) > 1:
             line._store_field("page_va", 64, f"%va{_name(here)}")
             line._store_field("records", 64, f"%records{_name(here)}")
 

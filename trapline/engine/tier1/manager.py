@@ -7,16 +7,12 @@ to the compiler's process, and comes back as a region that runs in place of the 
 from __future__ import annotations
 
 import ctypes
-import os
-import socket
-import subprocess
-import sys
+import functools
 import threading
 import time
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from trapline.engine.state import (
@@ -28,12 +24,13 @@ from trapline.engine.state import (
     ItlbEntry,
 )
 from trapline.engine.tier1.built import Built
+from trapline.engine.tier1.client import Order
 from trapline.engine.tier1.install import Linked, Texts
 from trapline.engine.tier1.store import RegionStore
 
 if TYPE_CHECKING:
     from trapline.engine.cpu import Cpu
-    from trapline.engine.engine import Code, Engine
+    from trapline.engine.engine import Engine
 
 PERIOD, IDLE_PERIOD = 0.001, 0.02
 """Seconds between looks: while a vCPU runs, and while none does."""
@@ -51,51 +48,6 @@ class Spot:
     index: int
 
 
-class RegionCompiler:
-    """The compiler's process, started when it is first needed; shared by the engines of one configuration."""
-
-    def __init__(self, code: Code) -> None:
-        self._code = code
-        self._connection: Connection | None = None
-        self._lock = threading.Lock()
-        self._failed = False
-
-    def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "trapline.engine.tier1.server", str(theirs.fileno()), str(self._code.cache.path)]
-            path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-            subprocess.Popen(  # it ends when the socket closes
-                command,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        connection = Connection(ours.detach())
-        connection.send(self._code.features)
-        return connection
-
-    def build(self, index: int, shape: int, page: object) -> Built | None:
-        """Have a region compiled; `page(distance)` gives the instructions of a page. None if there is none, or no compiler."""
-        with self._lock:
-            if self._failed:
-                return None
-            try:
-                if self._connection is None:
-                    self._connection = self._start()
-                self._connection.send(("build", index, shape))
-                while True:
-                    kind, value = self._connection.recv()
-                    if kind == "built":
-                        return value  # type: ignore[no-any-return]
-                    self._connection.send(page(value))  # type: ignore[operator]
-            except (OSError, EOFError):
-                self._failed = True  # the interpreter does without it
-                return None
-
-
 class Regions:
     """The regions of one engine."""
 
@@ -109,6 +61,7 @@ class Regions:
         self._hopeless: set[Spot] = set()
         self._wanted: dict[Spot, tuple[Cpu, int]] = {}
         self._seen = [0] * 64
+        self._ordered: dict[Spot, int] = {}
         self._stored: dict[tuple[int, int], list[Built]] | None = None
         self._bound: dict[Spot, Built] = {}
         self._scanned = 0
@@ -179,6 +132,12 @@ class Regions:
         return True
 
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:
+        """Put a spot's region into service again, or order it."""
+        heat = self._counts[spot]
+        number = self._ordered.get(spot)
+        if number is not None:
+            self.engine.code.region_compiler.hotter(number, heat)
+            return
         pages = Pages(cpu, va, spot.records, self._texts)
         known = self.installed.get(spot)
         if known is not None and known.install(self.engine, pages, self._texts):
@@ -188,15 +147,20 @@ class Regions:
             return
         word = int.from_bytes(text[4 * spot.index : 4 * spot.index + 4], "little")
         shape = self.engine.entry.decode(word, spot.index)
-        built = self.engine.code.region_compiler.build(spot.index, shape, pages.text)
-        if built is None:
+        order = Order(pages.text, functools.partial(_deliver, weakref.ref(self), spot, pages))
+        number = self.engine.code.region_compiler.order(heat, spot.index, shape, order)
+        if number is not None:
+            self._ordered[spot] = number
+
+    def arrived(self, spot: Spot, pages: Pages, built: Built | None) -> None:
+        """The compiler is done with a spot (on the client's thread)."""
+        if built is not None and not self._closed:
+            linked = Linked(built, self.engine.code)
+            if linked.usable and linked.install(self.engine, pages, self._texts):
+                self.installed[spot] = linked
+        elif built is None:
             self._hopeless.add(spot)
-            return
-        linked = Linked(built, self.engine.code)
-        if linked.usable and linked.install(self.engine, pages, self._texts):
-            self.installed[spot] = linked
-        elif self._counts[spot] > 8 * HOT:
-            self._hopeless.add(spot)
+        self._ordered.pop(spot, None)
 
     def _bind(self) -> None:
         """Find the pages that stored regions belong to."""
@@ -265,6 +229,12 @@ class Pages:
         """The page's instructions."""
         records = self.records(distance)
         return None if records is None else self._texts.read(records)
+
+
+def _deliver(reference: weakref.ref[Regions], spot: Spot, pages: Pages, built: Built | None) -> None:
+    regions = reference()
+    if regions is not None:
+        regions.arrived(spot, pages, built)
 
 
 def _watch(reference: weakref.ref[Regions]) -> None:

@@ -11,13 +11,26 @@ from dataclasses import dataclass, field
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.record import SP_OFFSET, V_OFFSET, X_OFFSET, Recorder
+from trapline.engine.handler import KEEP_GOING, MEMORY_EFFECTS
 from trapline.engine.state import PAGE_INSNS
 
 LOOP_LIMIT, TRACE_LIMIT = 192, 64
 """Instructions of a region at most: of one that closes a loop, and of straight code."""
 EXPLORE_LIMIT = 320
 """Instructions that are looked at to find a loop."""
+ENDING = frozenset({"eret", "eret_auth"})
+"""System operations that continue elsewhere."""
 LINK = X_OFFSET + 8 * 30
+
+_EFFECTS = (*MEMORY_EFFECTS, fx.Branch, fx.System, fx.Query, fx.Raise)
+
+
+def supported(recording: Recorder) -> bool:
+    """Whether regions may contain an instruction; the others are the interpreter's."""
+    if not all(isinstance(w.offset, int) for w in recording.writes):
+        return False
+    return all(isinstance(e, _EFFECTS) or isinstance(e, fx.Barrier) and e.kind in ("dmb", "dsb") for e in recording.effects)
+
 
 Place = tuple[int, int]
 """A place in the code: page, counted from the entry's page (a distance in pages of virtual addresses), and index in the page."""
@@ -34,6 +47,14 @@ class Instruction:
     @property
     def branch(self) -> fx.Branch | None:
         return next((e for e in self.recording.effects if isinstance(e, fx.Branch)), None)
+
+    @property
+    def ends(self) -> bool:
+        """Whether control never goes on behind it: it takes an exception, returns from one, or changes the address space."""
+        recording = self.recording
+        return bool(set(recording.after) - KEEP_GOING) or any(
+            isinstance(e, fx.Raise) or isinstance(e, fx.System) and e.name in ENDING for e in recording.effects
+        )
 
     @property
     def next(self) -> Place:
@@ -121,6 +142,8 @@ class Region:
                 if fetched is None:
                     break
                 here = lines[place] = Instruction(place, *fetched)
+                if here.ends:
+                    break
                 if here.branch is not None:
                     edges[place] = self._successors(here)
                     for successor in edges[place]:
@@ -151,6 +174,8 @@ class Region:
             block.body.append(here)
             if place in edges:
                 block.follows = edges[place]
+                return block
+            if here.ends:
                 return block
             place = here.next
             if place in known:

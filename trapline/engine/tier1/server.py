@@ -1,52 +1,119 @@
 """The compiler's process: regions are made here, so that neither LLVM nor Python's lock stands in the guest's way.
 
-It talks over one socket. A request is `("build", index, shape)`; while it is at work it asks for pages, `("page", distance)`,
-and is answered with 4096 bytes or None; it ends with `("built", Built or None)`. It lives until the socket closes.
+It talks over one socket. A wish is `("wish", number, heat, index, shape)`: the region around the instruction `index` of a page.
+While it looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or
+None)`. What is worth compiling waits its turn, the hottest first, and comes back as `("built", number, Built or None)`.
+`("hotter", number, heat)` changes the order. When the socket closes, what still waits is compiled for later runs.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from trapline.arm64.features import Features
 from trapline.engine.jit import ObjectCache
 from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.regions import Region
 from trapline.engine.tier1.store import RegionStore
 
-NICENESS = 5
-"""Compiling yields to the guest where there are not enough processors for both."""
+NICENESS, AFTERWARDS = 5, 19
+"""Compiling yields to the guest where there are not enough processors for both, and to everything when the guest is gone."""
+LINGER = 8.0
+"""Seconds of work at most after the socket closed."""
 
 
-def serve(connection: Connection, builder: RegionBuilder, store: RegionStore) -> None:
-    """Answer requests until the other end is gone."""
+@dataclass(slots=True)
+class Wish:
+    """A region that waits to be compiled."""
 
-    def page(distance: int) -> bytes | None:
-        connection.send(("page", distance))
-        answer: bytes | None = connection.recv()
-        return answer
+    heat: int
+    region: Region
+    shape: int
 
-    while True:
+
+class Server:
+    """Two threads: one answers the socket, the other compiles."""
+
+    def __init__(self, connection: Connection, builder: RegionBuilder, store: RegionStore) -> None:
+        self._connection, self._builder, self._store = connection, builder, store
+        self._wishes: dict[int, Wish] = {}
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self._deadline: float | None = None
+
+    def run(self) -> None:
+        """Serve until the other end is gone, and finish."""
+        worker = threading.Thread(target=self._compile)
+        worker.start()
         try:
-            _, index, shape = connection.recv()
-            built = builder.build(index, shape, page)
-            if built is not None:
-                store.add(built)
-            connection.send(("built", built))
+            while True:
+                kind, number, *rest = self._connection.recv()
+                if kind == "wish":
+                    self._consider(number, *rest)
+                elif number in self._wishes:
+                    self._wishes[number].heat = rest[0]
         except (EOFError, ConnectionError):
+            os.nice(AFTERWARDS - NICENESS)
+        with self._changed:
+            self._deadline = time.monotonic() + LINGER
+            self._changed.notify()
+        worker.join()
+
+    def _send(self, *message: object) -> None:
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except ConnectionError:
+            return  # nobody waits any more
+
+    def _consider(self, number: int, heat: int, index: int, shape: int) -> None:
+        """Find the region's extent now, while the guest's pages are at hand."""
+
+        def page(distance: int) -> bytes | None:
+            self._send("page", number, distance)
+            while True:
+                kind, *rest = self._connection.recv()
+                if kind == "text":
+                    text: bytes | None = rest[0]
+                    return text
+
+        region = self._builder.explore(index, page)
+        if region is None:
+            self._send("built", number, None)
             return
+        with self._changed:
+            self._wishes[number] = Wish(heat, region, shape)
+            self._changed.notify()
+
+    def _compile(self) -> None:
+        while True:
+            with self._changed:
+                while not self._wishes and self._deadline is None:
+                    self._changed.wait()
+                if self._deadline is not None and (not self._wishes or time.monotonic() > self._deadline):
+                    return
+                number = max(self._wishes, key=lambda n: self._wishes[n].heat)
+                wish = self._wishes.pop(number)
+            built = self._builder.build(wish.region, wish.shape)
+            self._store.add(built)
+            self._send("built", number, built)
 
 
 def main() -> None:
     """Arguments: file descriptor of the socket, directory of the object cache; the features come first over the socket."""
     os.nice(NICENESS)
+    sys.setswitchinterval(0.0005)
     connection = Connection(int(sys.argv[1]))
     path = Path(sys.argv[2])
     features: Features = connection.recv()
     cache = ObjectCache(path.name, path.parent)
-    serve(connection, RegionBuilder(features, cache), RegionStore(cache))
+    Server(connection, RegionBuilder(features, cache), RegionStore(cache)).run()
 
 
 if __name__ == "__main__":

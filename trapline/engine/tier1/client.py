@@ -1,0 +1,95 @@
+"""The engine's side of the compiler's process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from trapline.engine.tier1.built import Built
+
+if TYPE_CHECKING:
+    from trapline.engine.engine import Code
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for: where the pages come from, and who gets the answer."""
+
+    page: Callable[[int], bytes | None]
+    deliver: Callable[[Built | None], None]
+
+
+class RegionCompiler:
+    """The compiler's process, started when it is first needed; shared by the engines of one configuration."""
+
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        self._connection: Connection | None = None
+        self._sending = threading.Lock()
+        self._orders: dict[int, Order] = {}
+        self._number = 0
+        self._failed = False
+
+    def order(self, heat: int, index: int, shape: int, order: Order) -> int | None:
+        """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler."""
+        with self._sending:
+            if self._failed:
+                return None
+            if self._connection is None:
+                self._connection = self._start()
+            self._number += 1
+            self._orders[self._number] = order
+            self._send("wish", self._number, heat, index, shape)
+            return self._number
+
+    def hotter(self, number: int, heat: int) -> None:
+        """An ordered region matters more by now."""
+        with self._sending:
+            self._send("hotter", number, heat)
+
+    def _send(self, *message: object) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.send(message)
+        except OSError:
+            self._failed = True  # the interpreter does without it
+
+    def _start(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "trapline.engine.tier1.server", str(theirs.fileno()), str(self._code.cache.path)]
+            path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+            subprocess.Popen(  # it ends by itself when the socket closes
+                command,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        connection = Connection(ours.detach())
+        connection.send(self._code.features)
+        threading.Thread(target=self._receive, args=(connection,), name="trapline-regions", daemon=True).start()
+        return connection
+
+    def _receive(self, connection: Connection) -> None:
+        """Answer the process's questions and hand out what it made."""
+        try:
+            while True:
+                kind, number, value = connection.recv()
+                if kind == "page":
+                    text = self._orders[number].page(value)
+                    with self._sending:
+                        self._send("text", text)
+                else:
+                    self._orders.pop(number).deliver(value)
+        except (EOFError, OSError):
+            self._failed = True
