@@ -135,8 +135,8 @@ def test_every_existing_register_has_its_functions() -> None:
 def test_features_decide_what_exists() -> None:
     features = Features()
     assert not PMCR_EL0.exists(features)
-    assert TABLE["DBGBVR1_EL1"].exists(features)
-    assert not TABLE["DBGBVR2_EL1"].exists(features)
+    assert TABLE["DBGBVR5_EL1"].exists(features)
+    assert not TABLE["DBGBVR6_EL1"].exists(features)
     assert not TABLE["APIAKeyLo_EL1"].exists(features.without("FEAT_PAuth"))
     values = features.id_values()
     assert ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).GIC == 1

@@ -8,10 +8,10 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from trapline.arm64.debug import debug_target, step_after_return
 from trapline.arm64.gic_interface import LINE_FIQ, LINE_IRQ, PHYSICAL, VIRTUAL, signalled_group
-from trapline.arm64.regs.debug import MDSCR_EL1
 from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, TCR_EL1, VBAR_EL1
-from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
+from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
 from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import Ptr, native, u1, u8, u32, u64
 from trapline.registers import Field, Register
@@ -221,12 +221,11 @@ def pstate_flags_from_spsr(cpu: Ptr[CpuState], spsr: u64) -> None:
 
 @native
 def pstate_from_spsr(cpu: Ptr[CpuState], spsr: u64) -> None:
-    """Set all of PSTATE, exception level and stack pointer included, from a legal SPSR value."""
+    """Set PSTATE, exception level and stack pointer included, from a legal SPSR value; SS is `step_after_return`'s."""
     pstate_flags_from_spsr(cpu, spsr)
     cpu.btype = u8(spsr >> SPSR_BTYPE & 3)
     cpu.ssbs = u8(spsr >> SPSR_SSBS & 1)
     cpu.il = u8(spsr >> SPSR_IL & 1)
-    cpu.ss = u8(spsr >> SPSR_SS & cpu.sysreg[MDSCR_EL1.slot] & 1)  # DebugExceptionReturnSS(): only while stepping is on
     cpu.uao = u8(spsr >> SPSR_UAO & 1)
     cpu.dit = u8(spsr >> SPSR_DIT & 1)
     cpu.tco = u8(spsr >> SPSR_TCO & 1)
@@ -346,7 +345,9 @@ def exception_return(cpu: Ptr[CpuState]) -> None:
         target = cpu.sysreg[ELR_EL1.slot]
     cpu.event = 1
     cpu.pc = target
-    if is_illegal_return(cpu, spsr):
+    illegal: u1 = is_illegal_return(cpu, spsr)
+    cpu.ss = step_after_return(cpu, spsr, u32(cpu.el) if illegal else u32(spsr >> 2 & 3))
+    if illegal:
         pstate_flags_from_spsr(cpu, spsr)
         cpu.il = 1
     else:
@@ -407,10 +408,7 @@ def route_sync(cpu: Ptr[CpuState]) -> u32:
 @native
 def route_debug(cpu: Ptr[CpuState]) -> u32:
     """Target of breakpoint, watchpoint, software step and BRK exceptions."""
-    if cpu.el == 2:
-        return 2
-    to_el2: u1 = cpu.sysreg[MDCR_EL2.slot] & MDCR_EL2.TDE.mask != 0 or cpu.sysreg[HCR_EL2.slot] & HCR_EL2.TGE.mask != 0
-    return 2 if to_el2 else 1
+    return 2 if cpu.el == 2 else debug_target(cpu)
 
 
 @native

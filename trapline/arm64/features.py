@@ -145,13 +145,14 @@ BASE: tuple[IdValue, ...] = (
     (ID_AA64PFR0_EL1.EL0, 1),
     (ID_AA64PFR0_EL1.EL1, 1),
     (ID_AA64PFR0_EL1.EL2, 1),
-    (ID_AA64DFR0_EL1.DebugVer, 6),
+    (ID_AA64DFR0_EL1.DebugVer, 9),
+    (ID_AA64DFR0_EL1.CTX_CMPs, 1),
     (ID_AA64DFR0_EL1.DoubleLock, 0xF),
     (ID_AA64MMFR0_EL1.PARange, 5),
     (ID_AA64MMFR0_EL1.ASIDBits, 2),
     (ID_AA64MMFR0_EL1.TGran16, 1),
 )
-"""What every machine shows: AArch64 at EL0 to EL2, Armv8 debug, 48-bit addresses, 16-bit ASIDs, all three granules."""
+"""What every machine shows: AArch64 at EL0 to EL2, Armv8.4 debug, 48-bit addresses, 16-bit ASIDs, all three granules."""
 
 WITHOUT: dict[str, tuple[IdValue, ...]] = {
     "FP": ((ID_AA64PFR0_EL1.FP, 0xF),),
@@ -211,7 +212,7 @@ def supported(name: str) -> bool:
 class Features:
     """The features of one machine: immutable, hashable, `"LSE" in features`."""
 
-    def __init__(self, names: Iterable[str] | None = None, *, breakpoints: int = 2, watchpoints: int = 2) -> None:
+    def __init__(self, names: Iterable[str] | None = None, *, breakpoints: int = 6, watchpoints: int = 4) -> None:
         """All default features, or those named; NotSupported for one that is not implemented or lacks what it requires."""
         wanted = {f.name for f in FEATURES if f.default} if names is None else {_plain(name) for name in names}
         for name in sorted(wanted):

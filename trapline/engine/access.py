@@ -18,7 +18,7 @@ from trapline.arm64.insn import Insn, InstructionSet, Pattern
 from trapline.arm64.record import Recorder
 from trapline.arm64.regs import DAIF, HCR_EL2, SCTLR_EL1, TABLE
 from trapline.arm64.regs.el2 import absent_bits
-from trapline.arm64.regs.system import SYSTEM_OPS, At, By, Cache, Restrict, Shareable, SystemOp, Tlbi, Zero
+from trapline.arm64.regs.system import SYSTEM_OPS, At, By, Cache, CacheOp, Restrict, Shareable, SystemOp, Tlbi, Zero
 from trapline.arm64.state import REGIME_EL2_HOST
 from trapline.arm64.sysreg import Sysreg, Trap, decode, el12_name
 from trapline.arm64.sysreg_functions import REDIRECTED, spsel_write
@@ -203,6 +203,8 @@ def _cache(cpu: Any, action: Cache, operand: Bits) -> None:
             cpu.system("ic_ivau", operand)
         else:
             cpu.system("ic_iallu")
+    elif action.op is CacheOp.INVALIDATE and action.by is By.VA:
+        cpu.system("dc_ivac", operand)
 
 
 def _zero(cpu: Any, action: Zero, operand: Bits) -> None:

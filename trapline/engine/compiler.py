@@ -29,7 +29,7 @@ SYSTEM = tuple(
     getattr(system, name)
     for name in (
         "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "wfit",
-        "wfet", "relax", "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "at", "sp_alignment",
+        "wfet", "relax", "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "dc_ivac", "at", "sp_alignment",
         "send_sgi",
     )
 )  # fmt: skip

@@ -18,7 +18,16 @@ from trapline.engine.clock import CLOCK
 from trapline.engine.cpu import Cpu
 from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
-from trapline.engine.state import MAX_CPUS, PAGE_BYTES, PAGE_HEADER, PAGE_INSNS, Shared
+from trapline.engine.state import (
+    ALONE,
+    ITLB_ENTRIES,
+    MAX_CPUS,
+    PAGE_BYTES,
+    PAGE_HEADER,
+    PAGE_INSNS,
+    ItlbEntry,
+    Shared,
+)
 from trapline.engine.tier1.client import RegionCompiler
 from trapline.engine.tier1.manager import Regions
 from trapline.engine.timers import Timers
@@ -142,6 +151,8 @@ class Engine:
         self._stop = threading.Lock()
         self._arena = mmap.mmap(-1, CODE_PAGES * PAGE_BYTES)
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
+        self._no_code = (ItlbEntry * ITLB_ENTRIES)()
+        ctypes.memset(self._no_code, 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
         self.shared = Shared()
         self.shared_address = ctypes.addressof(self.shared)
         self.regions: Regions | None = None
@@ -154,6 +165,8 @@ class Engine:
         shared.fills = ctypes.addressof(shapes.fills)
         shared.undecoded = jit.address("trapline_undecoded")
         shared.page_end = jit.address("trapline_page_end")
+        shared.lone = jit.address("trapline_lone")
+        shared.no_code = ctypes.addressof(self._no_code)
         shared.map = ctypes.addressof(self._map)
         shared.map_mask = MAP_ENTRIES - 1
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
@@ -181,7 +194,8 @@ class Engine:
         code = ctypes.c_uint64.from_address(state.records - PAGE_HEADER).value
         last = min(first + LOOK_AHEAD, PAGE_INSNS)
         words = (ctypes.c_uint32 * PAGE_INSNS).from_address(code)
-        self.code.compile_words([(words[k], k) for k in range(first, last)])
+        alone = state.missing_alone
+        self.code.compile_words([(words[k], ALONE if alone else k) for k in range(first, last)])
 
     # -- maintenance by the hypervisor -----------------------------------------------------------------------------------
     def tlbi_vmalls12e1(self, vmid: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trapline.arm64.state import CpuState
 from trapline.engine.handler import CC, PROTOTYPE
-from trapline.engine.state import PAGE_HEADER, PAGE_INSNS, RECORD_SHIFT, RECORD_SIZE, EngineState, Exit, Shared
+from trapline.engine.state import ALONE, PAGE_HEADER, PAGE_INSNS, RECORD_SHIFT, RECORD_SIZE, EngineState, Exit, Shared
 
 _ARCH_PC = int(CpuState.pc.offset)
 
@@ -119,6 +119,43 @@ define {CC} void @trapline_page_end({PROTOTYPE}) {{{_pc_of_record()}
   {resume}
 }}
 
+; One instruction for a debugger: decode it as if it were alone on its page, run it. The record after it is a page's end.
+define {CC} void @trapline_lone({PROTOTYPE}) {{
+  %header_at = getelementptr i8, ptr %rec, i64 -{PAGE_HEADER}
+  %code = load ptr, ptr %header_at
+  {pc_at}
+  %pc = load i64, ptr %pc_at
+  %offset = and i64 %pc, 4095
+  %word_at = getelementptr i8, ptr %code, i64 %offset
+  %word = load volatile i32, ptr %word_at
+  %shape = call i32 @trapline_decode_word(i32 %word, i64 {ALONE})
+  %shape64 = zext i32 %shape to i64
+  %shared_at = getelementptr i8, ptr %cpu, i64 {_field("shared")}
+  %shared = load ptr, ptr %shared_at
+  %handlers_at = getelementptr i8, ptr %shared, i64 {Shared.handlers.offset}
+  %handlers = load ptr, ptr %handlers_at
+  %handler_at = getelementptr ptr, ptr %handlers, i64 %shape64
+  %handler = load volatile ptr, ptr %handler_at
+  %have = icmp ne ptr %handler, null
+  br i1 %have, label %go, label %missing
+missing:
+  %missing_at = getelementptr i8, ptr %cpu, i64 {_field("missing_word")}
+  store i32 %word, ptr %missing_at
+  %alone_at = getelementptr i8, ptr %cpu, i64 {_field("missing_alone")}
+  store i32 1, ptr %alone_at
+  %exit_at = getelementptr i8, ptr %cpu, i64 {_field("exit_code")}
+  store i32 {Exit.COMPILE}, ptr %exit_at
+  ret void
+go:
+  %fills_at = getelementptr i8, ptr %shared, i64 {Shared.fills.offset}
+  %fills = load ptr, ptr %fills_at
+  %fill_at = getelementptr ptr, ptr %fills, i64 %shape64
+  %fill_fn = load ptr, ptr %fill_at
+  call void %fill_fn(i32 %word, ptr %rec)
+  musttail call {CC} void %handler(ptr %cpu, ptr %rec, ptr %tlb, i64 poison)
+  ret void
+}}
+
 ; Every record starts with this handler: predecode from here on, then run what was decoded.
 define {CC} void @trapline_undecoded({PROTOTYPE}) {{{_pc_of_record()}
   %ok = call i32 @trapline_decode(ptr %cpu, ptr %rec)
@@ -197,6 +234,8 @@ absent:
 missing:
   %missing_at = getelementptr i8, ptr %cpu, i64 {_field("missing_word")}
   store i32 %word, ptr %missing_at
+  %alone_at = getelementptr i8, ptr %cpu, i64 {_field("missing_alone")}
+  store i32 0, ptr %alone_at
   %exit_at = getelementptr i8, ptr %cpu, i64 {_field("exit_code")}
   store i32 {Exit.COMPILE}, ptr %exit_at
   ret i32 0

@@ -581,7 +581,7 @@ MEMORY_EFFECTS = (fx.Load, fx.Store, fx.Update, fx.CompareSwap, fx.LoadExclusive
 STATE_FUNCTIONS = {f.name: f for f in (pac_add, pac_auth, pac_strip, pac_generic)}
 """System operations that are plain functions of the CPU state: called in place, with no status."""
 
-AFTER = {"mmu": 1, "ttbr": 2, "pstate": 4, "irq": 8, "timer": 16, "fp": 32}
+AFTER = {"mmu": 1, "ttbr": 2, "pstate": 4, "irq": 8, "timer": 16, "fp": 32, "debug": 64}
 """Bits of the argument of `trapline_after`: what a register write may have changed."""
 
 KEEP_GOING = {"irq", "timer"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from trapline.arm64.debug import DEBUG_ISS, STEP_EXCLUSIVE, STEP_VALID, breakpoint_hit, watchpoints_on
 from trapline.arm64.exceptions import (
     EC,
     EC_SHIFT,
@@ -45,11 +46,28 @@ from trapline.bits.native import (
     load32,
     load64,
     native,
+    store64,
     u1,
     u32,
     u64,
 )
 from trapline.engine.codemap import add_records, find_records
+from trapline.engine.debug import (
+    ANYWHERE,
+    EXCLUSIVE,
+    GOING,
+    IN_PAGES,
+    STEP_TAG,
+    STEPPED,
+    STEPPING,
+    debug_changed,
+    finish_step,
+    has_breakpoint,
+    itlb_entry,
+    lone_record,
+    look_at_debug,
+    may_debug,
+)
 from trapline.engine.handler import RAISE_KINDS
 from trapline.engine.state import (
     ITLB_ENTRIES,
@@ -98,9 +116,12 @@ def current_word(cpu: Ptr[EngineState]) -> u32:
 
 @native
 def refresh(cpu: Ptr[EngineState]) -> None:
-    """After a change of exception level or controls: select TLBs, look at FP traps and pending interrupts again."""
+    """After a change of exception level or controls: select TLBs, look at FP traps, debugging and pending interrupts again."""
     cpu.regime = current_regime(cpu)
-    select_regime(cpu)
+    if may_debug(cpu):
+        look_at_debug(cpu)
+    else:
+        select_regime(cpu)
     cpu.fp_disabled = fp_trap(cpu)
     look_for_interrupts(cpu)
 
@@ -132,6 +153,7 @@ def attention_wanted(cpu: Ptr[EngineState]) -> u1:
 def settle(cpu: Ptr[EngineState], code: u32) -> None:
     """After an exception was taken: at a hypervisor's EL2 the run ends with this exit code, else go on at the new level."""
     cpu.excl_valid = 0
+    cpu.step_state = 0
     if cpu.el == 2 and cpu.el2 == EL2_OUTSIDE:
         fold_sp(cpu)
         cpu.exit_code = code
@@ -156,6 +178,7 @@ SVC, HVC, SMC, BRK = (RAISE_KINDS.index(k) for k in ("svc", "hvc", "smc", "brk")
 EC_SVC, EC_HVC, EC_SMC, EC_BRK = int(EC.SVC64), int(EC.HVC64), int(EC.SMC64), int(EC.BRK64)
 EC_FP, EC_PC, EC_ILLEGAL = int(EC.FP_ACCESS), int(EC.PC_ALIGNMENT), int(EC.ILLEGAL)
 EC_IABT, EC_DABT = int(EC.INSN_ABORT_LOWER), int(EC.DATA_ABORT_LOWER)
+EC_BREAKPOINT, EC_STEP = int(EC.BREAKPOINT_LOWER), int(EC.STEP_LOWER)
 
 
 @native
@@ -164,12 +187,14 @@ def raise_(cpu: Ptr[EngineState], rec: u64, kind: u64, imm: u64) -> None:
     pc = current_pc(cpu, rec)
     cpu.pc = pc
     if kind == SVC:
+        finish_step(cpu)
         enter_exception(cpu, route_sync(cpu), u64(EC_SVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
         return
     if kind == HVC and cpu.el2 == EL2_ABSENT:
         call_firmware(cpu)
         return
     if kind == HVC and hvc_outcome(cpu) == 2:
+        finish_step(cpu)
         enter_exception(cpu, 2, u64(EC_HVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
         return
     if kind == SMC and smc_outcome(cpu) == 2:
@@ -302,6 +327,8 @@ def instruction_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64) -> N
 def take_sample(cpu: Ptr[EngineState]) -> None:
     """Tell the profiler where this vCPU is."""
     cpu.poll_sample = 0
+    if cpu.debug_active != 0:
+        return  # records of its own mean nothing to others
     k = cpu.sampled & (SAMPLES - 1)
     cpu.samples[k].pc = cpu.pc
     cpu.samples[k].records = cpu.records
@@ -314,6 +341,7 @@ def service(cpu: Ptr[EngineState]) -> None:
     """At a branch, with arch.pc the next instruction: do what the poll bytes ask for."""
     if cpu.exit_code != Exit.NONE:
         return
+    finish_step(cpu)
     if cpu.poll_sync != 0:
         serve_sync(cpu)
     if cpu.poll_sample != 0:
@@ -347,14 +375,18 @@ def take_pending(cpu: Ptr[EngineState]) -> None:
         physical = pending_physical_exception(cpu)
         if physical != NO_EXCEPTION:
             cpu.excl_valid = 0
+            cpu.step_state = 0
             take_physical_exception(cpu, physical)
             refresh(cpu)
             return
     kind = pending_virtual_exception(cpu)
     if kind != NO_EXCEPTION:
         cpu.excl_valid = 0
+        cpu.step_state = 0
         take_virtual_exception(cpu, kind)
         refresh(cpu)
+    elif may_debug(cpu):
+        look_at_debug(cpu)
 
 
 @native
@@ -387,23 +419,101 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
         if cpu.poll_kick != 0:  # a guest that takes one exception after the other may never reach a branch
             service(cpu)
             continue
+        if cpu.debug_active != 0:
+            record = debugged_record(cpu)
+            if record == LOOK_AGAIN:
+                continue
+            if record != 0:
+                return record
         pc = branch_address(cpu, cpu.pc)
         cpu.pc = pc
         page = pc & ~u64(4095)
         entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
-        if cpu.il != 0:
-            enter_exception(cpu, route_sync(cpu), u64(EC_ILLEGAL) << EC_SHIFT | IL, 0, V_SYNC, pc)
-        elif pc & 3 != 0:
-            enter_exception(cpu, route_sync(cpu), u64(EC_PC) << EC_SHIFT | IL, pc, V_SYNC, pc)
-        elif load64(entry) == page:
+        if pc & 3 != 0:
+            misaligned_pc(cpu, pc)
+        elif load64(entry) != page:
+            fetch_page(cpu, pc)
+        elif cpu.il != 0:
+            illegal_state(cpu)
+        else:
             cpu.page_va = page
             cpu.records = load64(entry + 8)
             if cpu.poll_sample != 0:
                 take_sample(cpu)
             return cpu.records + ((pc & 4095) << RECORD_SHIFT)
-        else:
-            fetch_page(cpu, pc)
     return 0
+
+
+LOOK_AGAIN = 1
+
+
+@native
+def debugged_record(cpu: Ptr[EngineState]) -> u64:
+    """`lookup` while debug exceptions are enabled, in the order of their priority.
+
+    0 if nothing is special about the instruction at arch.pc, LOOK_AGAIN after an exception or a change, else its own record.
+    """
+    finish_step(cpu)
+    look_at_debug(cpu)
+    stepping: u1 = cpu.debug_active & STEPPING != 0
+    if cpu.debug_active == 0:
+        return 0
+    if stepping and cpu.ss == 0:
+        take_step(cpu)
+        return LOOK_AGAIN
+    pc = branch_address(cpu, cpu.pc)
+    cpu.pc = pc
+    if cpu.debug_active == IN_PAGES and not has_breakpoint(cpu, pc):
+        return 0
+    if cpu.poll_irq != 0 or cpu.poll_timer != 0 or cpu.poll_sync != 0:  # lone branches do not look themselves
+        service(cpu)
+        return LOOK_AGAIN
+    if pc & 3 != 0:
+        misaligned_pc(cpu, pc)
+        return LOOK_AGAIN
+    entry = itlb_entry(cpu, pc)
+    page = pc & ~u64(4095)
+    if load64(entry) & ~u64(STEP_TAG) != page:
+        fetch_page(cpu, pc)
+        if load64(entry) == page:
+            store64(entry, page | STEP_TAG)
+        return LOOK_AGAIN
+    if cpu.debug_active & (IN_PAGES | ANYWHERE) != 0 and breakpoint_hit(cpu, pc):
+        debug_exception(cpu, EC_BREAKPOINT, 0)
+        return LOOK_AGAIN
+    if cpu.il != 0:
+        illegal_state(cpu)
+        return LOOK_AGAIN
+    return lone_record(cpu, load64(entry + 8))
+
+
+@native
+def debug_exception(cpu: Ptr[EngineState], ec: u32, iss: u64) -> None:
+    """Take a breakpoint or software step exception before the instruction at arch.pc; `ec` is the class from a lower level."""
+    target = route_debug(cpu)
+    same = u64(u32(cpu.el) == target)
+    enter_exception(cpu, target, (u64(ec) + same) << EC_SHIFT | IL | DEBUG_ISS | iss, 0, V_SYNC, cpu.pc)
+
+
+@native
+def take_step(cpu: Ptr[EngineState]) -> None:
+    """SoftwareStepException(), with what is known of the instruction that was stepped."""
+    iss: u64 = 0
+    if cpu.step_state & STEPPED != 0:
+        iss = STEP_VALID | (STEP_EXCLUSIVE if cpu.step_state & EXCLUSIVE != 0 else u64(0))
+    debug_exception(cpu, EC_STEP, iss)
+
+
+@native
+def misaligned_pc(cpu: Ptr[EngineState], pc: u64) -> None:
+    """Take a PC alignment fault."""
+    enter_exception(cpu, route_sync(cpu), u64(EC_PC) << EC_SHIFT | IL, pc, V_SYNC, pc)
+
+
+@native
+def illegal_state(cpu: Ptr[EngineState]) -> None:
+    """The instruction at arch.pc cannot run while PSTATE.IL is set."""
+    enter_exception(cpu, route_sync(cpu), u64(EC_ILLEGAL) << EC_SHIFT | IL, 0, V_SYNC, cpu.pc)
 
 
 @native
@@ -439,8 +549,11 @@ def begin(cpu: Ptr[EngineState]) -> None:
 @native
 def start(cpu: Ptr[EngineState]) -> None:
     """Run from the state as it is, at any exception level."""
+    cpu.step_state = 0
     select_space(cpu)
     refresh(cpu)
+    if cpu.watching != u32(watchpoints_on(cpu)):
+        debug_changed(cpu)
     cpu.poll_timer = 1
     continue_(cpu)
     service(cpu)
@@ -452,6 +565,8 @@ def continue_(cpu: Ptr[EngineState]) -> None:
 
     Interrupts wait for the next branch, so that it makes no difference to the guest whether its code was compiled before.
     """
+    if cpu.exit_code == Exit.COMPILE:
+        cpu.step_state = cpu.step_state & ~u32(GOING)  # it lacked a handler: nothing was stepped
     cpu.exit_code = Exit.NONE
     cpu.running = 1
     fence()

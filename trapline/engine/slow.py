@@ -24,6 +24,7 @@ from trapline.engine.handler import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, 
 from trapline.engine.runtime import current_pc, data_abort
 from trapline.engine.state import EngineState
 from trapline.engine.tlb import fill_data
+from trapline.engine.watch import keep_out, watchpoint
 
 BOUNCE = EngineState.bounce.offset
 FSC_ALIGNMENT = 0x21
@@ -52,15 +53,21 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 
 
 @native
+def is_unprivileged(cpu: Ptr[EngineState], meta: u32) -> u1:
+    """Is it an access with the rights of EL0: LDTR, STTR and their like, unless PSTATE.UAO says otherwise?"""
+    return meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0)
+
+
+@native
 def enter_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> tuple[u32, u64, u64]:
     """Translate one byte's address and enter its page into the TLB. Returns fault, host address, faulting IPA."""
     access: u32 = ACCESS_WRITE if write else u32(ACCESS_READ)
     tlb = cpu.tlb
-    if meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0):
+    if is_unprivileged(cpu, meta):
         access = access | ACCESS_UNPRIVILEGED
         tlb = cpu.tlb_user
     fault, host, ipa, info = translate_cached(cpu, va, access, addressof(cpu.walks))
-    if fault == 0 and current_sctlr(cpu) & SCTLR_EL1.A.mask == 0:
+    if fault == 0 and current_sctlr(cpu) & SCTLR_EL1.A.mask == 0 and not keep_out(cpu, va):
         fill_data(cpu, tlb, va, host, info)
     return fault, host, ipa
 
@@ -96,11 +103,17 @@ def slow_host(cpu: Ptr[EngineState], rec: u64, va: u64, meta: u32) -> u64:
         return 0  # what reads and writes reports a fault that a read takes as that of a read
     host = host_page(cpu, va, write, meta)
     first = 4096 - (va & 4095)
-    if host == 0 or first >= size:
-        return host
-    rest = host_page(cpu, va + first, write, meta)
-    if rest == 0:
+    if host == 0:
         return 0
+    rest = host
+    if first < size:
+        rest = host_page(cpu, va + first, write, meta)
+        if rest == 0:
+            return 0
+    if cpu.watching != 0 and watchpoint(cpu, va, size, write, update, is_unprivileged(cpu, meta)):
+        return 0
+    if first >= size:
+        return host
     bounce = addressof(cpu) + BOUNCE
     k: u64 = 0
     while k != size:
@@ -111,10 +124,13 @@ def slow_host(cpu: Ptr[EngineState], rec: u64, va: u64, meta: u32) -> u64:
 
 @native
 def fill(cpu: Ptr[EngineState], va: u64, meta: u32) -> u64:
-    """Host address for an access that stays in its page, entering it into the TLB; 0 if it crosses pages or would fault."""
+    """Host address for an access that stays in its page, entering it into the TLB; 0 if it crosses pages or would fault.
+
+    Accesses to pages with watched bytes count as faulting.
+    """
     size = u64(meta & 0xFF)
     write = meta & WRITE != 0
-    if must_align(cpu, va, size, meta) or (va & 4095) + size > 4096:
+    if must_align(cpu, va, size, meta) or (va & 4095) + size > 4096 or keep_out(cpu, va):
         return 0
     return quiet_page(cpu, va, write, meta)
 
@@ -144,6 +160,13 @@ def slow_store(cpu: Ptr[EngineState], rec: u64, va: u64, low: u64, high: u64, me
     if host == 0:
         return 0
     first = 4096 - (va & 4095)
+    rest = host
+    if first < size:
+        rest = host_page(cpu, va + first, True, meta)
+        if rest == 0:
+            return 0
+    if cpu.watching != 0 and watchpoint(cpu, va, size, True, False, is_unprivileged(cpu, meta)):
+        return 0
     k: u64 = 0
     if first >= size:
         if size == 64:
@@ -156,9 +179,6 @@ def slow_store(cpu: Ptr[EngineState], rec: u64, va: u64, low: u64, high: u64, me
         else:
             put(host, low, size)
         return 1
-    rest = host_page(cpu, va + first, True, meta)
-    if rest == 0:
-        return 0
     while k != size:
         byte = u8(low >> (k << 3)) if k < 8 else u8(high >> ((k - 8) << 3))
         store8(host + k if k < first else rest + (k - first), byte)

@@ -43,6 +43,10 @@ PAGE_HEADER = 64
 PAGE_GENERATION = 8
 """Offset in that header of a number that changes whenever decoded instructions of the page are forgotten."""
 PAGE_BYTES = PAGE_HEADER + (PAGE_INSNS + 2) * RECORD_SIZE
+STEP_BYTES = PAGE_HEADER + 2 * RECORD_SIZE + 63
+"""Room for a page header and two records, aligned: where a vCPU runs single instructions."""
+ALONE = 1 << 40
+"""Index of an instruction that is decoded as if no other one were on its page."""
 
 
 class Exit:
@@ -168,6 +172,10 @@ class EngineState(CpuState):
         ("space", c_uint64),
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
+        ("missing_alone", c_uint32),
+        ("debug_active", c_uint32),
+        ("watching", c_uint32),
+        ("step_state", c_uint32),
         ("device_address", c_uint64),
         ("device_va", c_uint64),
         ("device_syndrome", c_uint64),
@@ -179,6 +187,7 @@ class EngineState(CpuState):
         ("clock_offset", c_uint64),
         ("turns", c_uint64),
         ("random", c_uint64),
+        ("step_buffer", c_uint8 * STEP_BYTES),
         ("levels", DataTlb * LEVELS),
         ("level_codes", CodeTlb * 2),
         ("banks", Bank * BANKS),
@@ -200,6 +209,8 @@ class Shared(ctypes.Structure):
         ("fills", c_uint64),
         ("undecoded", c_uint64),
         ("page_end", c_uint64),
+        ("lone", c_uint64),
+        ("no_code", c_uint64),
         ("cpu_count", c_uint64),
         ("cpus", c_uint64 * MAX_CPUS),
         ("code_lock", c_uint64),

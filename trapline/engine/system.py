@@ -31,6 +31,7 @@ from trapline.arm64.traps import OK, access_outcome, take_access_exception, unal
 from trapline.arm64.walk import address_translate, address_translate_fault
 from trapline.bits.native import Ptr, extern, native, s64, store8, u1, u32, u64
 from trapline.engine.codemap import reset_everything, reset_line
+from trapline.engine.debug import GOING, STEPPED, debug_changed, may_debug
 from trapline.engine.handler import AFTER
 from trapline.engine.runtime import (
     current_pc,
@@ -64,11 +65,12 @@ from trapline.engine.tlb import (
     select_space,
     wait_sync,
 )
+from trapline.engine.watch import cache_watchpoint
 
 sched_yield = extern("sched_yield", u32, ())
 
 AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFTER["pstate"], AFTER["fp"]
-AFTER_IRQ, AFTER_TIMER = AFTER["irq"], AFTER["timer"]
+AFTER_IRQ, AFTER_TIMER, AFTER_DEBUG = AFTER["irq"], AFTER["timer"], AFTER["debug"]
 EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
 EC_SP = int(EC.SP_ALIGNMENT)
 WFI, WFE, WFIT, WFET = range(4)
@@ -93,6 +95,10 @@ def after(cpu: Ptr[EngineState], what: u32) -> None:
         cpu.poll_timer = 1  # leave at once: nothing else may become due before the timer is armed
     if what & AFTER_IRQ != 0:
         look_for_interrupts(cpu)
+        if may_debug(cpu):
+            cpu.poll_irq = 1  # PSTATE.D may have been cleared
+    if what & AFTER_DEBUG != 0:
+        debug_changed(cpu)
 
 
 @native
@@ -198,8 +204,10 @@ def eret(cpu: Ptr[EngineState], rec: u64) -> u32:
     if cpu.el == 0:
         undefined(cpu)
         return 1
+    stepped: u1 = cpu.step_state & GOING != 0
     exception_return(cpu)
     cpu.excl_valid = 0
+    cpu.step_state = STEPPED if stepped else u32(0)
     refresh(cpu)
     return 1
 
@@ -395,6 +403,15 @@ def ic_ivau(cpu: Ptr[EngineState], rec: u64, va: u64) -> u32:
     reset_line(Ptr[Shared](cpu.shared), host, LINE_BYTES)
     cpu.sync_wait = 1
     return 0
+
+
+@native
+def dc_ivac(cpu: Ptr[EngineState], rec: u64, va: u64) -> u32:
+    """DC IVAC: memory is coherent, but a watchpoint on the line matches."""
+    if cpu.watching == 0:
+        return 0
+    cpu.pc = current_pc(cpu, rec)
+    return u32(cache_watchpoint(cpu, va, LINE_BYTES))
 
 
 @native

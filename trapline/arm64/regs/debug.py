@@ -1,15 +1,15 @@
 """Self-hosted debug: breakpoints, watchpoints, the monitor's control registers, the debug communications channel.
 
-The registers hold what is written to them; matching is the engine's affair.
+What the registers mean is in `arm64/debug.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trapline.arm64.regs.el2 import MDCR_EL2
-from trapline.arm64.sysreg import RW, R, Sysreg, register
+from trapline.arm64.sysreg import RW, R, Sysreg, bits, register
 from trapline.registers import Field
 
 if TYPE_CHECKING:
@@ -36,7 +36,15 @@ class MDSCR_EL1(Sysreg, enc=(2, 0, 0, 2, 2), vncr=0x158, reset=0, after={"debug"
     RXfull = Field(30)
 
 
-class DebugControl(Sysreg, enc=(2, 0, 0, 0, 5), name="DBGBCR0_EL1", reset=0, after={"debug"}, traps=DEBUG):
+ALL_BYTES = 0xF << 5
+"""DBGBCR_EL1.BAS where there is no AArch32: RES1."""
+BREAK_BITS = bits(0, range(1, 3), range(5, 9), range(13, 24))
+WATCH_BITS = bits(range(21), range(24, 29))
+
+
+class DebugControl(
+    Sysreg, enc=(2, 0, 0, 0, 5), name="DBGBCR0_EL1", reset=0, after={"debug"}, traps=DEBUG, write_mask=BREAK_BITS, res1=ALL_BYTES
+):
     """Debug Breakpoint Control Register."""
 
     E = Field(0)
@@ -48,7 +56,7 @@ class DebugControl(Sysreg, enc=(2, 0, 0, 0, 5), name="DBGBCR0_EL1", reset=0, aft
     BT = Field(23, 20)
 
 
-class WatchControl(Sysreg, enc=(2, 0, 0, 0, 7), name="DBGWCR0_EL1", reset=0, after={"debug"}, traps=DEBUG):
+class WatchControl(Sysreg, enc=(2, 0, 0, 0, 7), name="DBGWCR0_EL1", reset=0, after={"debug"}, traps=DEBUG, write_mask=WATCH_BITS):
     """Debug Watchpoint Control Register."""
 
     E = Field(0)
@@ -66,18 +74,19 @@ def _more_than(n: int, count: str) -> Callable[[Features], bool]:
     return lambda features: getattr(features, count) > n
 
 
-def _family(stem: str, op2: int, doc: str, count: str, first: type[Sysreg] | None = None) -> tuple[type[Sysreg], ...]:
+def _family(stem: str, op2: int, doc: str, count: str, first: type[Sysreg] | None = None, **row: Any) -> tuple[type[Sysreg], ...]:
+    row |= {"reset": 0, "after": {"debug"}, "traps": DEBUG}
     rest = tuple(
-        register(f"{stem}{n}_EL1", doc, (2, 0, 0, n, op2), reset=0, after={"debug"}, traps=DEBUG, present=_more_than(n, count))
+        register(f"{stem}{n}_EL1", doc, (2, 0, 0, n, op2), present=_more_than(n, count), **row)
         for n in range(0 if first is None else 1, 16)
     )
     return rest if first is None else (first, *rest)
 
 
 DBGBVR = _family("DBGBVR", 4, "Debug Breakpoint Value Register.", "breakpoints")
-DBGBCR = _family("DBGBCR", 5, "Debug Breakpoint Control Register.", "breakpoints", DebugControl)
-DBGWVR = _family("DBGWVR", 6, "Debug Watchpoint Value Register.", "watchpoints")
-DBGWCR = _family("DBGWCR", 7, "Debug Watchpoint Control Register.", "watchpoints", WatchControl)
+DBGBCR = _family("DBGBCR", 5, "Debug Breakpoint Control Register.", "breakpoints", DebugControl, write_mask=BREAK_BITS, res1=ALL_BYTES)
+DBGWVR = _family("DBGWVR", 6, "Debug Watchpoint Value Register.", "watchpoints", write_mask=bits(range(2, 64)))
+DBGWCR = _family("DBGWCR", 7, "Debug Watchpoint Control Register.", "watchpoints", WatchControl, write_mask=WATCH_BITS)
 
 
 class OSDTRRX_EL1(Sysreg, enc=(2, 0, 0, 0, 2), reset=0, write_mask=0xFFFF_FFFF, traps=CHANNEL):
