@@ -188,6 +188,8 @@ class Regions:
             return
         places = {}
         for cpu in self.engine.cpus:
+            if not cpu.state.itlb:
+                continue  # it has not been started yet
             table = memoryview((ItlbEntry * ITLB_ENTRIES).from_address(cpu.state.itlb)).cast("B").cast("Q")
             for tag, records in zip(table[::2].tolist(), table[1::2].tolist(), strict=True):
                 places[records] = (cpu, tag)
