@@ -19,6 +19,10 @@ from trapline.paths import cache_root
 
 SOURCES = ("bits", "arm64", "engine")
 """Packages whose text decides what compiled code looks like."""
+PLAIN = frozenset(
+    ("asm", "asm_elements", "asm_program", "walker", "cpu", "engine", "timers", "turn_cpu", "client", "install", "manager", "server")
+)
+"""Modules of theirs that have no part in it."""
 
 
 def source_key(package: Path, configuration: str) -> str:
@@ -26,6 +30,8 @@ def source_key(package: Path, configuration: str) -> str:
     digest = hashlib.sha256(configuration.encode())
     for name in SOURCES:
         for path in sorted((package / name).rglob("*.py")):
+            if path.stem in PLAIN:
+                continue
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
     digest.update(repr((llvmlite.__version__, llvm.llvm_version_info, llvm.get_host_cpu_name())).encode())
