@@ -15,6 +15,7 @@ from trapline.arm64.regs import (
     CNTV_CVAL_EL0,
     CNTVOFF_EL2,
     CPACR_EL1,
+    CPTR_EL2,
     FPCR,
     HCR_EL2,
     ICC_SGI1R_EL1,
@@ -85,6 +86,20 @@ def test_id_registers_and_sgis_and_floating_point() -> None:
     assert result(ICC_SGI1R_EL1, 1, True, HCR_EL2=int(HCR_EL2(IMO=1))) == Trapped(2, 0x18)
     assert result(FPCR, 0, False, CPACR_EL1=int(CPACR_EL1(FPEN=1))) == Trapped(1, 0x07)
     assert result(FPCR, 0, False, CPACR_EL1=int(CPACR_EL1(FPEN=3))) is None
+    assert result(FPCR, 0, False, CPACR_EL1=int(CPACR_EL1(FPEN=1)), HCR_EL2=int(HCR_EL2(TGE=1))) == Trapped(2, 0)
+
+
+def test_a_host_s_el0_is_ruled_by_el2() -> None:
+    """HCR_EL2.E2H and TGE: SCTLR_EL2, CPTR_EL2 and CNTHCTL_EL2 stand in for EL1's controls, and EL2's traps don't apply."""
+    host = int(HCR_EL2(E2H=1, TGE=1, TID2=1, TPCP=1))
+    ctr, counter = TABLE["CTR_EL0"], TABLE["CNTVCT_EL0"]
+    assert result(ctr, 0, False, HCR_EL2=host, SCTLR_EL1=int(SCTLR_EL1(UCT=1))) == Trapped(2, 0x18)
+    assert result(ctr, 0, False, HCR_EL2=host, SCTLR_EL2=int(SCTLR_EL1(UCT=1))) is None
+    assert result(counter, 0, False, HCR_EL2=host, CNTKCTL_EL1=3) == Trapped(2, 0x18)
+    assert result(counter, 0, False, HCR_EL2=host, CNTHCTL_EL2=2) is None
+    assert result(FPCR, 0, False, HCR_EL2=host, CPACR_EL1=int(CPACR_EL1(FPEN=3))) == Trapped(2, 0x07)
+    assert result(FPCR, 0, False, HCR_EL2=host, CPTR_EL2=int(CPTR_EL2(FPEN=3))) is None
+    assert result(FPCR, 0, False, HCR_EL2=host, CPTR_EL2=int(CPTR_EL2(FPEN=1))) == Trapped(2, 0x07)
 
 
 def test_system_instructions() -> None:

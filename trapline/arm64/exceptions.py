@@ -447,20 +447,35 @@ def wait_trap(cpu: Ptr[CpuState], is_wfe: u1) -> u32:
 
 
 @native
+def fp_trapped_by_el1(cpu: Ptr[CpuState]) -> u1:
+    """Does CPACR_EL1 trap FP and SIMD instructions now?"""
+    if cpu.el == 2 or cpu.sysreg[HCR_EL2.slot] & HOST == HOST:
+        return False
+    fpen: u64 = cpu.sysreg[CPACR_EL1.slot] >> CPACR_EL1.FPEN.lo & 3
+    return fpen & 1 == 0 or (fpen == 1 and cpu.el == 0)
+
+
+@native
 def fp_trap(cpu: Ptr[CpuState]) -> u32:
-    """Exception level that FP and SIMD instructions trap to now (exception class 0x07), 0 when they run."""
+    """Exception level that FP and SIMD instructions trap to now, 0 when they run."""
     hcr: u64 = cpu.sysreg[HCR_EL2.slot]
     cptr: u64 = cpu.sysreg[CPTR_EL2.slot]
-    if cpu.el != 2 and hcr & HOST != HOST:
-        fpen: u64 = cpu.sysreg[CPACR_EL1.slot] >> CPACR_EL1.FPEN.lo & 3
-        if fpen & 1 == 0 or (fpen == 1 and cpu.el == 0):
-            return 2 if cpu.el == 0 and hcr & HCR_EL2.TGE.mask != 0 else 1
+    if fp_trapped_by_el1(cpu):
+        return 2 if cpu.el == 0 and hcr & HCR_EL2.TGE.mask != 0 else 1
     if hcr & HCR_EL2.E2H.mask == 0:
         return 2 if cptr & CPTR_EL2.TFP.mask != 0 else 0
     fpen2: u64 = cptr >> CPTR_EL2.FPEN.lo & 3
     if fpen2 & 1 == 0:
         return 2
     return 2 if fpen2 == 1 and cpu.el == 0 and hcr & HCR_EL2.TGE.mask != 0 else 0
+
+
+@native
+def fp_syndrome(cpu: Ptr[CpuState]) -> u64:
+    """The syndrome of that trap. What CPACR_EL1 traps and HCR_EL2.TGE sends to EL2 has no class there."""
+    if cpu.sysreg[HCR_EL2.slot] & HCR_EL2.TGE.mask != 0 and fp_trapped_by_el1(cpu):
+        return IL
+    return EC_FP_ACCESS << EC_SHIFT | IL | FP_ISS
 
 
 # ---- interrupts ---------------------------------------------------------------------------------------------------------------

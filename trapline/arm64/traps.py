@@ -76,7 +76,9 @@ def access_result(row: type[Sysreg] | SystemOp, el: int, write: bool, read: Read
         if not (trap.writes if write else trap.reads) or el not in trap.from_els or (host and trap.target == 2):
             continue
         if trap.when.holds((lambda register: read(host_register(register))) if host else read):
-            return Trapped(2 if el == 0 and hcr & HCR_EL2.TGE.mask else trap.target, trap.ec)
+            if el == 0 and hcr & HCR_EL2.TGE.mask:
+                return Trapped(2, 0 if trap.ec == FP_ACCESS and trap.target == 1 and not host else trap.ec)
+            return Trapped(trap.target, trap.ec)
     return None
 
 
@@ -150,6 +152,8 @@ RULE_HOST2: tuple[u32, ...] = tuple(rule[9] for rule in _RULES)
 TRAP_TIDCP = TRAPPED | 2 << TARGET_SHIFT | 0x18 << EC_SHIFT
 TARGET_MASK = 3 << TARGET_SHIFT
 TO_EL2 = 2 << TARGET_SHIFT
+FP_TO_EL1 = TRAPPED | 1 << TARGET_SHIFT | FP_ACCESS << EC_SHIFT
+"""What HCR_EL2.TGE sends to EL2 as an exception without a class."""
 
 
 @native
@@ -198,7 +202,7 @@ def access_outcome(cpu: Ptr[CpuState], encoding: u32, write: u1) -> u32:
         if applies and cpu.sysreg[slot1] & RULE_MASK1[rule] == RULE_VALUE1[rule]:
             if cpu.sysreg[slot2] & RULE_MASK2[rule] == RULE_VALUE2[rule]:
                 if el == 0 and hcr & HCR_EL2.TGE.mask != 0:
-                    outcome = outcome & ~TARGET_MASK | TO_EL2
+                    return TRAPPED | TO_EL2 if outcome == FP_TO_EL1 and not host else outcome & ~TARGET_MASK | TO_EL2
                 return outcome
     return OK
 
@@ -210,6 +214,8 @@ def take_access_exception(cpu: Ptr[CpuState], outcome: u32, encoding: u32, rt: u
     ec: u32 = outcome >> EC_SHIFT & 63
     if outcome == UNDEFINED:
         take_exception(cpu, route_sync(cpu), IL, 0, 0, cpu.pc)
+    elif ec == 0:
+        take_exception(cpu, target, IL, 0, 0, cpu.pc)
     elif ec == FP_ACCESS:
         take_exception(cpu, target, u64(FP_ACCESS) << 26 | IL | FP_ISS, 0, 0, cpu.pc)
     else:

@@ -11,7 +11,6 @@ from trapline.arm64.debug import DEBUG_ISS, STEP_EXCLUSIVE, STEP_VALID, breakpoi
 from trapline.arm64.exceptions import (
     EC,
     EC_SHIFT,
-    FP_ISS,
     IL,
     NO_EXCEPTION,
     V_IRQ,
@@ -21,6 +20,7 @@ from trapline.arm64.exceptions import (
     current_tcr,
     exception_return,
     fold_sp,
+    fp_syndrome,
     fp_trap,
     hvc_outcome,
     pending_physical_exception,
@@ -176,7 +176,7 @@ def undefined(cpu: Ptr[EngineState]) -> None:
 
 SVC, HVC, SMC, BRK = (RAISE_KINDS.index(k) for k in ("svc", "hvc", "smc", "brk"))
 EC_SVC, EC_HVC, EC_SMC, EC_BRK = int(EC.SVC64), int(EC.HVC64), int(EC.SMC64), int(EC.BRK64)
-EC_FP, EC_PC, EC_ILLEGAL = int(EC.FP_ACCESS), int(EC.PC_ALIGNMENT), int(EC.ILLEGAL)
+EC_PC, EC_ILLEGAL = int(EC.PC_ALIGNMENT), int(EC.ILLEGAL)
 EC_IABT, EC_DABT = int(EC.INSN_ABORT_LOWER), int(EC.DATA_ABORT_LOWER)
 EC_BREAKPOINT, EC_STEP = int(EC.BREAKPOINT_LOWER), int(EC.STEP_LOWER)
 
@@ -223,7 +223,7 @@ def call_firmware(cpu: Ptr[EngineState]) -> None:
 def fp_exception(cpu: Ptr[EngineState], rec: u64) -> None:
     """An FP or SIMD instruction while access to them is trapped."""
     pc = current_pc(cpu, rec)
-    enter_exception(cpu, fp_trap(cpu), u64(EC_FP) << EC_SHIFT | IL | FP_ISS, 0, V_SYNC, pc)
+    enter_exception(cpu, fp_trap(cpu), fp_syndrome(cpu), 0, V_SYNC, pc)
 
 
 @native
