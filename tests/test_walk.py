@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import walk_reference as ref
 
+from trapline.arm64.descriptors import FAULT, FAULT_S1PTW, FAULT_STAGE2
 from trapline.arm64.regs.el1 import MAIR_EL1, PAR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1
-from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, VTCR_EL2, VTTBR_EL2
+from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, TTBR1_EL2, VTCR_EL2, VTTBR_EL2
+from trapline.arm64.regs.identification import ID_AA64MMFR1_EL1
 from trapline.arm64.state import CpuState
 from trapline.arm64.walk import (
     ACCESS_EXEC,
     ACCESS_READ,
     ACCESS_UNPRIVILEGED,
     ACCESS_WRITE,
-    FAULT,
-    FAULT_S1PTW,
-    FAULT_STAGE2,
     INFO_DEVICE,
     INFO_EXEC,
     INFO_NONGLOBAL,
@@ -71,6 +70,7 @@ def store(address: int, value: int) -> None:
 def apply(cpu: CpuState, m: ref.Machine) -> None:
     """Put a machine's fields into registers."""
     cpu.el, cpu.pan = m.el, m.pan
+    cpu.sysreg[ID_AA64MMFR1_EL1.slot] = ID_AA64MMFR1_EL1(XNX=1)
     cpu.sysreg[SCTLR_EL1.slot] = SCTLR_EL1(M=m.mmu, WXN=m.wxn)
     cpu.sysreg[TCR_EL1.slot] = TCR_EL1(
         T0SZ=m.tsz[0], T1SZ=m.tsz[1], TG0=TG0[m.granule[0]], TG1=TG1[m.granule[1]], EPD0=m.epd[0], EPD1=m.epd[1],
@@ -402,3 +402,61 @@ def test_el2_regime() -> None:
     assert translate(cpu, 0x8020_0000, ACCESS_WRITE)[3] == INFO_READ | INFO_WRITE | 21 << 8
     assert translate(cpu, 0x8020_0000, ACCESS_EXEC)[0] == FAULT | 0x0E
     assert translate(cpu, 0xFFFF_8000_0000_0000, ACCESS_READ)[0] == FAULT | 0x04
+
+
+class Host:
+    """EL2&0: a kernel's block high, a user's page low, controls in EL2's registers; EL0 belongs to it."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        low, high = Stage(self.arena, 12, 0, 48), Stage(self.arena, 12, 0, 48)
+        high.map(Linux.KERNEL & (1 << 48) - 1, 0x4020_0000, 2, AF | 3 << 8 | 1 << 54)
+        low.map(Linux.USER, 0x5000_3000, 3, AF | 3 << 8 | 1 << 6 | 1 << 11 | 1 << 53)
+        self.cpu = CpuState(el=2)
+        self.cpu.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1, TGE=1, VM=1)
+        self.cpu.sysreg[SCTLR_EL2.slot] = SCTLR_EL2.M.mask
+        self.cpu.sysreg[TCR_EL2.slot] = TCR_EL1(T0SZ=16, T1SZ=16, TG1=2, IPS=5)
+        self.cpu.sysreg[TTBR0_EL2.slot], self.cpu.sysreg[TTBR1_EL2.slot] = low.root, high.root
+        self.cpu.sysreg[MAIR_EL2.slot] = 0xFF
+
+
+def test_el2_as_a_host_has_two_ranges() -> None:
+    cpu = Host().cpu
+    assert translate(cpu, Linux.KERNEL + 5, ACCESS_WRITE)[:2] == (0, 0x4020_0005)
+    assert translate(cpu, Linux.KERNEL, ACCESS_EXEC)[0] == 0
+    assert translate(cpu, Linux.USER, ACCESS_READ)[3] == INFO_READ | INFO_WRITE | INFO_NONGLOBAL | 12 << 8
+    assert translate(cpu, Linux.USER, ACCESS_EXEC)[0] == FAULT | 0x0F
+    cpu.pan = 1
+    assert translate(cpu, Linux.USER, ACCESS_READ)[0] == FAULT | 0x0F
+    assert translate(cpu, Linux.USER, ACCESS_READ | ACCESS_UNPRIVILEGED)[0] == 0
+    cpu.sysreg[TCR_EL2.slot] |= TCR_EL1.EPD1.mask
+    assert translate(cpu, Linux.KERNEL, ACCESS_READ)[0] == FAULT | 0x04
+
+
+def test_el0_of_a_host() -> None:
+    """With TGE EL0 is in EL2&0, without stage 2; without TGE it is in EL1&0."""
+    cpu = Host().cpu
+    cpu.el = 0
+    assert translate(cpu, Linux.USER, ACCESS_WRITE)[:3] == (0, 0x5000_3000, 0x5000_3000)
+    assert translate(cpu, Linux.KERNEL, ACCESS_READ)[0] == FAULT | 0x0E
+    cpu.sysreg[TCR_EL2.slot] |= TCR_EL1.E0PD1.mask
+    assert translate(cpu, Linux.KERNEL, ACCESS_READ)[0] == FAULT | 0x04
+    cpu.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1)
+    assert translate(cpu, Linux.USER, ACCESS_READ)[:2] == (0, Linux.USER)
+
+
+def test_at_of_el1_means_the_host_where_one_rules() -> None:
+    cpu = Host().cpu
+    for stages, el in ((1, 1), (2, 1), (1, 2), (1, 0)):
+        assert address_translate(cpu, Linux.USER, stages, el, False, False) & 0xFFFF_FFFF_F000 == 0x5000_3000
+    assert address_translate(cpu, Linux.KERNEL, 1, 0, False, False) & 0x7F == 1 | 0x0E << 1
+    cpu.pan = 1
+    assert address_translate(cpu, Linux.USER, 1, 1, False, True) & 0x7F == 1 | 0x0F << 1
+
+
+def test_unprivileged_accesses_of_el2_are_its_own_without_a_host() -> None:
+    cpu = Host().cpu
+    cpu.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1)
+    assert translate(cpu, Linux.KERNEL, ACCESS_READ | ACCESS_UNPRIVILEGED)[0] == 0
+    cpu.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1, TGE=1)
+    assert translate(cpu, Linux.KERNEL, ACCESS_READ | ACCESS_UNPRIVILEGED)[0] == FAULT | 0x0E

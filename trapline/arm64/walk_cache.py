@@ -29,9 +29,9 @@ class TableEntry(ctypes.Structure):
 
 
 class IpaEntry(ctypes.Structure):
-    """A stage-2 translation of a block or page: `tag` is the IPA's frame number plus 1, `leaf` as in walk.py."""
+    """A stage-2 translation of a block or page: `tag` is the IPA's frame number plus 1, `leaf` as in descriptors.py."""
 
-    _fields_ = [("tag", c_uint64), ("host", c_uint64), ("leaf", c_uint64)]
+    _fields_ = [("tag", c_uint64), ("output", c_uint64), ("leaf", c_uint64)]
 
 
 class WalkCache(ctypes.Structure):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from trapline.arm64.debug import DEBUG_ISS, STEP_EXCLUSIVE, STEP_VALID, breakpoint_hit, watchpoints_on
+from trapline.arm64.descriptors import FAULT_NO_MEMORY, FAULT_S1PTW, FAULT_STAGE2, FAULT_UPDATE
 from trapline.arm64.exceptions import (
     EC,
     EC_SHIFT,
@@ -38,7 +39,7 @@ from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending
 from trapline.arm64.regs import HPFAR_EL2, TCR_EL1
 from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL2
 from trapline.arm64.sysreg_functions import next_timer_count, private_lines, system_counter
-from trapline.arm64.walk import ACCESS_EXEC, FAULT_NO_MEMORY, translate_cached
+from trapline.arm64.walk import ACCESS_EXEC, translate_cached
 from trapline.bits.native import (
     Ptr,
     addressof,
@@ -250,8 +251,6 @@ def transfer_syndrome(word: u32) -> u64:
 
 
 DC_ZVA = 0xD50B7420
-FAULT_STAGE2, FAULT_S1PTW = 0x100, 0x80
-"""Flags beside the fault status code in the first result of `translate`."""
 FSC_EXTERNAL: Final = 0x10
 WRITE = 0x40
 """ESR_ELx.WnR."""
@@ -261,7 +260,7 @@ WRITE = 0x40
 def data_abort(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, write: u1) -> None:
     """Take a data abort for the instruction at arch.pc. `fault`: FSC, and where it happened."""
     same: u64 = 0
-    iss = u64(fault & 0x3F) | u64(write) << 6
+    iss = u64(fault & 0x3F) | (WRITE if write or fault & FAULT_UPDATE != 0 else u64(0))
     word = current_word(cpu)
     if word & 0xFFFFFFE0 == DC_ZVA:
         va = cpu.x[word & 31]  # FAR holds the operand, not the start of the block

@@ -424,8 +424,8 @@ def ic_iallu(cpu: Ptr[EngineState], rec: u64) -> u32:
 
 @native
 def at(cpu: Ptr[EngineState], rec: u64, stages: u64, el: u64, write: u64, pan: u64, va: u64) -> u32:
-    """AT: translate into PAR_EL1; a stage-2 fault on the way through stage 1's tables is the hypervisor's."""
-    if stages == 1:
+    """AT: translate into PAR_EL1; for EL1, a stage-2 fault on the way through stage 1's tables is the hypervisor's."""
+    if stages == 1 and cpu.el == 1:
         fault, ipa = address_translate_fault(cpu, va, u32(el), write != 0, pan != 0)
         if fault != 0:
             cpu.pc = current_pc(cpu, rec)

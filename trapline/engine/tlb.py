@@ -11,8 +11,9 @@ for an invalidation by address to find all entries of its translation. Invalidat
 
 from __future__ import annotations
 
-from trapline.arm64.regs import HCR_EL2, TCR_EL1, TCR_EL2, TTBR0_EL1, TTBR0_EL2, TTBR1_EL1, TTBR1_EL2, VTTBR_EL2
-from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE, current_asid
+from trapline.arm64.regs import HCR_EL2, TCR_EL1, TCR_EL2, TTBR0_EL1, TTBR0_EL2, TTBR1_EL1, TTBR1_EL2, VTCR_EL2, VTTBR_EL2
+from trapline.arm64.stage1 import current_asid
+from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE
 from trapline.arm64.walk_cache import forget_stage2, forget_tables, forget_tables_of
 from trapline.bits.native import Ptr, addressof, cas64, ctz, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
 from trapline.engine.state import (
@@ -72,7 +73,10 @@ def space_key(cpu: Ptr[EngineState]) -> u64:
         asid = current_asid(cpu.sysreg[TCR_EL2.slot], cpu.sysreg[TTBR0_EL2.slot], cpu.sysreg[TTBR1_EL2.slot])
         return KEY_VALID | KEY_HOST | asid
     asid = current_asid(cpu.sysreg[TCR_EL1.slot], cpu.sysreg[TTBR0_EL1.slot], cpu.sysreg[TTBR1_EL1.slot])
-    return KEY_VALID | cpu.sysreg[VTTBR_EL2.slot] >> 48 << KEY_VMID_SHIFT | asid
+    vmid = cpu.sysreg[VTTBR_EL2.slot] >> 48
+    if cpu.sysreg[VTCR_EL2.slot] & VTCR_EL2.VS.mask == 0:
+        vmid &= 0xFF
+    return KEY_VALID | vmid << KEY_VMID_SHIFT | asid
 
 
 @native

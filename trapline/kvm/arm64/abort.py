@@ -63,7 +63,7 @@ def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
     kind = esr & FSC_TYPE_MASK
     instruction = esr >> EC_SHIFT == INSTRUCTION
     # A walk's own access is a read, unless it had to update a descriptor in memory that may only be read.
-    write = not instruction and (kind == FSC_PERMISSION if esr & S1PTW else bool(esr & WNR and not esr & CM))
+    write = kind == FSC_PERMISSION if esr & S1PTW else not instruction and bool(esr & WNR and not esr & CM)
     if kind not in SERVED_FAULTS:
         return _other_fault(vcpu, esr, far, instruction)
     if slot is None or (write and slot.readonly):
