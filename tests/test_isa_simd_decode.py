@@ -88,30 +88,3 @@ def test_allocation_and_text_agree_with_llvm() -> None:
         if not agree:
             wrong.append(f"{word:08x}: {insn} is {ours!r}, LLVM says {theirs!r}")
     assert not wrong, "\n".join(wrong[:40]) + f"\n{len(wrong)} differences"
-
-
-LATER = {
-    "fadd h0, h1, h2": (0x1EE22820, "FP16"),
-    "fadd v0.4h, v1.4h, v2.4h": (0x0E421420, "FP16"),
-    "fcvtzs w0, h1": (0x1EF80020, "FP16"),
-    "fmov h0, #1.0": (0x1EEE1000, "FP16"),
-    "fmov v0.8h, #1.0": (0x4F03FE00, "FP16"),
-    "sqrdmlah v0.4s, v1.4s, v2.4s": (0x6E828420, "RDM"),
-    "sdot v0.4s, v1.16b, v2.16b": (0x4E829420, "DotProd"),
-    "fcmla v0.4s, v1.4s, v2.4s, #0": (0x6E82C420, "FCMA"),
-    "fmlal v0.4s, v1.4h, v2.4h": (0x4E22EC20, "FHM"),
-    "eor3 v0.16b, v1.16b, v2.16b, v3.16b": (0xCE020C20, "SHA3"),
-    "sha512h q0, q1, v2.2d": (0xCE628020, "SHA512"),
-    "bfdot v0.4s, v1.8h, v2.8h": (0x6E42FC20, "BF16"),
-    "smmla v0.4s, v1.16b, v2.16b": (0x4E82A420, "I8MM"),
-    "fjcvtzs w0, d1": (0x1E7E0020, "JSCVT"),
-    "frint32z s0, s1": (0x1E284020, "FRINTTS"),
-}
-
-
-@pytest.mark.parametrize("text", LATER)
-def test_later_extensions_belong_to_their_features(text: str) -> None:
-    word, feature = LATER[text]
-    insn = DECODER.decode(word)
-    assert insn is None or insn.feature == f"FEAT_{feature}"
-    assert insn is not None or feature not in FEATURES

@@ -78,9 +78,12 @@ class Report:
     instructions: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    fewest: tuple[str, int] = ("", 0)
+    """The instruction that was generated least often, and how often."""
 
     def text(self) -> str:
         lines = [f"seed {self.seed}, {self.oracle}: {self.instructions} instructions, {len(self.mismatches)} mismatches"]
+        lines[0] += f", each instruction at least {self.fewest[1]} times ({self.fewest[0]})"
         return "\n\n".join([*lines, *(m.text() for m in self.mismatches[:10])])
 
 
@@ -132,6 +135,7 @@ def compare(count: int, seed: int, ours: Runner, oracle: Runner, limit: int = 10
             _examine(report, blocks, records, (got, expected), (ours, oracle), limit)
         report.instructions += sum(len(b) for b in blocks)
     report.unreached = generator.missing()
+    report.fewest = min(generator.counts.items(), key=lambda item: item[1])
     return report
 
 

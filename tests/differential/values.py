@@ -54,7 +54,7 @@ def _near(rng: random.Random, width: int, exponent: int, mantissa: int, bias: in
 
 def vector(rng: random.Random) -> int:
     """128 bits for a SIMD&FP register: lanes of one kind, mixed with noise."""
-    kind = rng.randrange(9)
+    kind = rng.randrange(10)
     if kind == 0:
         return sum(rng.choice(DOUBLES) << k for k in range(0, 128, 64))
     if kind == 1:
@@ -71,6 +71,8 @@ def vector(rng: random.Random) -> int:
         return integer(rng) | integer(rng) << 64
     if kind == 7:
         return sum(rng.choice((0, 1, 0x7F, 0x80, 0xFF, 0xC0, 3)) << k for k in range(0, 128, 8))
+    if kind == 8:  # BFloat16
+        return sum((rng.choice(SINGLES) if rng.getrandbits(1) else _near(rng, 32, 8, 23, 127)) >> 16 << k for k in range(0, 128, 16))
     return rng.getrandbits(128)
 
 

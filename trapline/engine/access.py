@@ -17,7 +17,7 @@ from trapline.arm64.gic_access import ACCESS
 from trapline.arm64.insn import Insn, InstructionSet, Pattern
 from trapline.arm64.record import Recorder
 from trapline.arm64.regs import DAIF, HCR_EL2, SCTLR_EL1, TABLE
-from trapline.arm64.regs.el2 import absent_bits
+from trapline.arm64.regs.optional import absent_bits
 from trapline.arm64.regs.system import SYSTEM_OPS, At, By, Cache, CacheOp, Restrict, Shareable, SystemOp, Tlbi, Zero
 from trapline.arm64.state import REGIME_EL2_HOST
 from trapline.arm64.sysreg import Sysreg, Trap, decode, el12_name

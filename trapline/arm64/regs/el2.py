@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 from trapline.arm64.sysreg import Sysreg, bits, register
 from trapline.registers import Field
 
@@ -464,28 +462,3 @@ FINE_GRAINED = tuple(
         ("HAFGRTR_EL2", 3, 1, 6, 0x1E8),
     )
 )
-
-_NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
-    HCR_EL2: {
-        "VHE": (HCR_EL2.E2H,),
-        "LOR": (HCR_EL2.TLOR,),
-        "RAS": (HCR_EL2.TERR, HCR_EL2.TEA, HCR_EL2.FIEN),
-        "PAuth": (HCR_EL2.APK, HCR_EL2.API),
-        "NV2": (HCR_EL2.NV, HCR_EL2.NV1, HCR_EL2.AT, HCR_EL2.NV2),
-        "S2FWB": (HCR_EL2.FWB,),
-        "EVT": (HCR_EL2.TID4, HCR_EL2.TICAB, HCR_EL2.TOCU, HCR_EL2.TTLBIS, HCR_EL2.TTLBOS),
-        "AMUv1p1": (HCR_EL2.AMVOFFEN,),
-        "CSV2_2": (HCR_EL2.EnSCXT,),
-        "MTE2": (HCR_EL2.ATA, HCR_EL2.DCT, HCR_EL2.TID5),
-        "TWED": (HCR_EL2.TWEDEn, HCR_EL2.TWEDEL),
-        "RME": (HCR_EL2.GPF,),
-        "MIOCNCE": (HCR_EL2.MIOCNCE,),
-    },
-}
-"""Fields that exist only with a feature."""
-
-
-def absent_bits(reg: type[Sysreg], features: Container[str]) -> int:
-    """The bits of a register that are RES0 for want of a feature."""
-    needs = _NEEDS.get(reg, {})
-    return sum(field.mask for feature, fields in needs.items() if feature not in features for field in fields)

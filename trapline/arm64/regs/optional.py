@@ -1,0 +1,36 @@
+"""Fields of registers that exist only with a feature: RES0 on a machine without it."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from trapline.arm64.regs.el2 import HCR_EL2
+from trapline.arm64.regs.special import FPCR
+from trapline.arm64.sysreg import Sysreg
+from trapline.registers import Field
+
+_NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
+    FPCR: {"FP16": (FPCR.FZ16,)},
+    HCR_EL2: {
+        "VHE": (HCR_EL2.E2H,),
+        "LOR": (HCR_EL2.TLOR,),
+        "RAS": (HCR_EL2.TERR, HCR_EL2.TEA, HCR_EL2.FIEN),
+        "PAuth": (HCR_EL2.APK, HCR_EL2.API),
+        "NV2": (HCR_EL2.NV, HCR_EL2.NV1, HCR_EL2.AT, HCR_EL2.NV2),
+        "S2FWB": (HCR_EL2.FWB,),
+        "EVT": (HCR_EL2.TID4, HCR_EL2.TICAB, HCR_EL2.TOCU, HCR_EL2.TTLBIS, HCR_EL2.TTLBOS),
+        "AMUv1p1": (HCR_EL2.AMVOFFEN,),
+        "CSV2_2": (HCR_EL2.EnSCXT,),
+        "MTE2": (HCR_EL2.ATA, HCR_EL2.DCT, HCR_EL2.TID5),
+        "TWED": (HCR_EL2.TWEDEn, HCR_EL2.TWEDEL),
+        "RME": (HCR_EL2.GPF,),
+        "MIOCNCE": (HCR_EL2.MIOCNCE,),
+    },
+}
+"""The fields by register and feature."""
+
+
+def absent_bits(reg: type[Sysreg], features: Container[str]) -> int:
+    """The bits of a register that are RES0 for want of a feature."""
+    needs = _NEEDS.get(reg, {})
+    return sum(field.mask for feature, fields in needs.items() if feature not in features for field in fields)
