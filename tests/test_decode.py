@@ -34,7 +34,7 @@ DECODER = Decoder(A64)
 
 LLVM_FEATURES = (
     "+fp-armv8,+neon,+crc,+lse,+aes,+sha2,+pauth,+flagm,+sb,+pan,+pan-rwv,+vh,+el3,+rcpc,+rcpc-immo,+altnzcv,+wfxt,+rand,+ccpp,+ccdp"
-    ",+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm,+complxnum,+jsconv,+fptoint,+sha3,+sm4"
+    ",+bti,+dit,+ssbs,+uaops,+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm,+complxnum,+jsconv,+fptoint,+sha3,+sm4"
 )
 """What `Features()` has, in LLVM's words; `el3` for SMC."""
 

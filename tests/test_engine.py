@@ -282,3 +282,15 @@ def test_self_synchronized_counters(bench: Bench) -> None:
     cpu.enter()
     x = cpu.state.x
     assert hvc_number(cpu) == 1 and x[0] <= x[1] <= x[2] + (1 << 40) & 2**64 - 1 <= x[3] + (1 << 40) & 2**64 - 1
+
+
+def test_user_access_override_and_pan(bench: Bench) -> None:
+    """LDTR is an access by EL0, which PAN does not forbid; with PSTATE.UAO it is one by EL1, which PAN forbids. TLBs or not."""
+    page = bench.memory.page()
+    bench.tables.map(VA, page, PTE_USER)
+    for uao, pan, faults in ((0, 1, False), (1, 0, False), (1, 1, True), (0, 0, False)):
+        code = bench.load(f"msr uao, #0\nmsr pan, #1\nldtr x2, [x1]\nmsr uao, #{uao}\nmsr pan, #{pan}\nldtr x0, [x1]\nhvc #1")
+        cpu = bench.cpu(code, x1=VA)
+        cpu.enter()
+        assert (cpu[ESR_EL1] >> 26 == 0x25) == faults, (uao, pan)
+        assert hvc_number(cpu) == (SYNC_FROM_SPX if faults else 1)

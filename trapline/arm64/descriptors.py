@@ -39,8 +39,10 @@ SIZE_SHIFT = 12
 MEMATTR_SHIFT = 20
 SHARE_SHIFT = 28
 ATTR_FORCED = 1 << 30
+ATTR_GUARDED = 1 << 31
 """A leaf in one word: permissions, nG, "stage 1 is off" (where PAN has no effect), level at 8, log2 of the size at 12, attribute
-byte (as in MAIR) at 20, shareability at 28, and for stage 2: its type replaces that of stage 1 (FEAT_S2FWB)."""
+byte (as in MAIR) at 20, shareability at 28, for stage 2: its type replaces that of stage 1 (FEAT_S2FWB), and for stage 1: the page is
+guarded."""
 
 OUTPUT_BITS = bytes((32, 36, 40, 42, 44, 48, 52, 52))
 """Address sizes by TCR.IPS, VTCR.PS and ID_AA64MMFR0_EL1.PARange."""
@@ -52,7 +54,7 @@ GRANULE_HIGH = bytes((12, 14, 12, 16))
 
 ADDRESS: Final = 0xF_FFFF_FFFF_FFFF
 LOW_48: Final = 0xFFFF_FFFF_FFFF
-PRESENT, TABLE, AF, NG, DBM, PXN, UXN = 1, 2, 1 << 10, 1 << 11, 1 << 51, 1 << 53, 1 << 54
+PRESENT, TABLE, AF, NG, GP, DBM, PXN, UXN = 1, 2, 1 << 10, 1 << 11, 1 << 50, 1 << 51, 1 << 53, 1 << 54
 AP_EL0, AP_READONLY = 1 << 6, 1 << 7
 S2_READ, S2_WRITE = 1 << 6, 1 << 7
 PXN_TABLE, UXN_TABLE, AP_TABLE_NO_EL0, AP_TABLE_READONLY = 1 << 59, 1 << 60, 1 << 61, 1 << 62

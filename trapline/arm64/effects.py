@@ -93,12 +93,14 @@ class StoreExclusive(Effect):
 class Branch(Effect):
     """Continue at `target` if `when` is 1 (or always).
 
-    A direct branch also has `delta`, the distance from this instruction in bytes.
+    A direct branch also has `delta`, the distance from this instruction in bytes. `landing`: the target must be an instruction that
+    such a branch may go to if its page is guarded (FEAT_BTI); returns and direct branches may go anywhere.
     """
 
     target: Bits
     when: Bits | None
     delta: int | Imm | None = None
+    landing: bool = False
 
 
 @dataclass(eq=False, slots=True)

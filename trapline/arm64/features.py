@@ -22,7 +22,7 @@ from trapline.arm64.regs.identification import (
     ID_AA64PFR0_EL1,
     ID_AA64PFR1_EL1,
 )
-from trapline.arm64.sysreg import Sysreg
+from trapline.arm64.sysreg import Sysreg, Unknown
 from trapline.errors import NotSupported, TableError
 from trapline.registers import Field
 
@@ -44,11 +44,6 @@ class Feature:
 def _absent(name: str, doc: str, *shows: IdValue, requires: tuple[str, ...] = ()) -> Feature:
     """A feature that is declared so that its registers and instructions have an owner, and does not work."""
     return Feature(name, doc, shows, requires, implemented=False, default=False)
-
-
-def _optional(name: str, doc: str, *shows: IdValue, requires: tuple[str, ...] = ()) -> Feature:
-    """A feature that works but is not shown unless asked for, because software does more work when it sees it."""
-    return Feature(name, doc, shows, requires, default=False)
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -86,10 +81,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("CSV3", "Data behind a faulting load is never used", ((ID_AA64PFR0_EL1.CSV3, 1),)),
     Feature("GICv3", "System register interface to the interrupt controller", ((ID_AA64PFR0_EL1.GIC, 1),)),
     Feature("SB", "Speculation barrier", ((ID_AA64ISAR1_EL1.SB, 1),)),
-    _optional("DIT", "Data independent timing", (ID_AA64PFR0_EL1.DIT, 1)),
-    _optional("SSBS", "Speculative store bypass safe", (ID_AA64PFR1_EL1.SSBS, 1)),
-    _optional("SSBS2", "MSR and MRS reach PSTATE.SSBS", (ID_AA64PFR1_EL1.SSBS, 2), requires=("SSBS",)),
-    _optional("UAO", "User access override", (ID_AA64MMFR2_EL1.UAO, 1)),
+    Feature("DIT", "Data independent timing", ((ID_AA64PFR0_EL1.DIT, 1),)),
+    Feature("SSBS", "Speculative store bypass safe", ((ID_AA64PFR1_EL1.SSBS, 1),)),
+    Feature("SSBS2", "MSR and MRS reach PSTATE.SSBS", ((ID_AA64PFR1_EL1.SSBS, 2),), ("SSBS",)),
+    Feature("UAO", "User access override", ((ID_AA64MMFR2_EL1.UAO, 1),)),
     Feature("DPB", "DC CVAP", ((ID_AA64ISAR1_EL1.DPB, 1),)),
     Feature("DPB2", "DC CVADP", ((ID_AA64ISAR1_EL1.DPB, 2),), ("DPB",)),
     Feature("FP16", "Half-precision arithmetic", ((ID_AA64PFR0_EL1.FP, 1), (ID_AA64PFR0_EL1.AdvSIMD, 1)), ("AdvSIMD",)),
@@ -117,7 +112,7 @@ FEATURES: tuple[Feature, ...] = (
     _absent("RAS", "Reliability, availability and serviceability", (ID_AA64PFR0_EL1.RAS, 1)),
     _absent("SVE", "Scalable vectors", (ID_AA64PFR0_EL1.SVE, 1)),
     _absent("SME", "Scalable matrices", (ID_AA64PFR1_EL1.SME, 1)),
-    _absent("BTI", "Branch target identification", (ID_AA64PFR1_EL1.BT, 1)),
+    Feature("BTI", "Branch target identification", ((ID_AA64PFR1_EL1.BT, 1),)),
     _absent("MTE", "Memory tagging instructions", (ID_AA64PFR1_EL1.MTE, 1)),
     _absent("MTE2", "Memory tagging", (ID_AA64PFR1_EL1.MTE, 2), requires=("MTE",)),
     _absent("AA32EL1", "AArch32 at EL1", (ID_AA64PFR0_EL1.EL1, 2)),
@@ -276,6 +271,10 @@ class Features:
     def reset_values(self) -> dict[type[Sysreg], int]:
         """What every register that exists holds after reset."""
         from trapline.arm64.regs import TABLE
+        from trapline.arm64.regs.optional import absent_bits
 
         values = {reg: reg.reset_value() for reg in TABLE if reg.alias is None and reg.exists(self)}
+        for reg in values:
+            if isinstance(reg.reset, Unknown):
+                values[reg] &= ~absent_bits(reg, self)
         return values | dict.fromkeys(idreg.ID_REGISTERS, 0) | self.id_values()

@@ -169,9 +169,9 @@ class Recorder:
         """The address of the next instruction."""
         return self.PC + 4
 
-    def branch(self, target: Bits, when: Bits | None = None) -> None:
-        """Branch to a computed address."""
-        self.effects.append(fx.Branch(target, when))
+    def branch(self, target: Bits, when: Bits | None = None, *, landing: bool = False) -> None:
+        """Branch to a computed address; `landing` for calls and jumps, which guarded pages check."""
+        self.effects.append(fx.Branch(target, when, landing=landing))
 
     def branch_imm(self, delta: int | Imm, when: Bits | None = None) -> None:
         """Branch by a distance in bytes that the instruction word holds."""

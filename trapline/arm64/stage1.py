@@ -17,6 +17,7 @@ from trapline.arm64.descriptors import (
     AP_TABLE_NO_EL0,
     AP_TABLE_READONLY,
     ATTR_FLAT,
+    ATTR_GUARDED,
     ATTR_NONGLOBAL,
     DBM,
     DEVICE_NGNRNE,
@@ -27,6 +28,7 @@ from trapline.arm64.descriptors import (
     FAULT_S1PTW,
     FAULT_STAGE2,
     FAULT_UPDATE,
+    GP,
     GRANULE_HIGH,
     GRANULE_LOW,
     LEVEL_SHIFT,
@@ -118,6 +120,8 @@ def leaf_of(descriptor: u64, level: u32, shift: u32, mair: u64, control: u32, sh
             permissions |= EXEC1
         if descriptor & NG != 0:
             permissions |= ATTR_NONGLOBAL
+    if descriptor & GP != 0:
+        permissions |= ATTR_GUARDED
     attribute = u32(mair >> ((descriptor >> 2 & 7) << 3) & 0xFF)
     return pack_leaf(permissions, level, shift, attribute, share)
 

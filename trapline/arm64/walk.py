@@ -19,6 +19,7 @@ from trapline.arm64.descriptors import (
     AP_READONLY,
     ATTR_FLAT,
     ATTR_FORCED,
+    ATTR_GUARDED,
     ATTR_NONGLOBAL,
     FAULT,
     FAULT_FSC,
@@ -55,10 +56,11 @@ INFO_WRITE: Final = 2
 INFO_NONGLOBAL: Final = 4
 INFO_EXEC: Final = 8
 INFO_DEVICE: Final = 16
+INFO_GUARDED: Final = 32
 INFO_SIZE_SHIFT: Final = 8
 """Parts of `translate`'s last result: what this exception level may do (PSTATE.PAN included) with the page, a write to a page that
-is not yet dirty excluded; whether it belongs to one ASID; whether it is Device memory; and from bit 8 on, log2 of the size of the
-stage-1 block or page."""
+is not yet dirty excluded; whether it belongs to one ASID; whether it is Device memory; whether it is guarded (if there is FEAT_BTI);
+and from bit 8 on, log2 of the size of the stage-1 block or page."""
 
 RULE_PAN, RULE_EPAN, RULE_WXN = 1, 2, 4
 """What besides descriptors decides permissions of stage 1: PSTATE.PAN, SCTLR_ELx.EPAN and WXN."""
@@ -177,6 +179,8 @@ def translate_cached(cpu: CpuState, va: u64, access: u32, cache: u64) -> tuple[u
         info |= INFO_EXEC
     if inner & ATTR_NONGLOBAL != 0:
         info |= INFO_NONGLOBAL
+    if inner & ATTR_GUARDED != 0:
+        info |= INFO_GUARDED
     if inner >> MEMATTR_SHIFT & 0xF0 == 0 or outer >> MEMATTR_SHIFT & 0xF0 == 0:
         info |= INFO_DEVICE
     return 0, host, ipa, info

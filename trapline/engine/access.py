@@ -253,6 +253,7 @@ def _set_pan(cpu: Any, i: Any) -> None:
 
 def _set_uao(cpu: Any, i: Any) -> None:
     cpu.set_pstate("uao", const(i.immcrm & 1, 8))
+    cpu.after.append("pstate")
 
 
 def _select_sp(cpu: Any, i: Any) -> None:

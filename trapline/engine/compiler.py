@@ -18,7 +18,7 @@ from trapline.engine.handler import METADATA, Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
 
 CALLED = (
-    runtime.lookup, runtime.service, runtime.begin, runtime.start, runtime.continue_, runtime.external_abort,
+    runtime.lookup, runtime.service, runtime.land, runtime.begin, runtime.start, runtime.continue_, runtime.external_abort,
     runtime.fp_exception, runtime.raise_, runtime.lines, runtime.next_count, runtime.interrupt_hypervisor, slow.slow_host,
     slow.slow_store, slow.fill, system.after, tlb.flush_all, tlb.reset_tlbs,
     tlb.request_sync, codemap.find_records, codemap.reset_records, codemap.install,

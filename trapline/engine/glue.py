@@ -41,6 +41,7 @@ def text() -> str:
     return f"""
 declare i64 @trapline_lookup(ptr)
 declare void @trapline_service(ptr)
+declare void @trapline_land(ptr, i64)
 declare void @trapline_begin(ptr)
 declare void @trapline_start(ptr)
 declare void @trapline_continue(ptr)
@@ -95,6 +96,12 @@ go:
 define {CC} void @trapline_goto({PROTOTYPE}) {{
   {pc_at}
   store i64 %aux, ptr %pc_at
+  {resume}
+}}
+
+; A call or jump that missed, or whose target page is guarded.
+define {CC} void @trapline_goto_landing({PROTOTYPE}) {{{_pc_of_record()}
+  call void @trapline_land(ptr %cpu, i64 %aux)
   {resume}
 }}
 

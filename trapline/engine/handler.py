@@ -17,6 +17,7 @@ from trapline.bits import Bits
 from trapline.bits.to_llvm import Emitter
 from trapline.engine.slots import Slot, SlotLayout
 from trapline.engine.state import (
+    GUARDED,
     ITLB_BITS,
     PAGE_INSNS,
     RECORD_SHIFT,
@@ -145,8 +146,12 @@ class Handler:
         pointer = self._field(getattr(EngineState, field).offset)
         return self.emit.let(f"load volatile i{width}, ptr {pointer}")
 
-    def _goto(self, target: str) -> None:
-        """Continue at a virtual address: probe the instruction TLB, else leave it to the runtime."""
+    def _goto(self, target: str, landing: bool, record: str = "%rec") -> None:
+        """Continue at a virtual address: probe the instruction TLB, else leave it to the runtime.
+
+        Guarded pages have a mark in their tag. A branch whose landing they check (`record` is the branch's) misses because of it;
+        the others ignore it.
+        """
         emit = self.emit
         page = emit.let(f"and i64 {target}, -4096")
         index = emit.let(f"lshr i64 {target}, 12")
@@ -155,13 +160,14 @@ class Handler:
         itlb = emit.let(f"load ptr, ptr {self._field(EngineState.itlb.offset)}")
         entry = emit.let(f"getelementptr i8, ptr {itlb}, i64 {offset}")
         tag = emit.let(f"load i64, ptr {entry}")
-        misaligned = emit.let(f"and i64 {target}, 3")
-        want = emit.let(f"or i64 {page}, {misaligned}")
+        if not landing:
+            tag = emit.let(f"and i64 {tag}, {~GUARDED}")
+        want = emit.let(f"and i64 {target}, {-4096 | 3}")
         hit = emit.let(f"icmp eq i64 {tag}, {want}")
         found, missed = self._label("found"), self._label("missed")
         emit.add(f"br i1 {hit}, label %{found}, label %{missed}, {_UNLIKELY}")
         emit.add(f"{missed}:")
-        self._tail("trapline_goto", aux=target)
+        self._tail("trapline_goto_landing" if landing else "trapline_goto", record, aux=target)
         emit.add(f"{found}:")
         records_at = self._field(ItlbEntry.records.offset, entry)
         records = emit.let(f"load i64, ptr {records_at}")
@@ -269,7 +275,7 @@ class Handler:
             self._next()
             self.emit.add(f"{taken}:")
         if target is not None:
-            self._goto(target)
+            self._goto(target, branch.landing)
             return
         delta = self._delta(branch)
         record = self.emit.let(f"getelementptr i8, ptr %rec, i64 {delta}")

@@ -18,6 +18,7 @@ from trapline.arm64.exceptions import (
     V_SYNC,
     access_syndrome,
     current_regime,
+    current_sctlr,
     current_tcr,
     exception_return,
     fold_sp,
@@ -36,10 +37,10 @@ from trapline.arm64.exceptions import (
     unfold_sp,
 )
 from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending
-from trapline.arm64.regs import HPFAR_EL2, TCR_EL1
+from trapline.arm64.regs import HPFAR_EL2, ID_AA64PFR1_EL1, SCTLR_EL1, TCR_EL1
 from trapline.arm64.state import EL2_ABSENT, EL2_GUEST, EL2_OUTSIDE, REGIME_EL2
 from trapline.arm64.sysreg_functions import next_timer_count, private_lines, system_counter
-from trapline.arm64.walk import ACCESS_EXEC, translate_cached
+from trapline.arm64.walk import ACCESS_EXEC, INFO_GUARDED, translate, translate_cached
 from trapline.bits.native import (
     Ptr,
     addressof,
@@ -71,6 +72,7 @@ from trapline.engine.debug import (
 )
 from trapline.engine.handler import RAISE_KINDS
 from trapline.engine.state import (
+    GUARDED,
     ITLB_ENTRIES,
     PAGE_HEADER,
     RECORD_SHIFT,
@@ -82,6 +84,12 @@ from trapline.engine.state import (
 from trapline.engine.tlb import fill_code, select_regime, select_space, serve_sync
 
 TOP_BYTE = 0xFF << 56
+BTYPE_VENEER, BTYPE_CALL, BTYPE_JUMP = 1, 2, 3
+"""PSTATE.BTYPE after a jump by way of X16 or X17 or from a page that is not guarded; after a call; after any other jump."""
+HINT_MASK, BTI = 0xFFFFFF3F, 0xD503241F
+LANDS_CALL, LANDS_JUMP = 1, 2
+"""What BTI lets in, as bits 7:6 of its word."""
+PACIASP, PACIBSP = 0xD503233F, 0xD503237F
 CODE_LOCK = Shared.code_lock.offset
 
 
@@ -178,6 +186,7 @@ def undefined(cpu: Ptr[EngineState]) -> None:
 SVC, HVC, SMC, BRK = (RAISE_KINDS.index(k) for k in ("svc", "hvc", "smc", "brk"))
 EC_SVC, EC_HVC, EC_SMC, EC_BRK = int(EC.SVC64), int(EC.HVC64), int(EC.SMC64), int(EC.BRK64)
 EC_PC, EC_ILLEGAL = int(EC.PC_ALIGNMENT), int(EC.ILLEGAL)
+EC_BTI = int(EC.BTI)
 EC_IABT, EC_DABT = int(EC.INSN_ABORT_LOWER), int(EC.DATA_ABORT_LOWER)
 EC_BREAKPOINT, EC_STEP = int(EC.BREAKPOINT_LOWER), int(EC.STEP_LOWER)
 
@@ -412,6 +421,44 @@ def branch_address(cpu: Ptr[EngineState], target: u64) -> u64:
 
 
 @native
+def in_guarded_page(cpu: Ptr[EngineState], pc: u64) -> u1:
+    """Is the page that holds the instruction at `pc`, which is running, guarded?"""
+    tag = load64(cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4))
+    if tag & ~u64(GUARDED) == pc & ~u64(4095):
+        return tag & GUARDED != 0
+    _, _, _, info = translate(cpu, pc, ACCESS_EXEC)
+    return info & INFO_GUARDED != 0 and cpu.sysreg[ID_AA64PFR1_EL1.slot] & ID_AA64PFR1_EL1.BT.mask != 0
+
+
+@native
+def land(cpu: Ptr[EngineState], target: u64) -> None:
+    """The call or jump at arch.pc goes to `target`, where PSTATE.BTYPE may matter."""
+    word = current_word(cpu)
+    register = word >> 5 & 31
+    if word >> 21 & 1 != 0:
+        cpu.btype = BTYPE_CALL
+    elif register == 16 or register == 17 or not in_guarded_page(cpu, cpu.pc):
+        cpu.btype = BTYPE_VENEER
+    else:
+        cpu.btype = BTYPE_JUMP
+    cpu.pc = target
+    if cpu.poll_irq != 0 or cpu.poll_timer != 0 or cpu.poll_sync != 0:
+        service(cpu)
+
+
+@native
+def may_land(cpu: Ptr[EngineState], word: u32) -> u1:
+    """BTypeCompatible: may PSTATE.BTYPE, which is not 0, go with this first instruction of a guarded page's target?"""
+    if word & HINT_MASK == BTI:
+        let_in = LANDS_CALL if cpu.btype == BTYPE_CALL else LANDS_JUMP if cpu.btype == BTYPE_JUMP else u32(LANDS_CALL | LANDS_JUMP)
+        return word >> 6 & let_in != 0
+    if word == PACIASP or word == PACIBSP:
+        strict: u64 = SCTLR_EL1.BT0.mask if cpu.el == 0 else SCTLR_EL1.BT1.mask  # SCTLR_EL2 has them in the same places
+        return cpu.btype != BTYPE_JUMP or current_sctlr(cpu) & strict == 0
+    return word & 0xFFE0001F in (0xD4200000, 0xD4400000)  # BRK and HLT
+
+
+@native
 def lookup(cpu: Ptr[EngineState]) -> u64:
     """The record at arch.pc, taking exceptions as fetching it makes them due; 0 when the run ends."""
     while cpu.exit_code == Exit.NONE:
@@ -430,16 +477,17 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
         entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
         if pc & 3 != 0:
             misaligned_pc(cpu, pc)
-        elif load64(entry) != page:
+        elif load64(entry) & ~u64(GUARDED) != page:
             fetch_page(cpu, pc)
         elif cpu.il != 0:
             illegal_state(cpu)
         else:
             cpu.page_va = page
             cpu.records = load64(entry + 8)
-            if cpu.poll_sample != 0:
-                take_sample(cpu)
-            return cpu.records + ((pc & 4095) << RECORD_SHIFT)
+            if cpu.btype == 0 or arrives(cpu, load64(entry) & GUARDED != 0):
+                if cpu.poll_sample != 0:
+                    take_sample(cpu)
+                return cpu.records + ((pc & 4095) << RECORD_SHIFT)
     return 0
 
 
@@ -472,10 +520,10 @@ def debugged_record(cpu: Ptr[EngineState]) -> u64:
         return LOOK_AGAIN
     entry = itlb_entry(cpu, pc)
     page = pc & ~u64(4095)
-    if load64(entry) & ~u64(STEP_TAG) != page:
+    if load64(entry) & ~u64(STEP_TAG | GUARDED) != page:
         fetch_page(cpu, pc)
-        if load64(entry) == page:
-            store64(entry, page | STEP_TAG)
+        if load64(entry) & ~u64(GUARDED) == page:
+            store64(entry, load64(entry) | STEP_TAG)
         return LOOK_AGAIN
     if cpu.debug_active & (IN_PAGES | ANYWHERE) != 0 and breakpoint_hit(cpu, pc):
         debug_exception(cpu, EC_BREAKPOINT, 0)
@@ -483,7 +531,11 @@ def debugged_record(cpu: Ptr[EngineState]) -> u64:
     if cpu.il != 0:
         illegal_state(cpu)
         return LOOK_AGAIN
-    return lone_record(cpu, load64(entry + 8))
+    cpu.page_va = page
+    cpu.records = load64(entry + 8)
+    if cpu.btype != 0 and not arrives(cpu, load64(entry) & GUARDED != 0):
+        return LOOK_AGAIN
+    return lone_record(cpu, cpu.records)
 
 
 @native
@@ -516,6 +568,21 @@ def illegal_state(cpu: Ptr[EngineState]) -> None:
 
 
 @native
+def arrives(cpu: Ptr[EngineState], guarded: u1) -> u1:
+    """PSTATE.BTYPE is not 0: may the instruction at pc run? Else the branch target exception is taken.
+
+    BTYPE is cleared here and not when the instruction is complete. Only BRK could show the difference, and keeps it.
+    """
+    word = current_word(cpu)
+    if guarded and not may_land(cpu, word):
+        enter_exception(cpu, route_sync(cpu), u64(EC_BTI) << EC_SHIFT | IL | u64(cpu.btype), 0, V_SYNC, cpu.pc)
+        return False
+    if word & 0xFFE0001F != 0xD4200000:
+        cpu.btype = 0
+    return True
+
+
+@native
 def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
     """Enter the page of `pc` into the instruction TLB, or take the abort that prevents it."""
     fault, host, ipa, info = translate_cached(cpu, pc, ACCESS_EXEC, addressof(cpu.walks))
@@ -530,7 +597,8 @@ def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
     if records == 0:
         cpu.exit_code = Exit.CODE_FULL
         return
-    fill_code(cpu, pc, records, info)
+    guarded = info & INFO_GUARDED != 0 and cpu.sysreg[ID_AA64PFR1_EL1.slot] & ID_AA64PFR1_EL1.BT.mask != 0
+    fill_code(cpu, pc, GUARDED if guarded else u64(0), records, info)
 
 
 # ---- entry --------------------------------------------------------------------------------------------------------------------

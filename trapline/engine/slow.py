@@ -54,8 +54,8 @@ def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
 
 @native
 def is_unprivileged(cpu: Ptr[EngineState], meta: u32) -> u1:
-    """Is it an access with the rights of EL0: LDTR, STTR and their like, unless PSTATE.UAO says otherwise?"""
-    return meta & UNPRIVILEGED != 0 and (cpu.uao == 0 or cpu.el == 0)
+    """Is it an access with the rights of EL0: LDTR, STTR and their like, where they differ from others (`select_regime`)?"""
+    return meta & UNPRIVILEGED != 0 and cpu.tlb_user == cpu.bank
 
 
 @native
@@ -65,6 +65,7 @@ def enter_page(cpu: Ptr[EngineState], va: u64, write: u1, meta: u32) -> tuple[u3
     tlb = cpu.tlb
     if is_unprivileged(cpu, meta):
         access = access | ACCESS_UNPRIVILEGED
+    if meta & UNPRIVILEGED != 0:
         tlb = cpu.tlb_user
     fault, host, ipa, info = translate_cached(cpu, va, access, addressof(cpu.walks))
     if fault == 0 and current_sctlr(cpu) & SCTLR_EL1.A.mask == 0 and not keep_out(cpu, va):

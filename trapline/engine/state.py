@@ -33,6 +33,9 @@ TLB_INVALID = 1 << 11
 """A tag that no probe asks for: page addresses, with the low bits of a misaligned address left in (up to 15), or of a misaligned
 branch target (up to 3)."""
 
+GUARDED = 1 << 2
+"""Bit of an instruction TLB tag: the page is guarded, calls and jumps into it must land on instructions made for that."""
+
 RECORD_SIZE = 32
 """Bytes of a predecoded instruction: handler address and operands."""
 RECORD_SHIFT = 3
@@ -78,7 +81,7 @@ class TlbEntry(ctypes.Structure):
 
 
 class ItlbEntry(ctypes.Structure):
-    """One instruction TLB entry: virtual page to predecoded records."""
+    """One instruction TLB entry: virtual page (with GUARDED, or TLB_INVALID) to predecoded records."""
 
     _fields_ = [("tag", c_uint64), ("records", c_uint64)]
 
@@ -125,6 +128,8 @@ class SyncItem(ctypes.Structure):
 
 class EngineState(CpuState):
     """One vCPU of the engine: architectural state, and after it what only the engine knows.
+
+    `tlb` and `tlb_user` point to the data TLBs of ordinary and of unprivileged accesses (LDTR).
 
     The `poll_` bytes lie in one aligned word that handlers test at every taken branch: each is a reason to stop and look
     (`runtime.service`), and each has a byte of its own so that other threads set it with a plain store.

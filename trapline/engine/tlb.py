@@ -143,13 +143,13 @@ def fill_data(cpu: Ptr[EngineState], tlb: u64, va: u64, host: u64, info: u32) ->
 
 
 @native
-def fill_code(cpu: Ptr[EngineState], pc: u64, records: u64, info: u32) -> None:
-    """Enter the predecoded page of an address into the current instruction TLB."""
+def fill_code(cpu: Ptr[EngineState], pc: u64, mark: u64, records: u64, info: u32) -> None:
+    """Enter the predecoded page of an address into the current instruction TLB; `mark` is GUARDED or 0."""
     index = pc >> 12 & (ITLB_ENTRIES - 1)
     table = Ptr[CodeTlb](cpu.itlb)
     entry = table.entries[index]
     entry.records = records
-    entry.tag = pc & ~u64(4095)
+    entry.tag = pc & ~u64(4095) | mark
     note(table.contents, index // CODE_CHUNK, pc, info)
 
 

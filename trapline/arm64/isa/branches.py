@@ -39,7 +39,7 @@ def test_bit_and_branch(cpu: Any, i: Any) -> None:
 @insn("1101011 0000 11111 000000 Rn:5 00000", asm="br {Rn:X}")
 def br(cpu: Any, i: Any) -> None:
     """BR."""
-    cpu.branch(cpu.X(i.Rn))
+    cpu.branch(cpu.X(i.Rn), landing=True)
 
 
 @insn("1101011 0001 11111 000000 Rn:5 00000", asm="blr {Rn:X}")
@@ -47,7 +47,7 @@ def blr(cpu: Any, i: Any) -> None:
     """BLR."""
     target = cpu.X(i.Rn)
     cpu.set_X(30, cpu.link())
-    cpu.branch(target)
+    cpu.branch(target, landing=True)
 
 
 @insn("1101011 0010 11111 000000 Rn:5 00000", asm="ret<Rn=30| {Rn:X}>")

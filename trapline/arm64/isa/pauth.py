@@ -110,7 +110,7 @@ def branch_to(cpu: Any, i: Any, modifier: Bits | int) -> None:
     target = authenticate(cpu, i.key, cpu.X(i.Rn), modifier)
     if i.link:
         cpu.set_X(LR, cpu.link())
-    cpu.branch(target)
+    cpu.branch(target, landing=True)
 
 
 @insn("1101011 0 0 10 11111 0000 1 key:1 11111 11111", feature="FEAT_PAuth", asm="reta{key:a|b}")

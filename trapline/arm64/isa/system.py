@@ -88,6 +88,11 @@ def nop(cpu: Any, i: Any) -> None:
     """NOP."""
 
 
+@insn(HINT + " 0100 targets:2 0 11111", asm="bti{targets:| c| j| jc}", over="hint")
+def bti(cpu: Any, i: Any) -> None:
+    """BTI: where calls (c) and jumps (j) into a guarded page may land. The branch looks at it; executing it does nothing."""
+
+
 @insn(HINT + " 0000 001 11111", asm="yield", over="hint")
 def yield_(cpu: Any, i: Any) -> None:
     """YIELD: says that others have better use for the time."""

@@ -135,6 +135,8 @@ class SCTLR_EL2(
     LSMAOE = Field(29)
     EnIB = Field(30)
     EnIA = Field(31)
+    BT0 = Field(35)
+    BT = Field(36)
     DSSBS = Field(44)
     EPAN = Field(57)
 

@@ -1,13 +1,24 @@
-"""Fields of registers that exist only with a feature: RES0 on a machine without it."""
+"""Fields of registers that exist only with a feature. Without it they keep their reset value: RES0, and SPAN RES1."""
 
 from __future__ import annotations
 
 from collections.abc import Container
 
-from trapline.arm64.regs.el2 import HCR_EL2
+from trapline.arm64.regs.el1 import SCTLR_EL1, SPSR_EL1
+from trapline.arm64.regs.el2 import HCR_EL2, SCTLR_EL2, SPSR_EL2
 from trapline.arm64.regs.special import FPCR
 from trapline.arm64.sysreg import Sysreg
 from trapline.registers import Field
+
+_SPSR = {
+    "BTI": (SPSR_EL1.BTYPE,),
+    "SSBS": (SPSR_EL1.SSBS,),
+    "PAN": (SPSR_EL1.PAN,),
+    "UAO": (SPSR_EL1.UAO,),
+    "DIT": (SPSR_EL1.DIT,),
+    "MTE2": (SPSR_EL1.TCO,),
+}
+"""SPSR_EL2 has them in the same places."""
 
 _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
     FPCR: {"FP16": (FPCR.FZ16,)},
@@ -26,11 +37,27 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "RME": (HCR_EL2.GPF,),
         "MIOCNCE": (HCR_EL2.MIOCNCE,),
     },
+    SPSR_EL1: _SPSR,
+    SPSR_EL2: _SPSR,
+    SCTLR_EL1: {
+        "BTI": (SCTLR_EL1.BT0, SCTLR_EL1.BT1),
+        "PAuth": (SCTLR_EL1.EnIA, SCTLR_EL1.EnIB, SCTLR_EL1.EnDA, SCTLR_EL1.EnDB),
+        "PAN": (SCTLR_EL1.SPAN,),
+        "SSBS": (SCTLR_EL1.DSSBS,),
+        "CSV2_2": (SCTLR_EL1.TSCXT,),
+    },
+    SCTLR_EL2: {
+        "BTI": (SCTLR_EL2.BT0, SCTLR_EL2.BT),
+        "PAuth": (SCTLR_EL2.EnIA, SCTLR_EL2.EnIB, SCTLR_EL2.EnDA, SCTLR_EL2.EnDB),
+        "PAN": (SCTLR_EL2.SPAN,),
+        "SSBS": (SCTLR_EL2.DSSBS,),
+        "CSV2_2": (SCTLR_EL2.TSCXT,),
+    },
 }
 """The fields by register and feature."""
 
 
 def absent_bits(reg: type[Sysreg], features: Container[str]) -> int:
-    """The bits of a register that are RES0 for want of a feature."""
+    """The bits of a register that a write leaves alone for want of a feature."""
     needs = _NEEDS.get(reg, {})
     return sum(field.mask for feature, fields in needs.items() if feature not in features for field in fields)

@@ -27,6 +27,7 @@ from trapline.engine.handler import (
     Handler,
 )
 from trapline.engine.state import (
+    GUARDED,
     ITLB_BITS,
     PAGE_GENERATION,
     PAGE_HEADER,
@@ -307,7 +308,8 @@ class RegionEmitter:
                 row = emit.let(f"and i64 {row}, {(1 << ITLB_BITS) - 1}")
                 itlb = emit.let(f"load ptr, ptr {line._field(EngineState.itlb.offset)}")
                 entry = emit.let(f"getelementptr [2 x i64], ptr {itlb}, i64 {row}")
-                self._require(line, emit.let(f"icmp eq i64 {emit.let(f'load i64, ptr {entry}')}, %va{name}"))
+                tag = emit.let(f"and i64 {emit.let(f'load i64, ptr {entry}')}, {~GUARDED}")
+                self._require(line, emit.let(f"icmp eq i64 {tag}, %va{name}"))
                 records = emit.let(f"load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
                 emit.add(f"%at{name} = inttoptr i64 {records} to ptr")
                 wanted = emit.let(f"load i64, ptr getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k + 8})")
@@ -391,7 +393,7 @@ class RegionEmitter:
         if target is not None:
             self._edge(here, target, dirty)
         else:
-            self._indirect(here, line.emit(branch.target), dirty)
+            self._indirect(here, line.emit(branch.target), branch.landing, dirty)
 
     def _edge(self, here: Instruction, target: Place, dirty: set[int]) -> None:
         """Go on at a place inside the region or leave for it; whatever may close a cycle asks whether something waits."""
@@ -420,7 +422,7 @@ class RegionEmitter:
         self._ways_out += [f"{serve}:", *way.emit.lines]
         self._take(way)
 
-    def _indirect(self, here: Instruction, target: str, dirty: set[int]) -> None:
+    def _indirect(self, here: Instruction, target: str, landing: bool, dirty: set[int]) -> None:
         """A computed branch: return to a call of the region if it goes there, else look the address up."""
         if here.is_return:
             for place in self.region.returns:
@@ -434,8 +436,8 @@ class RegionEmitter:
                 line.emit.add(f"{miss}:")
                 self._lines += line.emit.lines
         way = self._line("c", Recorder(_no_slot), here.place)
-        self._flush(way, dirty, page=False)
-        way._goto(target)
+        self._flush(way, dirty, page=landing)  # a checked landing asks what branched, and from which page
+        way._goto(target, landing, self._record(way, here.place) if landing else "%rec")
         self._lines += way.emit.lines
         self._take(way)
 
@@ -466,7 +468,7 @@ class RegionEmitter:
             self._flush(line, dirty, page=False)
             entry = self.region.entry[0]
             distance = (place[0] - entry << 12) + (place[1] << 2)
-            line._goto(line.emit.let(f"add i64 %va{_name(entry)}, {distance}"))
+            line._goto(line.emit.let(f"add i64 %va{_name(entry)}, {distance}"), landing=False)
         out += line.emit.lines
         self._take(line)
 

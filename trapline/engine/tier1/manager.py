@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trapline.engine.state import (
+    GUARDED,
     ITLB_ENTRIES,
     PAGE_BYTES,
     PAGE_HEADER,
@@ -192,7 +193,7 @@ class Regions:
                 continue  # it has not been started yet
             table = memoryview((ItlbEntry * ITLB_ENTRIES).from_address(cpu.state.itlb)).cast("B").cast("Q")
             for tag, records in zip(table[::2].tolist(), table[1::2].tolist(), strict=True):
-                places[records] = (cpu, tag)
+                places[records] = (cpu, tag & ~GUARDED)
         undecoded = self.engine.shared.undecoded
         for spot, built in list(self._bound.items()):
             place = places.get(spot.records)
@@ -224,7 +225,7 @@ class Pages:
         if distance not in self._known:
             va = self._va + (distance << 12) & (1 << 64) - 1
             entry = ItlbEntry.from_address(self._cpu.state.itlb + (va >> 12 & ITLB_ENTRIES - 1) * ctypes.sizeof(ItlbEntry))
-            self._known[distance] = entry.records if entry.tag == va else None
+            self._known[distance] = entry.records if entry.tag & ~GUARDED == va else None
         return self._known[distance]
 
     def text(self, distance: int) -> bytes | None:

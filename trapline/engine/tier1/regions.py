@@ -76,7 +76,9 @@ class Instruction:
     @property
     def is_return(self) -> bool:
         branch = self.branch
-        return branch is not None and branch.delta is None and branch.target.op == "state" and branch.target.attr == LINK
+        if branch is None or branch.delta is not None or branch.landing:
+            return False
+        return branch.target.op == "state" and branch.target.attr == LINK
 
 
 def step(place: Place, distance: int) -> Place:
