@@ -34,6 +34,9 @@ class FakeCpu:
     def reset(self) -> None:
         self.script.clear()
 
+    def instruction_restarts(self) -> None:
+        pass
+
     def request_flush(self) -> None:
         self.flushes += 1
 

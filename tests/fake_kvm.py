@@ -114,6 +114,8 @@ class FakeVm:
 class FakeSystem:
     """Each machine that is made takes the next program; the last one stays."""
 
+    turns = None
+
     def __init__(self, *programs: Program) -> None:
         self.programs = list(programs)
         self.vms: list[FakeVm] = []

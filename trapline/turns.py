@@ -9,6 +9,7 @@ turns only, by an `Outside`.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random as Generator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 QUANTUM = 100_000
 """Instructions of a turn."""
+
+EPOCH = 1_767_225_600.0
+"""2026-01-01 00:00:00 UTC."""
 
 
 class Outside(Protocol):
@@ -61,8 +65,12 @@ class Turns(World):
     def __init__(self, seed: int = 0, quantum: int = QUANTUM) -> None:
         self.seed = seed
         self.quantum = quantum
+        self.epoch = EPOCH
+        """What a real-time clock shows when the virtual clock reads 0: seconds since 1970."""
         self.retired = 0
         """Instructions of all vCPUs so far."""
+        self.exits = 0
+        """How often a vCPU's processor came back to the hypervisor."""
         self.skipped = 0
         """Nanoseconds that passed without an instruction."""
         self.clock = VirtualClock(self)
@@ -73,6 +81,7 @@ class Turns(World):
         self.on_stop: Callable[[], None] = lambda: None
         self.trace: Callable[[Any, str], None] | None = None
         """Called after each run of a vCPU's processor, with the processor and the kind of its exit."""
+        self._sources: Counter[str] = Counter()
         self._left = quantum
         self._alarms: list[tuple[int, int, Callable[[], None]]] = []
         self._serial = 0
@@ -108,8 +117,13 @@ class Turns(World):
         return TurnQueue(name, self)
 
     def entropy(self, purpose: str) -> Callable[[int], bytes]:
-        """A source of bytes that depends on the seed and what it is for, and on nobody else's use of randomness."""
-        return Generator(f"{self.seed}:{purpose}").randbytes
+        """A source of bytes that depends on the seed, what it is for, and how often one was asked for that before."""
+        self._sources[purpose] += 1
+        return Generator(f"{self.seed}:{purpose}:{self._sources[purpose]}").randbytes
+
+    def wall_clock(self) -> float:
+        """Seconds since 1970, as a real-time clock in the machine counts them."""
+        return self.epoch + self.now / 1e9
 
     # --- a turn --------------------------------------------------------------------------------------------------------------
 
@@ -123,9 +137,15 @@ class Turns(World):
         return max(budget, 0)
 
     def spend(self, instructions: int) -> None:
-        """So many instructions have retired."""
+        """So many instructions have retired before an exit."""
         self.retired += instructions
+        self.exits += 1
         self._left -= instructions
+
+    def take_back(self) -> None:
+        """The last instruction did not retire after all: it will run again."""
+        self.retired -= 1
+        self._left += 1
 
     def give_up(self) -> None:
         """End this turn early."""

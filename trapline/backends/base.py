@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from trapline.abi.ioctl import Ioctl
+from trapline.turns import Turns
 
 
 class Backend(Protocol):
     """One way to reach a KVM. Files are small integers, as the kernel's are; they are the backend's own, not the process's."""
 
     name: str
+    turns: Turns | None
+    """What makes the backend deterministic: its vCPUs' turns and time. None when it lives in the host's time."""
 
     def open(self) -> int:
         """A new file of the KVM device itself."""

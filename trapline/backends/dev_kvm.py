@@ -20,6 +20,7 @@ from trapline.abi.ioctl import Ioctl
 from trapline.abi.system import KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
 from trapline.abi.vcpu import KVM_RUN
 from trapline.errors import KvmError, NotSupported
+from trapline.turns import Turns
 
 KICK_SIGNAL = signal.SIGUSR1
 """Interrupts a thread that is in KVM_RUN. Its handler does nothing."""
@@ -41,6 +42,7 @@ class DevKvm:
     """The host's KVM."""
 
     name = "kvm"
+    turns: Turns | None = None
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         self._path = path

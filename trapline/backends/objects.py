@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -171,6 +172,20 @@ class System:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.file = backend.open()
+        self.turns = backend.turns
+        """Time, order and randomness of a deterministic KVM: None for any other."""
+        self._vms: weakref.WeakSet[Vm] = weakref.WeakSet()
+
+    def stop_at(self, instructions: int | None) -> None:
+        """Let no vCPU run past this count of `turns.retired`: from there on every `Vcpu.run` returns IntrExit. None lifts that."""
+        if self.turns is None:
+            raise NotSupported("only a deterministic KVM counts instructions: open it with deterministic=True")
+        self.turns.stop_at, self.turns.on_stop = instructions, self._kick_all
+
+    def _kick_all(self) -> None:
+        for vm in self._vms:
+            for vcpu in vm.vcpus:
+                vcpu.kick()
 
     @property
     def api_version(self) -> int:
@@ -188,7 +203,9 @@ class System:
                 raise NotSupported(f"no VM feature {name!r}: there are {', '.join(VM_FEATURES)}")
             if wanted and not self.check_extension(VM_FEATURES[name]):
                 raise NotSupported(f"the {self.backend.name} backend has no {name} ({VM_FEATURES[name].name} is 0)")
-        return Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), features)
+        vm = Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), features)
+        self._vms.add(vm)
+        return vm
 
     def close(self) -> None:
         """Close the device file. VMs made from it live on."""

@@ -10,7 +10,8 @@ from functools import cache
 
 from trapline.backends.base import Backend
 from trapline.backends.objects import System
-from trapline.errors import BadInput
+from trapline.errors import BadInput, NotSupported
+from trapline.turns import Turns
 
 DEVICE = "/dev/kvm"
 NAMES = ("auto", "software", "kvm")
@@ -42,7 +43,7 @@ def warn_once(reason: str) -> None:
     print(f"trapline: using the software machine, not {DEVICE}: {reason}", file=sys.stderr)
 
 
-def make_backend(name: str) -> Backend:
+def make_backend(name: str, turns: Turns | None = None) -> Backend:
     """A backend by name. The software machine's libraries are imported only here, when one is asked for."""
     if name == "kvm":
         from trapline.backends.dev_kvm import DevKvm
@@ -50,13 +51,21 @@ def make_backend(name: str) -> Backend:
         return DevKvm(DEVICE)
     from trapline.backends.software import Software
 
-    return Software()
+    return Software(turns=turns)
 
 
-def open_system(backend: str = "auto") -> System:
-    """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it."""
+def open_system(backend: str = "auto", *, deterministic: bool = False, seed: int = 0) -> System:
+    """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it.
+
+    A `deterministic` one is always the software machine. Its time is made of instructions and its randomness of the `seed`
+    (`System.turns`), so that the same program does the same again.
+    """
     if backend not in NAMES:
         raise BadInput(f"no backend {backend!r}: choose one of {', '.join(NAMES)}")
+    if deterministic:
+        if backend == "kvm":
+            raise NotSupported("only the software backend can be deterministic")
+        return System(make_backend("software", Turns(seed)))
     if backend == "auto":
         choice = choose()
         if choice.name == "software":

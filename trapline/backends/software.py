@@ -13,6 +13,7 @@ from trapline.kvm import system as kvm_system
 from trapline.kvm import vcpu as kvm_vcpu
 from trapline.kvm import vm as kvm_vm
 from trapline.kvm.arch import Arch
+from trapline.turns import Turns
 
 KINDS: Mapping[type, str] = {
     kvm_system.System: "system",
@@ -29,11 +30,11 @@ class UndeclaredErrno(TraplineError):
     """A body failed with an errno that its declaration has no cause for: a mistake of this package, not of the caller."""
 
 
-def default_arch() -> Arch:
+def default_arch(turns: Turns | None = None) -> Arch:
     """KVM/arm64 on a new software machine. Imported here, because the machine brings LLVM with it."""
     from trapline.kvm.arm64.machine import Arm64
 
-    return Arm64.on_software_machine()
+    return Arm64.on_software_machine(turns)
 
 
 class Software:
@@ -41,8 +42,10 @@ class Software:
 
     name = "software"
 
-    def __init__(self, arch: Arch | None = None) -> None:
-        self.system = kvm_system.System(arch if arch is not None else default_arch())
+    def __init__(self, arch: Arch | None = None, turns: Turns | None = None) -> None:
+        """`turns` makes the machine deterministic."""
+        self.turns = turns
+        self.system = kvm_system.System(arch if arch is not None else default_arch(turns))
         self.bodies: Mapping[Ioctl, Callable[..., int]] = bodies((*CORE, *self.system.arch.modules))
 
     def open(self) -> int:

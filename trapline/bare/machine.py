@@ -207,6 +207,9 @@ class BareVm:
 class BareSystem:
     """Where bare machines come from; as `backends.objects.System`."""
 
+    turns = None
+    """Bare machines live in the host's time."""
+
     def __init__(self, el2: bool = False, features: Features | None = None) -> None:
         self.el2, self.features = el2, features
 

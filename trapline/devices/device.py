@@ -132,6 +132,10 @@ class MmioDevice:
             self.__dict__[reg.name] = reg.reset
         self.update_irq()
 
+    def state(self) -> tuple[object, ...]:
+        """What the device is at this moment, as plain values that print alike whenever they are alike."""
+        return (*(self.__dict__[reg.name] for reg in self.registers.values()), self.irq.level)
+
     def irq_level(self) -> bool:
         """The interrupt line as a function of the registers."""
         return False

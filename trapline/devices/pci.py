@@ -97,6 +97,13 @@ class PciBus(MmioDevice, size=0x1000_0000, compatible=("pci-host-ecam-generic",)
             function.reset()
         super().reset()
 
+    def state(self) -> tuple[object, ...]:
+        """Every function with its BARs and what is behind them."""
+        return tuple(
+            (number, bytes(function.config), function.command, *((bar.address, bar.device.state()) for bar in function.bars))
+            for number, function in sorted(self.functions.items())
+        )
+
     def read_area(self, offset: int, size: int) -> int:
         """Configuration of a function, or all ones."""
         function = self.functions.get(offset >> ECAM_FUNCTION_SHIFT)

@@ -35,6 +35,10 @@ class TestArea(MmioDevice):
         self.count = 0
         super().reset()
 
+    def state(self) -> tuple[object, ...]:
+        """The chosen test and its count."""
+        return self.test, self.count
+
     @property
     def target(self) -> int:
         """The offset that the chosen test counts writes to."""

@@ -79,6 +79,10 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         self.polls = 0
         super().reset()
 
+    def state(self) -> tuple[object, ...]:
+        """Registers, FIFO and what waits outside it."""
+        return (*super().state(), bytes(self.fifo), bytes(self.backlog), self.polls)
+
     def irq_level(self) -> bool:
         """UARTINTR: any unmasked interrupt."""
         return self.RIS & self.IMSC != 0

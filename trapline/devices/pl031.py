@@ -43,6 +43,10 @@ class PL031(PrimeCell, part=0x031, revision=1, compatible=("arm,pl031", "arm,pri
         self.cancel()
         super().reset()
 
+    def state(self) -> tuple[object, ...]:
+        """Registers, and how far the guest has moved the clock."""
+        return (*super().state(), self.offset)
+
     def irq_level(self) -> bool:
         """RTCINTR: the alarm, unless masked."""
         return bool(self.RIS & self.IMSC)

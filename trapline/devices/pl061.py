@@ -34,6 +34,10 @@ class PL061(PrimeCell, part=0x061, compatible=("arm,pl061", "arm,primecell")):
         self.outputs = 0
         super().reset()
 
+    def state(self) -> tuple[object, ...]:
+        """Registers and lines."""
+        return (*super().state(), self.inputs, self.outputs)
+
     def irq_level(self) -> bool:
         """GPIOINTR: any enabled line's interrupt; level interrupts follow their line."""
         self.RIS = self.RIS & ~self.IS | self.level_interrupts()

@@ -119,6 +119,9 @@ class Cpu:
         else:
             raise AssertionError(f"unknown exit {code}")
 
+    def instruction_restarts(self) -> None:
+        """The hypervisor has cured the abort that ended the last run, and the instruction runs again. For those who count."""
+
     def kick(self) -> None:
         """Make `enter` return soon; from any thread, and remembered if the guest is not running."""
         self.state.poll_kick = 1

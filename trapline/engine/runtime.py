@@ -465,6 +465,9 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
         if cpu.poll_kick != 0:  # a guest that takes one exception after the other may never reach a branch
             service(cpu)
             continue
+        if cpu.icount >= cpu.stop:  # such exceptions take as long as instructions do, or virtual time would stand still
+            interrupt_hypervisor(cpu)
+            continue
         if cpu.debug_active != 0:
             record = debugged_record(cpu)
             if record == LOOK_AGAIN:
@@ -476,10 +479,12 @@ def lookup(cpu: Ptr[EngineState]) -> u64:
         page = pc & ~u64(4095)
         entry = cpu.itlb + (((pc >> 12) & (ITLB_ENTRIES - 1)) << 4)
         if pc & 3 != 0:
+            cpu.icount = cpu.icount + 1
             misaligned_pc(cpu, pc)
         elif load64(entry) & ~u64(GUARDED) != page:
             fetch_page(cpu, pc)
         elif cpu.il != 0:
+            cpu.icount = cpu.icount + 1
             illegal_state(cpu)
         else:
             cpu.page_va = page
@@ -587,6 +592,7 @@ def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
     """Enter the page of `pc` into the instruction TLB, or take the abort that prevents it."""
     fault, host, ipa, info = translate_cached(cpu, pc, ACCESS_EXEC, addressof(cpu.walks))
     if fault != 0:
+        cpu.icount = cpu.icount + 1
         instruction_abort(cpu, fault, pc, ipa)
         return
     shared = Ptr[Shared](cpu.shared)

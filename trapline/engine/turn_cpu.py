@@ -46,6 +46,11 @@ class TurnCpu(Cpu):
             turns.trace(self, exit.kind)
         return exit
 
+    def instruction_restarts(self) -> None:
+        """The abort that ended the last run was none of the guest's business: the instruction counts when it runs again."""
+        self.state.icount -= 1
+        self.turns.take_back()
+
     def aim(self) -> None:
         """Stop the guest at the end of its turn, or when a timer is due before that."""
         state = self.state

@@ -21,7 +21,9 @@ from trapline.ui import options as opt
 if TYPE_CHECKING:
     from trapline.backends.objects import System
     from trapline.bare.machine import BareSystem
-    from trapline.vmm.machine import Config
+    from trapline.devices.virtio.block import Image
+    from trapline.vmm.deterministic import TurnSession
+    from trapline.vmm.machine import Config, Software
 
 EXIT_RESET = 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -140,9 +142,13 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
         for path, read_only in config.disks:
             disks.append(Image(path, read_only))
             stack.callback(disks[-1].close)
-        system = open_machine_room(options, config)
-        stack.callback(system.close)
-        session = Session(system, config, software, disks, end_of_input=end_of_input)
+        session: Session
+        if config.deterministic is None:
+            system = open_machine_room(options, config)
+            stack.callback(system.close)
+            session = Session(system, config, software, disks, end_of_input=end_of_input)
+        else:
+            session = make_turn_session(stack, config, software, disks, end_of_input)
         try:
             ending = session.run()
         except Timeout as timeout:
@@ -154,7 +160,7 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
             raise GuestCrash(ending.why, ending.report)
         case Outcome.POWER_OFF:
             return session.exit_status or 0
-        case Outcome.QUIT:
+        case Outcome.QUIT | Outcome.STOPPED:
             return 0
 
 
@@ -167,6 +173,23 @@ def open_machine_room(options: argparse.Namespace, config: Config) -> System | B
     from trapline.backends.select import open_system
 
     return open_system(options.backend)
+
+
+def make_turn_session(stack: ExitStack, config: Config, software: Software, disks: list[Image], end_of_input: bytes) -> TurnSession:
+    """The session of a deterministic run, which says at its end how far it came and what the machine was like."""
+    from trapline.backends.select import open_system
+    from trapline.vmm.deterministic import TurnSession
+    from trapline.vmm.trace import TraceWriter
+
+    wanted = config.deterministic
+    assert wanted is not None
+    system = stack.enter_context(open_system("software", deterministic=True, seed=wanted.seed))
+    assert system.turns is not None
+    if wanted.trace is not None:
+        stack.enter_context(TraceWriter(system.turns, wanted.trace))
+    session = TurnSession(system, config, software, disks, end_of_input=end_of_input, stop_at=wanted.stop_at)
+    stack.callback(session.report)
+    return session
 
 
 def doctor_command(options: argparse.Namespace) -> int:

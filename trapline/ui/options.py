@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from trapline.errors import BadInput
 from trapline.vmm.board import MiB
-from trapline.vmm.machine import Config
+from trapline.vmm.machine import Config, Deterministic
 
 UNITS = {"": MiB, "K": 1 << 10, "M": MiB, "G": 1 << 30, "T": 1 << 40}
 BACKENDS = ("auto", "software", "kvm")
@@ -54,6 +54,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    """A whole number, not negative; 0x and underscores as in Python."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return value
+
+
 def disk(text: str) -> tuple[Path, bool]:
     """A disk image, and whether it is read-only: FILE or FILE,ro."""
     read_only = text.endswith(READ_ONLY_SUFFIX)
@@ -74,8 +85,6 @@ MISSING = (
     Missing("--nested", "nested virtualisation"),
     Missing("--aarch32", "32-bit guests"),
     Missing("--gdb", "the gdb stub", takes_value=True),
-    Missing("--trace", "the trace writer", takes_value=True),
-    Missing("--deterministic", "deterministic execution"),
 )
 
 
@@ -104,6 +113,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--el2", action="store_true", help="with --machine bare: the processors have EL2 and start there")
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
+    again = parser.add_argument_group("repeatable runs")
+    again.add_argument("--deterministic", action="store_true", help="time from instructions, randomness from the seed, one host thread")
+    again.add_argument("--seed", type=number, metavar="N", help="seed of a deterministic run (0)")
+    again.add_argument("--stop-at", type=number, metavar="N", help="stop a deterministic run after N instructions and show the CPUs")
+    again.add_argument("--trace", type=Path, metavar="FILE", help="write every exit of a deterministic run as a line of JSON")
     later = parser.add_argument_group("not there yet (refused)")
     for option in MISSING:
         later.add_argument(
@@ -134,10 +148,25 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         timeout=options.timeout,
         machine=options.machine,
         el2=options.el2,
+        deterministic=deterministic_from(options),
         **boot,
     )
     config.check()
     return config
+
+
+def deterministic_from(options: argparse.Namespace) -> Deterministic | None:
+    """What the options say about a deterministic run; None if it is not to be one."""
+    if options.deterministic:
+        if options.backend == "kvm":
+            raise BadInput("--deterministic: only the software backend can be that; leave --backend out")
+        if options.machine == "bare":
+            raise BadInput("--deterministic: bare machines cannot be that yet; leave --machine out")
+        return Deterministic(options.seed or 0, options.stop_at, options.trace)
+    for name in ("seed", "stop_at", "trace"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')} needs --deterministic")
+    return None
 
 
 def quote_command(words: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ STATUS_LINE = re.compile(rb"EXIT: STATUS=(\d+)")
 LONGEST_LINE = 4096
 
 READ_BYTES = 4096
+"""How much of stdin is read at once."""
 
 
 class Output:

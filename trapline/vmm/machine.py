@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,15 @@ PCI_TEST_SLOT = 1 << 3
 """Device 1, function 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class Deterministic:
+    """A machine whose time is made of instructions: its seed, where to stop (in instructions), where to write its exits."""
+
+    seed: int = 0
+    stop_at: int | None = None
+    trace: Path | None = None
+
+
 @dataclass(slots=True)
 class Config:
     """What the user asked for. Sizes in bytes; `disks` are (image file, read-only).
@@ -87,6 +97,7 @@ class Config:
     timeout: float | None = None
     machine: str = "virt"
     el2: bool = False
+    deterministic: Deterministic | None = None
 
     def check(self) -> None:
         """Refuse what no machine can have, in one line."""
@@ -145,6 +156,7 @@ class Machine:
         output: Callable[[bytes], None],
     ) -> None:
         self.config = config
+        self.turns = system.turns
         self.lock = threading.Lock()
         self.bus = Bus()
         plan = software.plan(config.memory)
@@ -191,6 +203,8 @@ class Machine:
             with self.lock:
                 callback()
 
+        if self.turns is not None:
+            return self.turns.call_at(self.turns.now + int(delay * 1e9), ring)
         timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), ring)
         timer.daemon = True
         timer.start()
@@ -233,7 +247,7 @@ class Machine:
         pci = PciBus({PCI_TEST_SLOT: pci_testdev()} if self.config.pci_testdev else {})
         placed: list[tuple[int, MmioDevice]] = [
             (UART.base, self.uart),
-            (RTC.base, PL031(self._spi(RTC_SPI), schedule=self.schedule)),
+            (RTC.base, PL031(self._spi(RTC_SPI), time.time if self.turns is None else self.turns.wall_clock, self.schedule)),
             (GPIO.base, self.gpio),
             (PCIE_ECAM.base, pci),
             (PCIE_MMIO.base, PciWindow(pci, Command.MEMORY, PCIE_MMIO.base, PCIE_MMIO.size)),
@@ -244,13 +258,17 @@ class Machine:
 
     def _add_virtio(self, disks: Iterable[Image]) -> list[VirtioMmio]:
         devices: list[VirtioDevice] = [VirtioBlock(image, serial=f"trapline-{n}") for n, image in enumerate(disks)]
-        devices.append(VirtioRng())
+        devices.append(VirtioRng(self._entropy("virtio-rng")))
         if self.console is not None:
             devices.append(self.console)
         slots = [VirtioMmio(device, self.ram, self._spi(VIRTIO_SPI + index)) for index, device in enumerate(devices)]
         for index, slot in enumerate(slots):
             self.bus.add(virtio_slot(index).base, slot)
         return slots
+
+    def _entropy(self, purpose: str) -> Callable[[int], bytes]:
+        """Random bytes: the host's, or those that the seed of a deterministic machine gives."""
+        return os.urandom if self.turns is None else self.turns.entropy(purpose)
 
     def _device_tree(self, plan: boot.Plan) -> bytes:
         return fdt.build(
@@ -260,7 +278,7 @@ class Machine:
                 virtio_slots=tuple(range(len(self.virtio))),
                 bootargs=self.config.params,
                 initrd=plan.initrd,
-                seed=os.urandom(SEED_BYTES),
+                seed=self._entropy("device tree")(SEED_BYTES),
                 el2=self.config.el2,
             )
         )

@@ -33,6 +33,7 @@ class Outcome(Enum):
     RESET = "the guest asked for a reset"
     CRASH = "the guest crashed"
     QUIT = "stopped from outside"
+    STOPPED = "it has run as many instructions as were asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,12 @@ class VcpuThread:
 
     def _run(self) -> None:
         try:
-            self._loop()
+            self.loop()
         except BaseException as error:  # noqa: B902 - whatever it is, the machine ends with a report and not with a hang
             self.runner.crash(self, f"{type(error).__name__}: {error}", error)
 
-    def _loop(self) -> None:
+    def loop(self) -> None:
+        """Run until the machine ends."""
         runner, vcpu, machine = self.runner, self.vcpu, self.runner.machine
         run, bus, lock, remember = vcpu.run, machine.bus, machine.lock, self.recent.append
         while runner.ending is None:
@@ -169,6 +171,11 @@ class Runner:
         """Pass the registers of each vCPU to `show`, from the vCPU's own thread."""
         for thread in self.threads:
             thread.ask(lambda asked: show(describe_cpu(asked.vcpu)))
+
+    def describe_all(self, show: Callable[[str], None]) -> None:
+        """Pass the registers of each vCPU to `show`. None of them may be running."""
+        for thread in self.threads:
+            show(describe_cpu(thread.vcpu))
 
     def _patience(self, deadline: float | None) -> float:
         return WATCH_SECONDS if deadline is None else max(0.0, min(WATCH_SECONDS, deadline - time.monotonic()))

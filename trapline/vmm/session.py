@@ -43,29 +43,47 @@ class Session:
     def run(self) -> Ending:
         """Run to the end. Raises Timeout; BadInput if the machine cannot be built."""
         deadline = None if self.config.timeout is None else time.monotonic() + self.config.timeout
+        with ExitStack() as stack:
+            self.machine = self._make_machine()
+            self._attach_input(stack)
+            while True:
+                ending = self._run_machine(self.machine, deadline)
+                if ending.outcome is not Outcome.RESET or not self.config.reboot:
+                    return ending
+                self.machine = self._make_machine()
+
+    def _make_machine(self) -> Machine:
+        return Machine(self.system, self.config, self.software, self.disks, self.output.write)
+
+    def _attach_input(self, stack: ExitStack) -> None:
+        """Read stdin, in raw mode if it is a terminal, until `stack` is closed."""
+        stack.enter_context(RawTerminal())
         keyboard = Keyboard(
             self.feed,
             {"x": self.quit, "p": self.press_power_key, "s": self.show_state},
             escapes=os.isatty(STDIN),
         )
-        with ExitStack() as stack:
-            self.machine = Machine(self.system, self.config, self.software, self.disks, self.output.write)
-            stack.enter_context(RawTerminal())
-            reader = InputThread(keyboard, at_end=lambda: self.feed(self.end_of_input))
-            reader.start()
-            stack.callback(reader.stop)
-            while True:
-                ending = self._run_machine(self.machine, deadline)
-                if ending.outcome is not Outcome.RESET or not self.config.reboot:
-                    return ending
-                self.machine = Machine(self.system, self.config, self.software, self.disks, self.output.write)
+        reader = InputThread(keyboard, at_end=self.input_ended)
+        reader.start()
+        stack.callback(reader.stop)
 
     def _run_machine(self, machine: Machine, deadline: float | None) -> Ending:
-        self.runner = Runner(machine)
+        self.runner = self._make_runner(machine)
         try:
             return self.runner.run(deadline)
         finally:
+            self._machine_ended(machine)
             machine.close()
+
+    def _make_runner(self, machine: Machine) -> Runner:
+        return Runner(machine)
+
+    def _machine_ended(self, machine: Machine) -> None:
+        """The machine stands still; it is about to be closed."""
+
+    def input_ended(self) -> None:
+        """Stdin has no more."""
+        self.feed(self.end_of_input)
 
     def feed(self, data: bytes) -> None:
         """Characters for the guest's console."""

@@ -28,6 +28,10 @@ class VirtioConsole(VirtioDevice):
         """Console size and ports, which are not used."""
         return bytes(CONFIG.size)
 
+    def state(self) -> tuple[object, ...]:
+        """Input that waits."""
+        return (bytes(self.backlog),)
+
     def receive(self, data: bytes) -> None:
         """Characters from outside; they wait until the driver offers buffers."""
         self.backlog += data

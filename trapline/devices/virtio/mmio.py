@@ -57,6 +57,10 @@ class VirtioDevice:
     def reset(self) -> None:
         """The driver reset the device."""
 
+    def state(self) -> tuple[object, ...]:
+        """What the device remembers, as plain values."""
+        return ()
+
     def notify(self, index: int, queue: Queue) -> bool:
         """The driver made buffers available in a queue; returns whether any were used."""
         raise NotImplementedError
@@ -110,6 +114,11 @@ class VirtioMmio(MmioDevice, size=0x200, compatible=("virtio,mmio",)):
             queue.reset()
         self.accepted = 0
         super().reset()
+
+    def state(self) -> tuple[object, ...]:
+        """Registers, queues and the device behind them."""
+        queues = tuple(queue.state() for queue in self.queues)
+        return (*super().state(), self.accepted, self.last_error, queues, self.device.state())
 
     def irq_level(self) -> bool:
         """High while the driver has not acknowledged a cause."""

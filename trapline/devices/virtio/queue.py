@@ -77,6 +77,11 @@ class Queue:
         self.next_available = 0
         self.next_used = 0
 
+    def state(self) -> tuple[object, ...]:
+        """Everything the device side remembers."""
+        rings = self.descriptors, self.driver_ring, self.device_ring
+        return (self.size, self.ready, *rings, self.next_available, self.next_used)
+
     def check_layout(self) -> None:
         """Refuse a queue whose size or ring addresses are impossible."""
         if not 0 < self.size <= self.max_size or self.size & (self.size - 1):

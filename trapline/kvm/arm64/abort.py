@@ -69,6 +69,7 @@ def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
     if slot is None or (write and slot.readonly):
         return _outside_memory(vcpu, esr, far, ipa, instruction, slot is None)
     vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, kind == FSC_PERMISSION)
+    vcpu.cpu.instruction_restarts()
     return True
 
 

@@ -1,0 +1,47 @@
+"""The exit trace: one line of JSON for each time a vCPU's processor came back to the hypervisor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trapline.arm64.exceptions import EC
+from trapline.arm64.regs import ELR_EL2, ESR_EL2, FAR_EL2
+from trapline.errors import BadInput
+from trapline.turns import Turns
+
+EC_SHIFT = 26
+NAMES = {int(ec): ec.name for ec in EC}
+
+
+class TraceWriter:
+    """Writes the trace of a deterministic machine to a file, while the context lasts.
+
+    n: instructions that all vCPUs have retired. cpu: which one exited. kind: `sync`, `irq` (a timer, another vCPU, or the end of the
+    turn) or `serror`. pc: where the guest goes on. For `sync` also the exception class `ec`, and `esr` and `far` in hexadecimal.
+    """
+
+    def __init__(self, turns: Turns, path: Path) -> None:
+        self.turns = turns
+        try:
+            self.file = path.open("w", encoding="ascii")
+        except OSError as error:
+            raise BadInput(f"--trace {path}: {error.strerror}") from error
+
+    def __enter__(self) -> TraceWriter:
+        self.turns.trace = self.write
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.turns.trace = None
+        self.file.close()
+
+    def write(self, cpu: Any, kind: str) -> None:
+        """Note an exit of the processor `cpu`."""
+        more = ""
+        if kind == "sync":
+            esr = cpu[ESR_EL2]
+            name = NAMES.get(esr >> EC_SHIFT, hex(esr >> EC_SHIFT))
+            more = f', "ec": "{name}", "esr": "{esr:#x}", "far": "{cpu[FAR_EL2]:#x}"'
+        self.file.write(f'{{"n": {self.turns.retired}, "cpu": {cpu.index}, "kind": "{kind}", "pc": "{cpu[ELR_EL2]:#x}"{more}}}\n')
