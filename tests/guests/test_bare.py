@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.guests import tiny
 from tests.guests.console import Conversation
+from tests.guests.test_linux import boot
 from tests.guests.test_tiny import run
+from trapline.errors import BadInput
+from trapline.vmm import guests
 
 U_BOOT = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
 EL1, EL2 = ("--machine", "bare"), ("--machine", "bare", "--el2")
@@ -54,3 +58,36 @@ def test_u_boot_reaches_its_prompt(machine: tuple[str, ...], tmp_path: Path) -> 
         guest.expect(b"48000000: de ad be ef")
         guest.say(b"poweroff\r")
         assert guest.end() == 0
+
+
+@pytest.fixture(scope="module")
+def files() -> guests.Guest:
+    try:
+        return guests.prepare()
+    except BadInput as error:
+        pytest.skip(f"no Debian guest here: {error}")
+
+
+LINUX = {
+    "el1": (EL1, "", ("started at EL1", r"GICv3 +27 .*arch_timer")),
+    "el1-smp": ((*EL1, "--cpus", "4"), "", (r"GICv3 +27 .*arch_timer", "Brought up 1 node, 4 CPUs")),
+    "nvhe": (EL2, "kvm-arm.mode=nvhe", ("started at EL2", r"kvm \[1\]: Hyp mode initialized successfully", r"GICv3 +30 .*arch_timer")),
+    "vhe": (EL2, "", ("started at EL2", r"kvm \[1\]: VHE mode initialized successfully", r"GICv3 +26 .*arch_timer")),
+    "vhe-smp": ((*EL2, "--cpus", "4"), "", (r"kvm \[1\]: VHE mode initialized successfully", "Brought up 1 node, 4 CPUs")),
+}
+"""Options, kernel parameters, and what has to be in the log: which timer is used says at which level the kernel is."""
+
+
+@pytest.mark.slow
+@pytest.mark.needs_guest
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", LINUX)
+def test_linux_to_power_off(files: guests.Guest, name: str) -> None:
+    options, params, wanted = LINUX[name]
+    done = boot(files, "report; cat /proc/interrupts", *options, params=params)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    for text in ("BOOT-OK", *wanted):
+        assert re.search(text, done.stdout), f"no {text} in {done.stdout[-6000:]}"
+    for bad in ("Oops", "BUG:", "WARNING:", "rcu: INFO", "Unable to handle", "call trace"):
+        assert bad not in done.stdout
+    assert done.stderr == ""
