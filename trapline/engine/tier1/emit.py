@@ -204,6 +204,7 @@ class RegionEmitter:
         self._ways_out: list[str] = []
         self._count = 0
         self._dirty = self._dirty_at_entry()
+        self._cycles = region.back_edges()
         self._pages = region.pages
 
     # -- what is modified where ------------------------------------------------------------------------------------------
@@ -219,19 +220,12 @@ class RegionEmitter:
         while work:
             block = blocks[work.pop()]
             out = dirty[block.start] | self._written(block.body)
-            for place in self._destinations(block):
+            for place in self.region.destinations(block):
                 if place in blocks and not out <= dirty[place]:
                     dirty[place] |= out
                     work.append(place)
         return dirty
 
-    def _destinations(self, block: Block) -> Iterable[Place]:
-        last = block.body[-1]
-        if last.branch is not None and last.branch.delta is None:
-            return self.region.returns
-        if last.is_call:
-            return block.follows[:1]
-        return block.follows
 
     # -- the function ----------------------------------------------------------------------------------------------------
     def text(self) -> str:
@@ -398,12 +392,12 @@ class RegionEmitter:
     def _edge(self, here: Instruction, target: Place, dirty: set[int]) -> None:
         """Go on at a place inside the region or leave for it; whatever may close a cycle asks whether something waits."""
         page, index = here.place
-        forward = target[0] == page and target[1] > index
         line = self._line("g", Recorder(_no_slot), target)
         if target not in self.region.blocks:
+            forward = target[0] == page and target[1] > index
             self._leave(line, target, dirty, poll=not forward, out=self._lines)
             return
-        if not forward:
+        if (here.place, target) in self._cycles:
             self._ask(line, target, dirty)
         self._lines += [*line.emit.lines, f"br label %{self._start(target)}"]
 
@@ -431,7 +425,8 @@ class RegionEmitter:
                 same = line.emit.let(f"icmp eq i64 {target}, {line._pc()}")
                 line.emit.add(f"br i1 {same}, label %{hit}, label %{miss}")
                 line.emit.add(f"{hit}:")
-                self._ask(line, place, dirty)
+                if (here.place, place) in self._cycles:
+                    self._ask(line, place, dirty)
                 line.emit.add(f"br label %{self._start(place)}")
                 line.emit.add(f"{miss}:")
                 self._lines += line.emit.lines

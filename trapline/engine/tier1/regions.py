@@ -6,7 +6,7 @@ that follows it. Calls are followed into what they call, so that a loop with cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from trapline.arm64 import effects as fx
@@ -129,6 +129,38 @@ class Region:
     @property
     def size(self) -> int:
         return sum(len(b.body) for b in self.blocks.values())
+
+    def destinations(self, block: Block) -> Iterable[Place]:
+        """Where control goes on from a block, inside the region or not; a call goes to what it calls."""
+        last = block.body[-1]
+        if last.branch is not None and last.branch.delta is None:
+            return self.returns if last.is_return else ()
+        return block.follows[:1] if last.is_call else block.follows
+
+    def back_edges(self) -> set[tuple[Place, Place]]:
+        """Edges, by last instruction and destination, of which every cycle in the region has one: those up a depth-first tree."""
+        edges: set[tuple[Place, Place]] = set()
+        above: set[Place] = set()
+        done: set[Place] = set()
+        work: list[tuple[Place, Iterator[Place]]] = []
+
+        def enter(place: Place) -> None:
+            above.add(place)
+            work.append((place, iter([p for p in self.destinations(self.blocks[place]) if p in self.blocks])))
+
+        enter(self.entry)
+        while work:
+            place, rest = work[-1]
+            following = next(rest, None)
+            if following is None:
+                work.pop()
+                above.remove(place)
+                done.add(place)
+            elif following in above:
+                edges.add((self.blocks[place].body[-1].place, following))
+            elif following not in done:
+                enter(following)
+        return edges
 
     # -- finding blocks --------------------------------------------------------------------------------------------------
     def _explore(self) -> None:
