@@ -7,7 +7,7 @@ import sys
 import time
 
 from tests.differential.compare import VECTORS, compare
-from tests.differential.runners import Qemu, Trapline, Unicorn
+from tests.differential.runners import Qemu, Regions, Trapline, Unicorn
 
 ORACLES = {"qemu": Qemu, "unicorn": Unicorn}
 
@@ -20,11 +20,12 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10, help="stop after so many mismatches")
     parser.add_argument("--keep", action="store_true", help=f"append mismatches to {VECTORS}")
     parser.add_argument("--only", default="", metavar="REGEX", help="only instructions whose names contain this")
+    parser.add_argument("--regions", action="store_true", help="compile every block as a region (tier 1); slow")
     options = parser.parse_args()
     chosen = [cls() for name, cls in ORACLES.items() if options.oracle in (name, "both")]
     found = []
     for oracle in chosen:
-        report = compare(options.count, options.seed, Trapline(), oracle, options.limit, options.only)
+        report = compare(options.count, options.seed, Regions() if options.regions else Trapline(), oracle, options.limit, options.only)
         print(report.text())
         if report.unreached and not options.only:
             print("not reached:", ", ".join(report.unreached))

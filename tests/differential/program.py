@@ -58,11 +58,12 @@ def _constant(register: str, value: int) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """An image: code from CODE on, records from DATA on; `end` is the address of the exit sequence."""
+    """An image: code from CODE on, records from DATA on; `end` is the address of the exit sequence, `starts` are the blocks'."""
 
     code: bytes
     data: bytes
     end: int
+    starts: tuple[int, ...]
 
     def elf(self) -> bytes:
         """A static executable."""
@@ -83,13 +84,15 @@ def build(blocks: Sequence[Sequence[int]], records: Sequence[bytes]) -> Program:
     prologue = "\n".join(("b begin", _driver(), "begin:", _constant("x29", DATA)))
     code, labels = assemble_with_labels(f"{prologue}\nadr x30, blocks\nb start\nblocks:", CODE)
     leave, words, at = labels["leave"], [], labels["blocks"]
+    starts = []
     for block in blocks:
+        starts.append(at)
         words += [*block, BL | (leave - (at + 4 * len(block))) >> 2 & 0x3FF_FFFF]
         at += 4 * len(block) + 4
     tail = ["movz x0, #1", _constant("x1", DATA), _constant("x2", len(data)), "movz x8, #64", "svc #0"]
     tail += ["movz x0, #0", "movz x8, #93", "svc #0"]
     exit_code = assemble_with_labels("\n".join(tail), at)[0]
-    return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, data, at)
+    return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, data, at, tuple(starts))
 
 
 def random_record(rng: random.Random, index: int, pattern: bytes) -> bytes:

@@ -13,6 +13,8 @@ from tests.differential.machine import HCR
 from tests.differential.program import CODE, DATA, PAGE, Program
 from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL1, SPSR_EL2
 from trapline.engine import Cpu, Engine
+from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.install import Linked, Texts
 
 EMULATOR = "qemu-aarch64"
 CODE_BYTES, DATA_BYTES = 64 << 20, 128 << 20
@@ -130,9 +132,54 @@ class Trapline:
         ctypes.memmove(CODE, program.code, len(program.code))
         ctypes.memmove(DATA, program.data, len(program.data))
         self.engine.drop_code(CODE, len(program.code))
+        return self.finish(program)
+
+    def finish(self, program: Program) -> bytes:
+        """Run what lies in memory; the records afterwards."""
         cpu = self.cpu
         cpu[ELR_EL2], cpu[SPSR_EL2] = CODE, 0x3C0
         cpu.enter()
         if cpu[ESR_EL2] >> 26 != 0x15 or cpu.state.x[8] != 64:
             raise RunError(f"trapline: ESR {cpu[ESR_EL2]:#x} FAR {cpu[FAR_EL2]:#x} at {cpu[ELR_EL2]:#x}")
         return ctypes.string_at(DATA, len(program.data))
+
+
+class Here:
+    """The pages around a block, all mapped where they lie."""
+
+    def __init__(self, engine: Engine, page: int, texts: Texts) -> None:
+        self._engine, self._page, self._texts = engine, page, texts
+
+    def records(self, distance: int) -> int | None:
+        return self._engine.entry.find_records(self._engine.shared_address, self._page + (distance << 12)) or None
+
+    def text(self, distance: int) -> bytes | None:
+        records = self.records(distance)
+        return None if records is None else self._texts.read(records)
+
+
+class Regions(Trapline):
+    """The engine again, with every block of the program compiled as a region before it runs."""
+
+    name = "regions"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.builder = RegionBuilder(self.engine.features, self.engine.code.cache)
+        self.texts = Texts()
+        self.installed = self.instructions = 0
+
+    def run(self, program: Program) -> bytes:
+        super().run(program)  # decodes everything
+        for start in program.starts:
+            here, index = Here(self.engine, start & -PAGE, self.texts), start % PAGE >> 2
+            region = self.builder.explore(index, here.text)
+            if region is None:
+                continue
+            word = ctypes.c_uint32.from_address(start).value
+            built = self.builder.build(region, self.engine.entry.decode(word, index))
+            linked = Linked(built, self.engine.code)
+            self.installed += linked.install(self.engine, here, self.texts)
+            self.instructions += region.size
+        ctypes.memmove(DATA, program.data, len(program.data))
+        return self.finish(program)
