@@ -42,6 +42,7 @@ size: setup
 
 # ARGS selects, for example: make bench ARGS="--only sieve,boot --runs 1 --peer none"
 bench: setup
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m trapline.ui.bench $(ARGS)
 
 clean:

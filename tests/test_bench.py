@@ -14,7 +14,8 @@ from trapline.errors import BadInput
 from trapline.ui.bench import machine as machine_module
 from trapline.ui.bench.guest import COMPILER, build_binary, ramdisk, script, source_files
 from trapline.ui.bench.machine import PEERS, TRAPLINE, Failed, Machine, Sample, Side, Start, boot, command
-from trapline.ui.bench.report import comparison, main_table, mark, page, scaling
+from trapline.ui.bench.plot import draw
+from trapline.ui.bench.report import comparison, judged_ratio, main_table, mark, page, scaling
 from trapline.ui.bench.rows import GUEST_ROWS, OTHER_ROWS, SMP, Row, groups, names, program, select
 from trapline.ui.bench.statistics import metric, ratio, summarise
 from trapline.ui.bench.suite import Figures, Suite, peers_for, with_programs
@@ -27,7 +28,7 @@ def figures_with(row: str, ours: list[float], peers: dict[str, list[float]], che
     figures = Figures(len(ours), list(peers), host="a machine")
     for side, values in {TRAPLINE.name: ours, **peers}.items():
         for value in values:
-            figures.add(row, side, Sample(value, value / 2, 1000, "round", check, 100.0))
+            figures.add(row, side, Sample(value, value / 2, 1000, "round", check, 100.0, 50.0))
     return figures
 
 
@@ -89,6 +90,26 @@ def test_a_row_of_the_table() -> None:
     assert cells == ["the mix", "5 kround/s", "1.67 kround/s", "2.5 kround/s", "0.50", "0.25", "0.50", "0.50", "pass", "100 %"]
 
 
+def test_on_a_busy_host_the_mark_goes_by_cpu_time() -> None:
+    row = Row("x", "X", "g", 0.4, "", "time")
+    figures = Figures(1, ["TCG max"])
+    figures.add("x", TRAPLINE.name, Sample(9.0, 0.3))
+    figures.add("x", "TCG max", Sample(1.0, 1.0))
+    assert "**short**" in comparison(figures, row) and judged_ratio(figures, "x") == 9
+    figures.load = 5.0
+    assert "pass" in comparison(figures, row) and judged_ratio(figures, "x") == 0.3
+    assert "5.0" in page(figures) and "CPU time" in page(figures)
+
+
+def test_the_picture_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figures = figures_with("int-mix", [1.0], {"TCG max": [2.0]})
+    assert draw(figures, tmp_path / "a.svg") == "a.svg"
+    draw(figures, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert draw(Figures(1, []), tmp_path / "c.svg") == ""
+
+
 def test_a_row_that_is_too_slow_or_differs_says_so() -> None:
     row = Row("x", "X", "g", 0.4, "", "time")
     figures = figures_with("x", [1.0], {"TCG max": [1.0]})
@@ -124,7 +145,7 @@ def test_the_page_and_the_json_have_all_there_is() -> None:
     figures.costs["mmio"] = [{"microseconds": 9.5}]
     figures.fail("something: stuck")
     text = page(figures, "## Where the time goes\n")
-    for words in ("a machine", "boot to power-off", "9.5", "failed: something", "Where the time goes", "100 MiB"):
+    for words in ("a machine", "boot to power-off", "9.5", "failed: something", "Where the time goes", "100 MiB", "50 MiB in its"):
         assert words in text
     assert Figures.from_json(json.loads(json.dumps(figures.to_json()))) == figures
 

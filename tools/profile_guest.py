@@ -33,7 +33,7 @@ from trapline.backends.objects import System
 from trapline.backends.software import Software as SoftwareBackend
 from trapline.engine import Engine
 from trapline.engine.jit import Jit
-from trapline.engine.tier1.manager import Regions
+from trapline.engine.tier1.manager import Regions, Spot
 from trapline.kvm.arm64.machine import Arm64
 from trapline.paths import cache_root
 from trapline.ui.bench.guest import PARAMS, build_binary, ramdisk
@@ -114,7 +114,7 @@ class GuestSamples:
     """Where the engine's own profiler met the guest."""
 
     def __init__(self) -> None:
-        self.addresses: Counter[tuple[int, bool]] = Counter()
+        self.addresses: Counter[tuple[int, str]] = Counter()
         self.pages: dict[int, int] = {}
         self.wanted = False
         plain = Regions._note
@@ -124,9 +124,21 @@ class GuestSamples:
             if records:
                 self.pages[records] = pc & -4096
             if self.wanted:
-                self.addresses[pc, in_region] += 1
+                spot = Spot(records, (pc & 4095) >> 2)
+                self.addresses[pc, " *" if in_region else state_of(regions, spot)] += 1
 
         Regions._note = note  # type: ignore[method-assign]
+
+
+def state_of(regions: Regions, spot: Spot) -> str:
+    """What tier 1 has to say about an instruction that the interpreter runs."""
+    if spot in regions._hopeless:
+        return " (hopeless)"
+    if spot in regions.installed:
+        return " (has a region)"
+    if spot in regions._ordered:
+        return " (being compiled)"
+    return " (waiting)" if spot in regions._wanted else ""
 
 
 class Watcher(Output):
@@ -247,11 +259,13 @@ def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest:
     table("vCPUs: functions", Counter(names.get(symbol) or naming(symbol) for tid, _, symbol in located if tid in vcpus), top)
     spots: Counter[str] = Counter()
     places: Counter[str] = Counter()
-    for (pc, in_region), count in guest.addresses.items():
+    for (pc, state), count in guest.addresses.items():
         name = guest_name(pc, guests_functions)
-        star = " *" if in_region else ""
-        spots[name + star] += count
-        places[name.split("+")[0].split(" ")[-1] + star] += count
+        spots[name + state] += count
+        places[name.split("+")[0].split(" ")[-1] + state] += count
+    if engine.regions is not None:
+        kept = (engine.regions.installed, engine.regions._ordered, engine.regions._wanted, engine.regions._hopeless)
+        print("\ntier 1: {} regions, {} being compiled, {} waiting, {} hopeless".format(*map(len, kept)))
     table("guest functions, by the engine's profiler (* in a region)", places, top)
     table("guest addresses", spots, top)
 

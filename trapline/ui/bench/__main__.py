@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from trapline.errors import TraplineError
+from trapline.ui.bench.guest import SOURCES
+from trapline.ui.bench.machine import QEMU
+from trapline.ui.bench.plot import draw
 from trapline.ui.bench.report import describe_host, page
 from trapline.ui.bench.rows import select
-from trapline.ui.bench.suite import Suite, peers_for
+from trapline.ui.bench.suite import Figures, Suite, peers_for
+
+PICTURE = "performance.svg"
+NOTES = SOURCES.parent / "notes.md"
+"""What people have to say about the figures; it ends the page."""
 
 
 def main() -> int:
@@ -23,25 +32,45 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="NAME[,NAME]", help="these rows or groups of rows; prints, writes nothing by itself")
     parser.add_argument("--runs", type=int, default=5, help="runs of each side (5)")
     parser.add_argument("--peer", default="all", choices=("all", "cortex-a57", "max", "none"), help="settings of QEMU's TCG to run (all)")
+    parser.add_argument(
+        "--from", type=Path, metavar="FILE", dest="stored", help="measure nothing: write the page again from performance.json"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (docs, if all rows are measured)")
     options = parser.parse_args()
+    if options.stored:
+        write(Figures.from_json(json.loads(options.stored.read_text())), options.output or options.stored.parent)
+        return 0
     try:
         names = select(word for word in options.only.split(",") if word)
-        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which("qemu-system-aarch64") is not None))
-        host = describe_host()
+        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None))
+        suite.figures.host, suite.figures.load = describe_host(), os.getloadavg()[0]
+        suite.figures.peer = peer_version()
         figures = suite.measure()
     except TraplineError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.exit_status
-    figures.host = host
-    text = page(figures)
-    print(text)
     output = options.output or (None if options.only else Path("docs"))
     if output:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "PERFORMANCE.md").write_text(text)
-        (output / "performance.json").write_text(json.dumps(figures.to_json(), indent=1) + "\n")
+        write(figures, output)
+    print(page(figures))
     return 0
+
+
+def peer_version() -> str:
+    """What QEMU calls itself."""
+    if shutil.which(QEMU) is None:
+        return "absent"
+    return subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def write(figures: Figures, folder: Path) -> None:
+    """The page, the numbers, the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = draw(figures, folder / PICTURE)
+    (folder / "PERFORMANCE.md").write_text(page(figures, NOTES.read_text() if NOTES.exists() else "", picture))
+    (folder / "performance.json").write_text(
+        json.dumps(figures.to_json(), separators=(",", ":")).replace('"samples":', '\n"samples":') + "\n"
+    )
 
 
 if __name__ == "__main__":

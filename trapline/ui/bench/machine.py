@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+QEMU = "qemu-system-aarch64"
 BOOTED = re.compile(rb"BOOT-OK")
 READY = re.compile(rb"^READY\b")
 BEGIN = re.compile(rb"^BEGIN (\S+)")
@@ -22,6 +24,7 @@ DONE = re.compile(rb"^DONE (\d+)")
 BOOT_LIMIT = 300
 PROGRAM_LIMIT = 200
 """Seconds after which a side counts as stuck."""
+HELPERS_PERIOD = 0.5
 MEMORY_MIB = 512
 
 
@@ -63,7 +66,7 @@ def command(side: Side, start: Start) -> list[str]:
         words = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", "--no-reboot"]
         words += ["--mem", f"{start.memory}M", "--cpus", str(start.cpus)]
         return [*words, *files, *(["--disk", f"{start.disk},ro"] if start.disk else [])]
-    words = ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", side.cpu, "-accel", "tcg", "-m", str(start.memory)]
+    words = [QEMU, "-M", "virt,gic-version=3", "-cpu", side.cpu, "-accel", "tcg", "-m", str(start.memory)]
     words += ["-smp", str(start.cpus), "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
     if start.disk:
         words += ["-drive", f"file={start.disk},if=none,id=d,format=raw,readonly=on", "-device", "virtio-blk-device,drive=d"]
@@ -72,8 +75,9 @@ def command(side: Side, start: Start) -> list[str]:
 
 @dataclass(slots=True)
 class Sample:
-    """One measurement of a row on one side: seconds by the guest's clock (of a boot: by the host's), CPU seconds that the side's whole
-    process spent meanwhile, the work done, the check value, and peak resident MiB of the process."""
+    """One measurement of a row on one side: seconds by the guest's clock (of a boot: by the host's), CPU seconds that the side's
+    process spent meanwhile, the work done, the check value; of a boot also peak resident MiB of the process and of its helpers (our
+    compiler runs in a process of its own, whose CPU time is not in `cpu`)."""
 
     seconds: float
     cpu: float
@@ -81,10 +85,39 @@ class Sample:
     unit: str = "run"
     check: str = ""
     resident: float = 0.0
+    helpers: float = 0.0
 
 
 class Failed(RuntimeError):
     """A side did not boot, got stuck, or ended badly."""
+
+
+class Helpers:
+    """Memory of the processes that a process has started."""
+
+    def __init__(self, pid: int) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._next = 0.0
+        self.resident = 0.0
+        """Peak MiB of all of them."""
+
+    def look(self) -> None:
+        """Note what they hold; seldom, since the one who looks disturbs."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + HELPERS_PERIOD
+        with suppress(OSError):
+            children = {child for task in self._tasks.iterdir() for child in (task / "children").read_text().split()}
+            self.resident = max(self.resident, sum(map(peak_resident, children)))
+
+
+def peak_resident(pid: str) -> float:
+    """Peak resident MiB of a process so far."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 class Machine:
@@ -101,6 +134,7 @@ class Machine:
         self._lines: list[bytes] = []
         self._rest = b""
         self._tail = b""
+        self._helpers = Helpers(self._process.pid)
         self._ended = False
 
     @property
@@ -140,10 +174,11 @@ class Machine:
         deadline = time.monotonic() + limit
         while self._more(deadline):
             self._lines.clear()
+            self._helpers.look()
         cpu, resident = self._reap()
         if self._process.returncode:
             raise self._failure(f"ended with status {self._process.returncode}")
-        return Sample(time.monotonic() - self._started, cpu, resident=resident)
+        return Sample(time.monotonic() - self._started, cpu, resident=resident, helpers=self._helpers.resident)
 
     def kill(self) -> None:
         """End it at once."""
@@ -160,7 +195,8 @@ class Machine:
     def _read(self, deadline: float) -> None:
         """Take in what the console says next; Failed at the deadline or at its end."""
         if not self._more(deadline):
-            raise self._failure("its console ended")
+            self._reap()
+            raise self._failure(f"its console ended, status {self._process.returncode}")
 
     def _more(self, deadline: float) -> bool:
         assert self._process.stdout is not None

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trapline.ui.bench.machine import TRAPLINE, Sample
 from trapline.ui.bench.rows import BOOT, GUEST_ROWS, OTHER_ROWS, SMP, Row
 from trapline.ui.bench.statistics import metric, ratio, summarise
 from trapline.ui.bench.suite import Figures
+
+BUSY = 1.0
+"""Load average from which on another's work disturbs: a row keeps one processor busy, its compiler perhaps a second."""
+
+FAILED = float("inf")
+"""The ratio of a row that gave no result."""
 
 
 def describe_host() -> str:
@@ -20,9 +27,8 @@ def describe_host() -> str:
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     kernel = ".".join(platform.release().split(".")[:2])
-    return f"{model}, {os.cpu_count()} CPUs, Linux {kernel}, CPython {platform.python_version()}, load average {load}"
+    return f"{model}, {os.cpu_count()} CPUs, Linux {kernel}, CPython {platform.python_version()}"
 
 
 def per_unit(sample: Sample) -> float:
@@ -54,24 +60,54 @@ def times(figures: Figures, name: str, side: str) -> list[float]:
     return [per_unit(sample) for sample in figures.samples.get(name, {}).get(side, ())]
 
 
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """Our time to that of the faster peer: of medians, of the shortest times, of CPU time."""
+
+    median: float | None
+    least: float | None
+    cpu: float | None
+
+    def judged(self, figures: Figures) -> float | None:
+        """The one that counts: on a busy host the CPU time."""
+        return self.cpu if figures.load > BUSY else self.median
+
+
+def ratios(figures: Figures, name: str) -> Ratios:
+    """The ratios of a row; all None if we or the peers have no samples."""
+    sides = figures.samples.get(name, {})
+    if TRAPLINE.name not in sides:
+        return Ratios(None, None, None)
+    peers = [peer for peer in figures.peers if peer in sides]
+    walls = {side: summarise(times(figures, name, side)) for side in sides}
+    spent = {side: summarise([sample.cpu for sample in samples]).median for side, samples in sides.items()}
+    mine = walls[TRAPLINE.name]
+    return Ratios(
+        ratio(mine.median, [walls[peer].median for peer in peers]),
+        ratio(mine.least, [walls[peer].least for peer in peers]),
+        ratio(spent[TRAPLINE.name], [spent[peer] for peer in peers]),
+    )
+
+
+def judged_ratio(figures: Figures, name: str) -> float | None:
+    """The ratio that counts for a row."""
+    return ratios(figures, name).judged(figures)
+
+
 def comparison(figures: Figures, row: Row) -> list[str]:
     """The cells of one row: title, ours, the peers', ratio of medians, of least values, of CPU time, target, mark."""
     sides = figures.samples.get(row.name, {})
-    ours = times(figures, row.name, TRAPLINE.name)
-    if not ours:
-        return [row.title, "failed", *("" for _ in figures.peers), "", "", "", number(row.target), mark(9e9, row.target), ""]
+    if TRAPLINE.name not in sides:
+        return [row.title, "failed", *("" for _ in figures.peers), "", "", "", number(row.target), mark(FAILED, row.target), ""]
     unit = sides[TRAPLINE.name][0].unit
-    peers = {name: summarise(times(figures, row.name, name)) for name in figures.peers if name in sides}
-    mine = summarise(ours)
-    value = ratio(mine.median, [peer.median for peer in peers.values()])
-    least = ratio(mine.least, [peer.least for peer in peers.values()])
-    spent = {side: summarise([sample.cpu for sample in sides[side]]).median for side in sides}
-    cpu = ratio(spent[TRAPLINE.name], [spent[name] for name in peers])
-    cells = [row.title, shown(row, mine.median, unit)]
-    cells += [shown(row, peers[name].median, unit) if name in peers else "failed" for name in figures.peers]
-    cells += [number(value), number(least), number(cpu), number(row.target), mark(value, row.target)]
+    shown_sides = [TRAPLINE.name, *figures.peers]
+    walls = {side: summarise(times(figures, row.name, side)) for side in sides}
+    found = ratios(figures, row.name)
+    cells = [row.title, *(shown(row, walls[side].median, unit) if side in walls else "failed" for side in shown_sides)]
+    cells += [number(value) for value in (found.median, found.least, found.cpu, row.target)]
+    cells.append(mark(found.judged(figures), row.target))
     checks = {sample.check for samples in sides.values() for sample in samples}
-    return [*cells, f"{100 * mine.spread:.0f} %" + ("" if len(checks) == 1 else ", **check values differ**")]
+    return [*cells, f"{100 * walls[TRAPLINE.name].spread:.0f} %" + ("" if len(checks) == 1 else ", **check values differ**")]
 
 
 def scaling(figures: Figures) -> list[list[str]]:
@@ -117,25 +153,38 @@ def cost_tables(figures: Figures) -> str:
 
 def boot_memory(figures: Figures) -> str:
     """Peak memory of the boot, in words."""
-    sides = figures.samples.get(BOOT, {})
-    words = [f"{name} {summarise([sample.resident for sample in samples]).median:.0f} MiB" for name, samples in sides.items()]
+    words = []
+    for name, samples in figures.samples.get(BOOT, {}).items():
+        helpers = summarise([sample.helpers for sample in samples]).median
+        more = f" and {helpers:.0f} MiB in its compiler's process" if helpers else ""
+        words.append(f"{name} {summarise([sample.resident for sample in samples]).median:.0f} MiB{more}")
     return f"Peak resident memory of the boot with 512 MiB: {', '.join(words)}.\n" if words else ""
 
 
-def page(figures: Figures, notes: str = "") -> str:
-    """The whole page. `notes` is the part that people write: where the time goes."""
+def conditions(figures: Figures) -> str:
+    """How busy the host was, and what follows for the marks."""
+    load = f"The host's load average was {figures.load:.1f} when the suite began"
+    if figures.load > BUSY:
+        return f"{load}: others were at work, which stretches wall times at random, so the marks go by CPU time."
+    return f"{load}; the marks go by the ratio of wall times."
+
+
+def page(figures: Figures, notes: str = "", picture: str = "") -> str:
+    """The whole page. `notes` is the part that people write, where the time goes; `picture` the name of the plot, if there is one."""
     failures = "".join(f"- failed: {words.splitlines()[0]}\n" for words in dict.fromkeys(figures.failures))
     return f"""# Performance
 
-Written by `make bench`. {figures.host}. Peer: {", ".join(figures.peers) or "none"}.
-Medians of {figures.runs} runs, the sides alternating; kernel, ramdisk and programs are the same files. *ratio* is our time to that of the
-faster setting of the peer (below 1 is faster), *least* the same of the shortest times,
-*CPU* the same of the CPU time that the whole process spent on the row,
-*spread* how far our own runs lie apart. The programs are in `benchmarks/guest`; their check values are the same
-on every side unless a row says otherwise.
+Written by `make bench`. {figures.host}. Peer: {figures.peer}: {", ".join(figures.peers) or "none"}.
+{conditions(figures)}
+
+Medians of {figures.runs} runs after one that is not counted, the sides taking turns row by row; kernel, ramdisk and programs are the
+same files. *ratio* is our time to that of the faster setting of the peer (below 1 is faster), *least* the same of the shortest times,
+*CPU* the same of the CPU time that the side's process spent on the row (our compiler works in a process of its own beside it), *spread*
+how far our own runs lie apart. The programs are in `benchmarks/guest`; their check values are the same on every side unless a row says
+otherwise.
 
 {main_table(figures)}
-
+{picture and f"{chr(10)}![Our time to the faster TCG's, by row]({picture}){chr(10)}"}
 {boot_memory(figures)}{failures}
 {cost_tables(figures)}
 {notes}"""

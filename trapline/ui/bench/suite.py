@@ -31,6 +31,10 @@ class Figures:
     runs: int
     peers: list[str]
     host: str = ""
+    peer: str = ""
+    """The peer's version."""
+    load: float = 0.0
+    """The host's load average when the suite began."""
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     costs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
