@@ -54,12 +54,14 @@ def _substitution() -> bytes:
 
 
 def _crc_table(polynomial: int) -> tuple[int, ...]:
-    """What eight steps of the reflected shift register do to each low byte."""
+    """What 8, 16, ... 64 steps of the reflected shift register do to each low byte: eight tables of 256 words."""
     table = []
     for crc in range(256):
         for _ in range(8):
             crc = crc >> 1 ^ (polynomial if crc & 1 else 0)
         table.append(crc)
+    for k in range(256, 2048):
+        table.append(table[k - 256] >> 8 ^ table[table[k - 256] & 0xFF])
     return tuple(table)
 
 
@@ -70,6 +72,7 @@ INVERSE_SHIFT_ROWS = bytes((i - 4 * (i % 4)) % 16 for i in range(16))
 CRC32_TABLE: tuple[u32, ...] = _crc_table(0xEDB8_8320)
 CRC32C_TABLE: tuple[u32, ...] = _crc_table(0x82F6_3B78)
 
+EACH_NIBBLE = 0x1111_1111_1111_1111
 EACH_BYTE = 0x0101_0101_0101_0101
 EACH_HALFWORD = 0x0001_0001_0001_0001
 
@@ -282,11 +285,24 @@ def sha256su1(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64, m_lo: u64, m_hi: u64) 
 
 
 @native
+def polynomial_multiply_64_32(n: u64, m: u64) -> u128:
+    """PolynomialMult of 64 by 32 bits, by multiplying numbers of which every fourth bit counts.
+
+    A digit of such a product sums at most eight bits, so nothing carries into the next one, and its lowest bit is their parity.
+    """
+    product: u128 = 0
+    for k in range(4):
+        digits: u128 = 0
+        for i in range(4):
+            digits ^= u128(n & EACH_NIBBLE << i) * u128(m & EACH_NIBBLE << ((k - i) & 3))
+        product |= digits & (u128(EACH_NIBBLE) << 64 | u128(EACH_NIBBLE)) << k
+    return product
+
+
+@native
 def polynomial_multiply_64(n: u64, m: u64) -> tuple[u64, u64]:
     """PolynomialMult of 64 by 64 bits: (low, high)."""
-    product: u128 = 0
-    for i in range(64):
-        product ^= u128(n & (0 - ((m >> i) & 1))) << i
+    product = polynomial_multiply_64_32(n, m & 0xFFFF_FFFF) ^ polynomial_multiply_64_32(n, m >> 32) << 32
     return u64(product), u64(product >> 64)
 
 
@@ -327,14 +343,20 @@ def polynomial_multiply_8(n: u64, m: u64) -> u64:
 @native
 def crc32(acc: u32, value: u64, size: u32) -> u32:
     """CRC32B, H, W, X: the checksum `acc` continued with the low `size` bits of `value`."""
-    for i in range(size >> 3):
-        acc = acc >> 8 ^ CRC32_TABLE[(acc ^ u32(value >> 8 * i)) & 0xFF]
-    return acc
+    mixed = u64(acc) ^ value
+    result = u32(u64(acc) >> size)
+    count = u64(size >> 3)
+    for i in range(count):
+        result ^= CRC32_TABLE[(count - 1 - i) << 8 | (mixed >> 8 * i & 0xFF)]
+    return result
 
 
 @native
 def crc32c(acc: u32, value: u64, size: u32) -> u32:
     """CRC32CB, H, W, X: the same for the Castagnoli polynomial."""
-    for i in range(size >> 3):
-        acc = acc >> 8 ^ CRC32C_TABLE[(acc ^ u32(value >> 8 * i)) & 0xFF]
-    return acc
+    mixed = u64(acc) ^ value
+    result = u32(u64(acc) >> size)
+    count = u64(size >> 3)
+    for i in range(count):
+        result ^= CRC32C_TABLE[(count - 1 - i) << 8 | (mixed >> 8 * i & 0xFF)]
+    return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from trapline.bits import Bits, Imm, const, select
-from trapline.bits.native import clz, native, u32, u64
+from trapline.bits.native import clz, native, u64
 
 Flags = tuple[Bits, Bits, Bits, Bits]
 
@@ -88,35 +88,3 @@ def bitfield_mask(width: u64, immr: u64, imms: u64) -> u64:
 def sbfm_right_shift(width: u64, immr: u64, imms: u64) -> u64:
     """How far SBFM shifts right, after shifting left by width - 1 - imms."""
     return width - 1 - imms + immr if imms >= immr else immr - imms - 1
-
-
-def _crc_table(polynomial: int) -> tuple[int, ...]:
-    """Remainders of every byte modulo a polynomial given bit-reversed."""
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (polynomial if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-CRC32_TABLE: tuple[u32, ...] = _crc_table(0xEDB88320)
-CRC32C_TABLE: tuple[u32, ...] = _crc_table(0x82F63B78)
-
-
-@native
-def crc32_update(accumulator: u32, data: u64, count: u32) -> u32:
-    """Poly32Mod2() over the low `count` bytes of `data`, polynomial 0x04C11DB7."""
-    for _ in range(count):
-        accumulator = CRC32_TABLE[(accumulator ^ u32(data)) & 255] ^ accumulator >> 8
-        data = data >> 8
-    return accumulator
-
-
-@native
-def crc32c_update(accumulator: u32, data: u64, count: u32) -> u32:
-    """The same with polynomial 0x1EDC6F41."""
-    for _ in range(count):
-        accumulator = CRC32C_TABLE[(accumulator ^ u32(data)) & 255] ^ accumulator >> 8
-        data = data >> 8
-    return accumulator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from trapline.arm64 import crypto
 from trapline.arm64.insn import insn
-from trapline.arm64.pseudocode import add_with_carry, crc32_update, crc32c_update, extend_reg, shift_by, shift_reg
+from trapline.arm64.pseudocode import add_with_carry, extend_reg, shift_by, shift_reg
 from trapline.bits import Bits, call, const, select
 
 
@@ -139,7 +140,7 @@ def shift_variable(cpu: Any, i: Any) -> None:
 def crc32(cpu: Any, i: Any) -> None:
     """CRC32B, CRC32H, CRC32W, CRC32X, and CRC32CB, CRC32CH, CRC32CW, CRC32CX."""
     data = cpu.X(i.Rm, 8 << i.sz).zext(64)
-    cpu.set_X(i.Rd, call(crc32c_update if i.C else crc32_update, cpu.X(i.Rn, 32), data, 1 << i.sz))
+    cpu.set_X(i.Rd, call(crypto.crc32c if i.C else crypto.crc32, cpu.X(i.Rn, 32), data, 8 << i.sz))
 
 
 @insn("sf:1 10 11010110 00000 00000 0 Rn:5 Rd:5", asm="rbit {Rd:R}, {Rn:R}")
