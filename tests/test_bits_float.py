@@ -14,7 +14,7 @@ from trapline.bits import Bits, Vec, call, cat, const, convert, likely, real
 from trapline.bits.evaluate import Evaluator
 from trapline.bits.native import emit_module, native, u64
 from trapline.bits.ops import CONVERSIONS, ELEMENTWISE
-from trapline.bits.to_llvm import Emitter
+from trapline.bits.to_llvm import METADATA, Emitter
 
 OPERATORS = [name for name, op in ELEMENTWISE.items() if op.real]
 ARITY = {"fsqrt": 1, "froundeven": 1, "ffloor": 1, "fceil": 1, "ftrunc": 1, "fround": 1, "fmuladd": 3}
@@ -49,7 +49,7 @@ class Inputs:
             texts.append(f"define void @f{k}(ptr %in, ptr %out) {{\nentry:\n{lines}\n}}\n")
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        module = llvm.parse_assembly("\n".join(texts) + (emit_module(list(natives.values())) if natives else ""))
+        module = llvm.parse_assembly("\n".join(texts) + METADATA + (emit_module(list(natives.values())) if natives else ""))
         module.verify()
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2

@@ -69,7 +69,7 @@ def test_quick_is_exact(name: str) -> None:
     rng = random.Random(name)
     leaves = [Bits("input", (), n, attr=k) for k in range(arity)]
     result = quick.operation(*leaves)
-    check = quick.check(result, *leaves)
+    checks = [check(result, *leaves) for check in (quick.check, quick.further) if check is not None]
     used = 0
     for k in range(250):
         operands = tuple(operand(rng, n) for _ in range(arity))
@@ -78,7 +78,9 @@ def test_quick_is_exact(name: str) -> None:
         if arity == 3 and k % 3 == 0:  # sums that nearly cancel
             product = MODULE[n].fp_muladd_64 if n == 64 else MODULE[n].fp_muladd_32
             operands = ((product(0, *operands[1:], 0)[0] + rng.randrange(-2, 3)) % (1 << n) ^ 1 << n - 1, *operands[1:])
-        if not evaluate(check, operands):
+        if quick.further is not None and k % 4 == 1:
+            operands = (*operands[: k // 4 % arity], rng.randrange(2) << n - 1, *operands[k // 4 % arity + 1 :])
+        if not any(evaluate(check, operands) for check in checks):
             continue
         used += 1
         fpcr = rng.choice(CONTROLS[quick.control])
@@ -116,14 +118,15 @@ def test_lanes_are_checked_together(esize: int) -> None:
         arity = ARITY.get(name, 2)
         vectors, numbers = [v.lanes(esize) for v in whole[:arity]], single[:arity]
         result = quick.operation(*vectors)
-        check = quick.check(result, *vectors)
-        for _ in range(30):
+        checks = [(check(result, *vectors), check) for check in (quick.check, quick.further) if check is not None]
+        for _ in range(40):
             lanes = [[operand(rng, esize) for _ in range(count)] for _ in range(arity)]
             values = tuple(sum(lane << k * esize for k, lane in enumerate(v)) for v in lanes)
             columns = list(zip(*lanes, strict=True))
             one = quick.operation(*numbers)
-            holds = all(evaluate(quick.check(one, *numbers), column) for column in columns)
-            assert evaluate(check, values) == holds
+            for whole_check, check in checks:
+                holds = all(evaluate(check(one, *numbers), column) for column in columns)
+                assert evaluate(whole_check, values) == holds
             if holds:
                 results = [evaluate(one, column) for column in columns]
                 results = [-r % (1 << esize) for r in results] if one.width == 1 else results

@@ -60,10 +60,23 @@ def host(fpcr: Bits, fpsr: Bits) -> Bits:
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------------
+def _is_finite(result: Value) -> Value:
+    esize = esize_of(result)
+    return (result + result).ult((2 * BIAS[esize] + 1) << FRACTION[esize] + 1)
+
+
+def _is_ordinary(result: Value) -> Value:
+    unit = 1 << FRACTION[esize_of(result)] + 1
+    return (result + result + unit).uge(3 * unit)
+
+
+def _is_zero(a: Value) -> Value:
+    return a + a == 0
+
+
 def finite(result: Value, *operands: Value) -> Bits:
     """Neither infinity nor NaN: for sums, which are exact where they are denormal or zero, and for square roots."""
-    esize = esize_of(result)
-    return holds((result + result).ult((2 * BIAS[esize] + 1) << FRACTION[esize] + 1))
+    return holds(_is_finite(result))
 
 
 def ordinary(result: Value, *operands: Value) -> Bits:
@@ -72,8 +85,18 @@ def ordinary(result: Value, *operands: Value) -> Bits:
     With 1 added to the exponent field these are the values from 3 on: infinity wraps to 0, denormals and the lowest exponent
     become 1 and 2.
     """
-    unit = 1 << FRACTION[esize_of(result)] + 1
-    return holds((result + result + unit).uge(3 * unit))
+    return holds(_is_ordinary(result))
+
+
+def zero_factor(result: Value, *operands: Value) -> Bits:
+    """Ordinary, or nothing to round since the product is zero."""
+    a, b = operands[-2:]
+    return holds(_is_ordinary(result) | (_is_zero(a) | _is_zero(b)) & _is_finite(result))
+
+
+def zero_dividend(result: Value, *operands: Value) -> Bits:
+    """Ordinary, or zero because the first operand is."""
+    return holds(_is_ordinary(result) | _is_zero(operands[0]) & _is_finite(result))
 
 
 def numbers(result: Value, *operands: Value) -> Bits:
@@ -84,11 +107,15 @@ def numbers(result: Value, *operands: Value) -> Bits:
 
 @dataclass(frozen=True)
 class Quick:
-    """`operation` on the operands of a function; `check` and `control` tell whether it may stand for the function."""
+    """`operation` on the operands of a function; `check` and `control` tell whether it may stand for the function.
+
+    `check` is what nearly always holds and costs little, `further` what else will do.
+    """
 
     operation: Callable[..., Value]
     check: Callable[..., Bits]
     control: Callable[[Bits, Bits], Bits]
+    further: Callable[..., Bits] | None = None
 
 
 def _simple(name: str) -> Callable[..., Value]:
@@ -117,11 +144,11 @@ def _rsqrt_step(a: Value, b: Value) -> Value:
 QUICK = {
     "fp_add": Quick(_simple("fadd"), finite, host),
     "fp_sub": Quick(_simple("fsub"), finite, host),
-    "fp_mul": Quick(_simple("fmul"), ordinary, host),
-    "fp_mulx": Quick(_simple("fmul"), ordinary, host),
-    "fp_div": Quick(_simple("fdiv"), ordinary, host),
+    "fp_mul": Quick(_simple("fmul"), ordinary, host, zero_factor),
+    "fp_mulx": Quick(_simple("fmul"), ordinary, host, zero_factor),
+    "fp_div": Quick(_simple("fdiv"), ordinary, host, zero_dividend),
     "fp_sqrt": Quick(_simple("fsqrt"), finite, host),
-    "fp_muladd": Quick(lambda addend, a, b: real("fmuladd", a, b, addend), ordinary, host),
+    "fp_muladd": Quick(lambda addend, a, b: real("fmuladd", a, b, addend), ordinary, host, zero_factor),
     "fp_recip_step": Quick(_recip_step, ordinary, host),
     "fp_rsqrt_step": Quick(_rsqrt_step, ordinary, host),
     "fp_max": Quick(_simple("fmax"), numbers, plain),

@@ -90,7 +90,7 @@ class Evaluator:
 
     def _compute(self, node: Bits) -> Any:
         if node.op == "likely":
-            count = node.attr
+            count = node.attr[0]
             chosen = node.args[1 : 1 + count] if self(node.args[0]) else node.args[1 + count :]
             return tuple(self(a) for a in chosen)
         structural = _STRUCTURAL.get(node.op)

@@ -356,15 +356,16 @@ def call(fn: Any, *args: Operand) -> Any:
     return tuple(Bits("item", (whole,), r.width, attr=k) for k, r in enumerate(fn.ret))
 
 
-def likely(cond: Bits, quick: Sequence[Bits], slow: Sequence[Bits]) -> tuple[Bits, ...]:
+def likely(cond: Bits, quick: Sequence[Bits], slow: Sequence[Bits], rare: bool = True) -> tuple[Bits, ...]:
     """Several values at once: those of `quick` where `cond` is 1, which is nearly always, else those of `slow`.
 
-    Unlike with `select`, `slow` costs nothing where it is not chosen. `quick` and `cond` are always computed.
+    Unlike with `select`, `slow` costs nothing where it is not chosen. `quick` and `cond` are always computed. A `rare` choice of
+    `slow` may be left to another execution of the instruction.
     """
     for a, b in zip(quick, slow, strict=True):
         if a.width != b.width:
             raise TypeError(f"widths differ: {a.width} and {b.width}")
-    whole = Bits("likely", (cond, *quick, *slow), sum(a.width for a in quick), attr=len(quick))
+    whole = Bits("likely", (cond, *quick, *slow), sum(a.width for a in quick), attr=(len(quick), rare))
     return tuple(Bits("item", (whole,), a.width, attr=k) for k, a in enumerate(quick))
 
 

@@ -15,6 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from trapline.bits.expr import Bits
 from trapline.bits.ops import ELEMENTWISE, SHIFTS, STRUCTURAL
 
+METADATA = "!0 = !{!\"branch_weights\", i32 100000, i32 1}\n!1 = !{!\"branch_weights\", i32 1, i32 100000}\n"
+"""What a module must hold besides the text that is emitted: how much more likely one side of a branch is."""
+
+LIKELY, UNLIKELY = "!prof !0", "!prof !1"
+"""On a conditional branch: to its first label, to its second label."""
+
 _VECTOR_ELEMENTS = (8, 16, 32, 64)
 _REAL = {32: "float", 64: "double"}
 _BITWISE = ("xor", "and", "or")
@@ -47,15 +53,19 @@ class Emitter:
     """Emits expressions as LLVM IR text.
 
     `leaf(node)` emits a leaf and returns its value's name. Values are remembered by node identity, so emitted nodes are kept.
-    `natives` collects the symbols of the native functions that were called.
+    `natives` collects the symbols of the native functions that were called. With `decline`, that label is where the rare sides of
+    `likely` nodes go instead of being computed; `declined` tells whether one did. With `lasting`, conditions that last are not
+    tested but collected there.
     """
 
-    def __init__(self, leaf: Callable[[Bits], str], prefix: str = "v") -> None:
+    def __init__(
+        self, leaf: Callable[[Bits], str], prefix: str = "v", decline: str | None = None, lasting: list[Bits] | None = None
+    ) -> None:
         self.lines: list[str] = []
         self.natives: dict[str, object] = {}
         self.intrinsics: set[str] = set()
-        self._leaf = leaf
-        self._prefix = prefix
+        self.declined = False
+        self._leaf, self._prefix, self._decline, self._lasting = leaf, prefix, decline, lasting
         self._count = 0
         self._scalar: dict[int, str] = {}
         self._vector: dict[tuple[int, int], str] = {}
@@ -292,7 +302,10 @@ class Emitter:
         return self.let(f'call {ret} @"{fn.symbol}"({args}) nounwind willreturn memory(none)')
 
     def _emit_lasting(self, node: Bits) -> str:
-        return self(node.args[0])
+        if self._lasting is None:
+            return self(node.args[0])
+        self._lasting.append(node.args[0])
+        return "true"
 
     def _emit_convert(self, node: Bits) -> str:
         count = node.width // node.esize
@@ -322,18 +335,25 @@ class Emitter:
         return self._chosen[id(whole)][node.attr]
 
     def _choose(self, node: Bits) -> list[str]:
-        quick, slow = node.args[1 : 1 + node.attr], node.args[1 + node.attr :]
+        count, rare = node.attr
+        quick, slow = node.args[1 : 1 + count], node.args[1 + count :]
         forms = [form_of(a) for a in quick]
         fast = [self._as(a, form) for a, form in zip(quick, forms, strict=True)]
-        for leaf in _leaves(slow):  # what reads the machine's state may keep what it read
+        if rare and self._decline is not None:
+            self.declined = True
+            done = self.name()[1:]
+            self.add(f"br i1 {self(node.args[0])}, label %{done}, label %{self._decline}, {LIKELY}")
+            self.add(f"{done}:")
+            return fast
+        for leaf in leaves(slow):  # what reads the machine's state may keep what it read
             self(leaf)
         cond = self(node.args[0])
-        expected = self.let(f"call i1 @llvm.expect.i1(i1 {cond}, i1 true)")
         begin, cold, after, done = (f"{self.name()[1:]}.{hint}" for hint in ("quick", "slow", "slowed", "chosen"))
         self.add(f"br label %{begin}")
         self.add(f"{begin}:")
-        self.add(f"br i1 {expected}, label %{done}, label %{cold}")
+        self.add(f"br i1 {cond}, label %{done}, label %{cold}, {LIKELY}")
         self.add(f"{cold}:")
+        self.add("call void @llvm.sideeffect()")  # or LLVM finds it cheap and computes it in any case
         known = [(memo, len(memo)) for memo in (self._scalar, self._vector, self._real, self._chosen)]
         other = [self._as(a, form) for a, form in zip(slow, forms, strict=True)]
         for memo, length in known:
@@ -366,7 +386,8 @@ def _type(width: int, form: Form) -> str:
     return f"i{width}" if kind == "integer" else real_type(width, esize) if kind == "real" else f"<{width // esize} x i{esize}>"
 
 
-def _leaves(nodes: Iterable[Bits]) -> Iterator[Bits]:
+def leaves(nodes: Iterable[Bits]) -> Iterator[Bits]:
+    """The leaves of expressions."""
     seen: set[int] = set()
     stack = list(nodes)
     while stack:

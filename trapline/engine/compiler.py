@@ -11,10 +11,10 @@ from trapline.arm64.record import Recorder
 from trapline.arm64.regs import TABLE
 from trapline.arm64.sysreg_functions import FUNCTIONS
 from trapline.bits.native import emit_module
-from trapline.bits.to_llvm import declare_intrinsics
+from trapline.bits.to_llvm import METADATA, declare_intrinsics
 from trapline.engine import codemap, glue, runtime, slow, system, tlb
 from trapline.engine.access import specialise
-from trapline.engine.handler import METADATA, Handler
+from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
 
 CALLED = (

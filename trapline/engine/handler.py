@@ -14,7 +14,7 @@ from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
 from trapline.arm64.record import Recorder
 from trapline.arm64.state import CpuState
 from trapline.bits import Bits
-from trapline.bits.to_llvm import Emitter
+from trapline.bits.to_llvm import LIKELY, UNLIKELY, Emitter
 from trapline.engine.slots import Slot, SlotLayout
 from trapline.engine.state import (
     GUARDED,
@@ -30,8 +30,6 @@ from trapline.engine.state import (
 
 CC = "preserve_nonecc"
 PROTOTYPE = "ptr %cpu, ptr %rec, ptr %tlb, i64 %aux"
-METADATA = '!0 = !{!"branch_weights", i32 100000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 100000}\n'
-_UNLIKELY = "!prof !0"
 
 WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000
 PARTS_SHIFT = 16
@@ -137,7 +135,7 @@ class Handler:
         pending = self._load_field_volatile("poll_kick", 64)
         clear = self.emit.let(f"icmp eq i64 {pending}, 0")
         go, serve = self._label("go"), self._label("serve")
-        self.emit.add(f"br i1 {clear}, label %{go}, label %{serve}, {_UNLIKELY}")
+        self.emit.add(f"br i1 {clear}, label %{go}, label %{serve}, {LIKELY}")
         self.emit.add(f"{serve}:")
         self._tail("trapline_poll", record)
         self.emit.add(f"{go}:")
@@ -165,7 +163,7 @@ class Handler:
         want = emit.let(f"and i64 {target}, {-4096 | 3}")
         hit = emit.let(f"icmp eq i64 {tag}, {want}")
         found, missed = self._label("found"), self._label("missed")
-        emit.add(f"br i1 {hit}, label %{found}, label %{missed}, {_UNLIKELY}")
+        emit.add(f"br i1 {hit}, label %{found}, label %{missed}, {LIKELY}")
         emit.add(f"{missed}:")
         self._tail("trapline_goto_landing" if landing else "trapline_goto", record, aux=target)
         emit.add(f"{found}:")
@@ -211,7 +209,7 @@ class Handler:
         count = self._load_field("icount", 64)
         enough = self.emit.let(f"icmp uge i64 {count}, {self._load_field('stop', 64)}")
         leave, go = self._label("stop"), self._label("counted")
-        self.emit.add(f"br i1 {enough}, label %{leave}, label %{go}, !prof !1")
+        self.emit.add(f"br i1 {enough}, label %{leave}, label %{go}, {UNLIKELY}")
         self.emit.add(f"{leave}:")
         self._tail("trapline_stop")
         self.emit.add(f"{go}:")
@@ -248,7 +246,7 @@ class Handler:
                 self._write(write, value)
                 continue
             changed, same = self._label("changed"), self._label("same")
-            self.emit.add(f"br i1 {self.emit(write.when)}, label %{changed}, label %{same}, !prof !1")
+            self.emit.add(f"br i1 {self.emit(write.when)}, label %{changed}, label %{same}, {UNLIKELY}")
             self.emit.add(f"{changed}:")
             self._write(write, value)
             self.emit.add(f"br label %{same}")
@@ -296,7 +294,7 @@ class Handler:
         disabled = self._load_field("fp_disabled", 32)
         enabled = self.emit.let(f"icmp eq i32 {disabled}, 0")
         go, trap = self._label("fp"), self._label("nofp")
-        self.emit.add(f"br i1 {enabled}, label %{go}, label %{trap}, {_UNLIKELY}")
+        self.emit.add(f"br i1 {enabled}, label %{go}, label %{trap}, {LIKELY}")
         self.emit.add(f"{trap}:")
         self._tail("trapline_fp_trap")
         self.emit.add(f"{go}:")
@@ -307,7 +305,7 @@ class Handler:
         sp = emit.let(f"load i64, ptr {self._field(CpuState.sp.offset)}")
         aligned = emit.let(f"icmp eq i64 {emit.let(f'and i64 {sp}, 15')}, 0")
         go, ask = self._label("aligned"), self._label("misaligned")
-        emit.add(f"br i1 {aligned}, label %{go}, label %{ask}, {_UNLIKELY}")
+        emit.add(f"br i1 {aligned}, label %{go}, label %{ask}, {LIKELY}")
         emit.add(f"{ask}:")
         if self.careful:
             self._call_system("sp_alignment", [], None)
@@ -348,7 +346,7 @@ class Handler:
         emit = self.emit
         hit, fast, meta = self._probe(addr, size, write, access)
         done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "memory"))
-        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
+        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {LIKELY}")
         emit.add(f"{slow}:")
         if not self.careful:
             self._give_up()
@@ -388,7 +386,7 @@ class Handler:
             emit.add("fence release")
         hit, fast, meta = self._probe(addr, size, True, e.access)
         done, slow, failed, merged = (self._label(x) for x in ("hit", "slow", "abort", "stored"))
-        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {_UNLIKELY}")
+        emit.add(f"br i1 {hit}, label %{done}, label %{slow}, {LIKELY}")
         emit.add(f"{slow}:")
         if not self.careful:
             self._give_up()
@@ -532,7 +530,7 @@ class Handler:
             return
         trap, go = self._label("trap"), self._label("granted")
         args = [self.emit(a) for a in e.args]
-        self.emit.add(f"br i1 {self.emit(e.when)}, label %{trap}, label %{go}, !prof !1")
+        self.emit.add(f"br i1 {self.emit(e.when)}, label %{trap}, label %{go}, {UNLIKELY}")
         self.emit.add(f"{trap}:")
         self._call_system(e.name, args, None)
         self.emit.add(f"br label %{go}")
@@ -548,7 +546,7 @@ class Handler:
         status = emit.let(f"call i32 @{symbol}({values})")
         same = emit.let(f"icmp eq i32 {status}, 0")
         go, leave = self._label("done"), self._label("leave")
-        emit.add(f"br i1 {same}, label %{go}, label %{leave}, {_UNLIKELY}")
+        emit.add(f"br i1 {same}, label %{go}, label %{leave}, {LIKELY}")
         emit.add(f"{leave}:")
         self._tail("trapline_resume")
         emit.add(f"{go}:")

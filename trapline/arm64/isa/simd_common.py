@@ -249,13 +249,18 @@ class Fp:
     def _try(self, quick: Quick, operands: Sequence[Any], slow: tuple[Any, Bits]) -> Any:
         """The host's result where it is right, else the function's."""
         result = quick.operation(*operands)
-        return self._choose(quick.control(self._fpcr, self._before) & quick.check(result, *operands), result, *slow)
+        control = quick.control(self._fpcr, self._before)
+        checks = [check(result, *operands) for check in (quick.check, quick.further) if check is not None]
+        return self._choose([control & check for check in checks], result, *slow)
 
-    def _choose(self, ok: Bits, quick: Any, slow: Any, flags: Bits) -> Any:
-        a, b = (v.bits if isinstance(v, Vec) else v for v in (quick, slow))
-        result, *state = likely(ok, (a, self._fpsr, const(0, 1)), (b, self._fpsr | flags.zext(64), const(1, 1)))
-        self._accumulate(*state)
-        return Vec(result, quick.esize) if isinstance(quick, Vec) else result
+    def _choose(self, conditions: Sequence[Bits], quick: Any, slow: Any, flags: Bits) -> Any:
+        """`quick` if one of the conditions holds, which are tried in this order, else `slow` with its flags."""
+        best, exact = (v.bits if isinstance(v, Vec) else v for v in (quick, slow))
+        outcome: tuple[Bits, ...] = (exact, self._fpsr | flags.zext(64), const(1, 1))
+        for k, condition in enumerate(reversed(conditions)):
+            outcome = likely(condition, (best, self._fpsr, const(0, 1)), outcome, rare=k == 0)
+        self._accumulate(*outcome[1:])
+        return Vec(outcome[0], quick.esize) if isinstance(quick, Vec) else outcome[0]
 
     # -- arithmetic ------------------------------------------------------------------------------------------------------
     def __call__(self, name: str, a: Any, *rest: Any) -> Any:
@@ -314,7 +319,7 @@ class Fp:
         if exact is None:
             return result
         slow = self._exactly(function, extended, (unsigned, fraction_bits))
-        return self._choose(exact | host(self._fpcr, self._before), result, *slow)
+        return self._choose([exact | host(self._fpcr, self._before)], result, *slow)
 
     def to_fixed(self, a: Any, size: int, unsigned: int, mode: int, fraction_bits: Any = 0) -> Any:
         """The fixed-point number of `size` bits that `a` rounds to."""

@@ -14,13 +14,12 @@ from trapline.arm64 import effects as fx
 from trapline.arm64.record import FLAG_OFFSETS, Recorder
 from trapline.arm64.regs import TABLE
 from trapline.bits import Bits
-from trapline.bits.to_llvm import Emitter
+from trapline.bits.to_llvm import METADATA, Emitter, leaves
 from trapline.engine.handler import (
     AFTER,
     ATOMIC,
     CC,
     MEMORY_EFFECTS,
-    METADATA,
     PROTOTYPE,
     STATE_FUNCTIONS,
     UPDATE,
@@ -39,7 +38,8 @@ from trapline.engine.state import (
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Block, Instruction, Place, Region
 
 SYSREG = EngineState.sysreg.offset
-FP_STATE = tuple(SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
+FPCR, FPSR = (SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
+FP_STATE = (FPCR, FPSR)
 PROMOTED: dict[int, str] = (
     {offset: "i64" for offset in (*REGISTERS, STACK, *FP_STATE)}
     | {offset: "i8" for offset in FLAG_OFFSETS.values()}
@@ -57,10 +57,12 @@ SINK = EngineState.xzr_sink.offset
 class Line(Handler):
     """Emits one instruction of a region, or one way out of it, in place."""
 
-    def __init__(self, tag: str, recording: Recorder, page: int, offset: int, way_out: str) -> None:
+    def __init__(
+        self, tag: str, recording: Recorder, page: int, offset: int, way_out: str, lasting: list[Bits] | None = None
+    ) -> None:
         super().__init__(tag, recording, far=False)
         self.careful = False
-        self.emit = Emitter(self._leaf, prefix=f"{tag}_")
+        self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting)
         self._page, self._offset, self._way_out = page, offset, way_out
         self._atomic = False
         self.left = False
@@ -174,6 +176,7 @@ class Line(Handler):
                     return None
                 self.emit.add(RELOAD)
         self._commit()
+        self.left |= self.emit.declined
         return branch
 
 
@@ -183,7 +186,17 @@ def _in_place(effect: fx.Effect) -> bool:
         return effect.when is not None or effect.name in STATE_FUNCTIONS
     if isinstance(effect, fx.Barrier):
         return effect.kind != "dsb"
-    return isinstance(effect, MEMORY_EFFECTS)
+    return isinstance(effect, (*MEMORY_EFFECTS, fx.Branch))
+
+
+def _is_steady(instruction: Instruction) -> bool:
+    """Whether an instruction leaves FPCR and FPSR alone, but for exceptions that it adds."""
+    writes = [w for w in instruction.recording.writes if w.offset in FP_STATE and w.when is None]
+    return all(map(_in_place, instruction.recording.effects)) and all(map(_accumulates, writes))
+
+
+def _accumulates(write: fx.Write) -> bool:
+    return write.offset == FPSR and write.value.op == "or" and write.value.args[0].attr == FPSR
 
 
 def _name(page: int) -> str:
@@ -200,6 +213,8 @@ class RegionEmitter:
         self.externs: set[str] = set()
         self.intrinsics: set[str] = set()
         self.natives: dict[str, object] = {}
+        self._lasting: list[Bits] | None = [] if all(map(_is_steady, region.instructions)) else None
+        """What is tested at the entry and holds from there on; None if conditions must be tested where they count."""
         self._lines: list[str] = []
         self._ways_out: list[str] = []
         self._count = 0
@@ -236,6 +251,7 @@ class RegionEmitter:
         touched = set().union(*self._dirty.values()) if blocks else set()
         for i in self.region.instructions:
             touched |= self._written([i])
+        touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
         touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
         body = "\n".join(lines)
@@ -258,6 +274,8 @@ class RegionEmitter:
         for offset in touched:
             kind = PROMOTED[offset]
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
+        for condition in {node.key: node for node in self._lasting or ()}.values():
+            self._require(line, emit(condition))
         emit.add(f"br label %{self._start(self.region.entry)}")
         emit.add("stale:")
         shared = line._load_field("shared", 64)
@@ -319,7 +337,7 @@ class RegionEmitter:
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
-        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out)
+        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out, self._lasting)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""
