@@ -23,6 +23,7 @@ LIKELY = {
     "flags": (0, 0, 1, 2),
     "slot": (0, 1, 2),
     "cap": (177, 216),
+    "control": (0, 1, 3, 0x10001, 0x20003),
     "group": tuple(range(10)),
     "attr": tuple(range(6)),
     "memory_size": (0, 0x1000, 0x2000),
@@ -80,6 +81,9 @@ class Fuzzer:
             elif issubclass(kind, ctypes.Array):
                 for index in range(1 if self.numbers.random() < 0.8 else 4):
                     getattr(value, name)[index] = self.numbers.choice((0, 4, 5, self.number(8)))
+            elif issubclass(kind, ctypes.Structure):
+                for array, _ in kind._fields_:
+                    getattr(getattr(value, name), array)[:] = [self.number(64) for _ in range(16)]
             elif name != "n":
                 setattr(value, name, self.number(8 * ctypes.sizeof(kind)))
         return value

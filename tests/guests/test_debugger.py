@@ -51,8 +51,8 @@ def test_a_debugger_sees_what_it_sees_under_qemu(files: tuple[Path, Path]) -> No
     kernel, initrd = map(str, files)
     trapline = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", "--mem", "512M", "--timeout", "240"]
     trapline += ["--kernel", kernel, "--initrd", initrd, "--params", PARAMS]
-    qemu = [EMULATOR, "-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio"]
-    qemu += ["-kernel", kernel, "-initrd", initrd, "-append", PARAMS]
-    ours, theirs = said(trapline), said([*qemu, "-no-reboot"])
+    qemu = [EMULATOR, "-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on", "-m", "512", "-nodefaults"]
+    qemu += ["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd, "-append", PARAMS]
+    ours, theirs = said(trapline), said(qemu)
     assert ours == theirs
     assert ours[0].endswith(" 14") and len(ours) > 40, "it got to the end of what it stepped through"

@@ -6,7 +6,7 @@ from enum import IntEnum, IntFlag
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, struct, u8, u32, u32x7, u64, u64x4
+from trapline.abi.struct import Structure, struct, u8, u32, u32x7, u64, u64x4, u64x16
 
 TARGET_GENERIC_V8 = 5
 """The vCPU target every host accepts."""
@@ -46,6 +46,36 @@ class VcpuEvents(Structure):
     reserved0: u64x4
     reserved1: u64
     reserved2: u64
+
+
+class GuestDebugFlag(IntFlag):
+    """Bits of kvm_guest_debug.control."""
+
+    ENABLE = 1 << 0
+    SINGLESTEP = 1 << 1
+    USE_SW_BP = 1 << 16
+    USE_HW = 1 << 17
+
+
+GUEST_DEBUG_MASK = sum(GuestDebugFlag)
+"""All of them."""
+
+
+@struct(size=512, c_name="kvm_guest_debug_arch")
+class GuestDebugArch(Structure):
+    """Values for DBGBCR<n>_EL1, DBGBVR<n>_EL1, DBGWCR<n>_EL1 and DBGWVR<n>_EL1."""
+
+    dbg_bcr: u64x16
+    dbg_bvr: u64x16
+    dbg_wcr: u64x16
+    dbg_wvr: u64x16
+
+
+@struct(size=520, c_name="kvm_guest_debug")
+class GuestDebug(Structure):
+    control: u32
+    pad: u32
+    arch: GuestDebugArch
 
 
 class IrqType(IntEnum):
@@ -225,3 +255,12 @@ def KVM_GET_VCPU_EVENTS(vcpu, events):  # type: ignore[no-untyped-def]
 )
 def KVM_SET_VCPU_EVENTS(vcpu, events):  # type: ignore[no-untyped-def]
     """Make an SError or an external data abort pending."""
+
+
+@ioctl("vcpu", 0x9B, GuestDebug, "W", cap=Cap.SET_GUEST_DEBUG, EINVAL="unknown control bits")
+def KVM_SET_GUEST_DEBUG(vcpu, debug):  # type: ignore[no-untyped-def]
+    """Debug the guest from outside: stop after each instruction, at BRK, at breakpoints and watchpoints, with KVM_EXIT_DEBUG.
+
+    Without ENABLE it stops debugging. While it is on, the guest's own debug registers are set aside: it reads back what it writes,
+    and nothing comes of it.
+    """

@@ -312,7 +312,7 @@ def encode_exit(run: Any, exit: Exit) -> None:
         LAYOUTS[type(exit)].pack_into(run, UNION_OFFSET, kind, len(exit.data), *data)
     elif isinstance(exit, DebugExit):
         LAYOUTS[DebugExit].pack_into(run, UNION_OFFSET, exit.hsr & 0xFFFF_FFFF, exit.hsr >> 32, exit.far)
-        run[14] = run[14] | DEBUG_HSR_HIGH_VALID if exit.hsr >> 32 else run[14] & ~DEBUG_HSR_HIGH_VALID
+        run[14] |= DEBUG_HSR_HIGH_VALID
     else:
         names: tuple[str, ...] = tuple(exit.__slots__)
         fields = [getattr(exit, name) for name in names]

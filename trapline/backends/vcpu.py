@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trapline.abi import arm64
@@ -34,6 +34,7 @@ from trapline.abi.vcpu import (
 from trapline.errors import KvmError
 
 if TYPE_CHECKING:
+    from trapline.backends.guest_debug import Watchpoint
     from trapline.backends.objects import Vm
 
 MMIO = MmioExit.reason
@@ -179,6 +180,27 @@ class Vcpu:
         events = arm64.VcpuEvents()  # type: ignore[call-arg]
         events.ext_dabt_pending = 1
         self._ioctl(self.file, arm64.KVM_SET_VCPU_EVENTS, events)
+
+    def set_guest_debug(
+        self,
+        *,
+        enable: bool = True,
+        single_step: bool = False,
+        software_breakpoints: bool = False,
+        breakpoints: Sequence[int] = (),
+        watchpoints: Sequence[Watchpoint] = (),
+    ) -> None:
+        """Say what stops the guest with a `DebugExit` from the next `run` on; each call replaces what was asked for before.
+
+        `single_step`: after each instruction. `software_breakpoints`: at BRK instructions, which the caller has put there.
+        `breakpoints`: before the instruction at one of these virtual addresses is executed, at EL1 or EL0. `watchpoints`: before
+        an access. How many there are is what KVM_CAP_GUEST_DEBUG_HW_BPS and _WPS say; more are ignored. With `enable=False` the
+        guest is not debugged any more.
+        """
+        from trapline.backends.guest_debug import guest_debug
+
+        argument = guest_debug(single_step, software_breakpoints, breakpoints, watchpoints) if enable else arm64.GuestDebug()
+        self._ioctl(self.file, arm64.KVM_SET_GUEST_DEBUG, argument)
 
     def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
         """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""

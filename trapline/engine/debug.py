@@ -26,7 +26,7 @@ from trapline.arm64.debug import (
 )
 from trapline.arm64.regs.debug import MDSCR_EL1
 from trapline.bits.native import Ptr, addressof, load32, load64, native, store64, u1, u32, u64
-from trapline.engine.state import ITLB_ENTRIES, PAGE_HEADER, RECORD_SIZE, TLB_INVALID, EngineState, Shared
+from trapline.engine.state import GUARDED, ITLB_ENTRIES, PAGE_HEADER, RECORD_SIZE, TLB_INVALID, EngineState, Shared
 from trapline.engine.tlb import flush_all, select_regime
 
 STEPPING: Final = 1
@@ -61,7 +61,7 @@ def breakpoint_reach(cpu: Ptr[EngineState]) -> u32:
                 reach = reach | IN_PAGES
                 page = cpu.sysreg[BVR[n]] & ~u64(4095)
                 entry = itlb_entry(cpu, page)
-                if load64(entry) == page:
+                if load64(entry) & ~u64(GUARDED) == page:
                     store64(entry, TLB_INVALID)
             else:
                 reach = reach | ANYWHERE

@@ -7,12 +7,13 @@ from errno import EBUSY, EINVAL
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trapline.abi.arm64 import VM_TYPE_IPA_SIZE_MASK
+from trapline.abi.arm64 import GUEST_DEBUG_MASK, VM_TYPE_IPA_SIZE_MASK
 from trapline.abi.caps import Cap
 from trapline.arm64.features import Features
 from trapline.arm64.regs.timer import COUNTER_HZ
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import calls as calls_module
+from trapline.kvm.arm64 import debug as debug_module
 from trapline.kvm.arm64 import vm as vm_module
 from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
 from trapline.sync import Lock, World
@@ -38,6 +39,8 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.ARM_IRQ_LINE_LAYOUT_2: 1,
         Cap.ARM_SYSTEM_SUSPEND: 1,
         Cap.VCPU_EVENTS: 1,
+        Cap.SET_GUEST_DEBUG: 1,
+        Cap.SET_GUEST_DEBUG2: GUEST_DEBUG_MASK,
         Cap.MAX_VCPUS: MAX_VCPUS,
         Cap.MAX_VCPU_ID: MAX_VCPUS,
     }
@@ -110,7 +113,7 @@ class Processors:
 class Arm64:
     """KVM/arm64 over one engine."""
 
-    modules: Sequence[ModuleType] = (calls_module, vm_module)
+    modules: Sequence[ModuleType] = (calls_module, debug_module, vm_module)
     tick_ns = NS_PER_TICK
     """Nanoseconds of one tick of the system counter."""
 
@@ -139,6 +142,10 @@ class Arm64:
         """Capabilities of this architecture."""
         if cap in (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC):
             return int("PAuth" in self.features)
+        if cap == Cap.GUEST_DEBUG_HW_BPS:
+            return self.features.breakpoints
+        if cap == Cap.GUEST_DEBUG_HW_WPS:
+            return self.features.watchpoints
         return CAPABILITIES.get(cap, 0)
 
     def create_vm(self, vm: Vm, kind: int) -> Arm64Vm:

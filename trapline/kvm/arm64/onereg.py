@@ -22,12 +22,16 @@ from trapline.arm64.regs import (
     ELR_EL2,
     FPCR,
     FPSR,
+    MDCCINT_EL1,
+    MDSCR_EL1,
     MPIDR_EL1,
+    OSLSR_EL1,
     SPSR_EL1,
     SPSR_EL2,
     TABLE,
     VMPIDR_EL2,
 )
+from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import psci
@@ -169,12 +173,27 @@ TIMERS: Final[dict[int, Access]] = {
 CACHES: Final[dict[int, Access]] = {abi.reg_ccsidr(index): _zero_only(int(size)) for index, size in enumerate(CACHE_SIZES)}
 
 
+def _set_os_lock(vcpu: Arm64Vcpu, value: int) -> None:
+    if (value ^ vcpu.sysreg[OSLSR_EL1.slot]) & ~OSLSR_EL1.OSLK.mask:
+        raise KvmError(EINVAL)
+    vcpu.sysreg[OSLSR_EL1.slot] = value
+
+
+_DEBUG_STORAGE = (MDCCINT_EL1, MDSCR_EL1, *DBGBVR, *DBGBCR, *DBGWVR, *DBGWCR)
+
+DEBUG: Final[dict[int, Access]] = {
+    **{reg.one_reg_id: _stored(reg) for reg in sorted(_DEBUG_STORAGE, key=lambda reg: reg.encoding)},
+    OSLSR_EL1.one_reg_id: Access(lambda vcpu: vcpu.sysreg[OSLSR_EL1.slot], _set_os_lock),
+}
+"""All sixteen breakpoints and watchpoints have ids, however many the machine has."""
+
+
 def _is_guest_state(reg: type[Sysreg]) -> bool:
     """Plain storage of EL0 and EL1, not reached by another id: not the interrupt controller's, the timers' or PSTATE's."""
     op0, op1, crn, _, _ = reg.enc
     own = reg.alias is None and reg.read is None and reg.write is None and reg.access == "RW"
     elsewhere = reg.feature == "GICv3" or crn == 4 or reg.name.startswith(("CNTV_", "CNTP_", "CNTFRQ"))
-    return own and op0 in (2, 3) and op1 not in (4, 5, 6, 7) and not elsewhere
+    return own and op0 == 3 and op1 not in (4, 5, 6, 7) and not elsewhere
 
 
 def _is_identification(reg: type[Sysreg]) -> bool:
@@ -198,7 +217,7 @@ def _sysregs(features: Features) -> Iterator[tuple[int, Access]]:
 @cache
 def registers(features: Features) -> dict[int, Access]:
     """All ids in the order of KVM_GET_REG_LIST: core, firmware, system registers, timers, caches."""
-    return {**CORE, **FIRMWARE, **dict(_sysregs(features)), **TIMERS, **CACHES}
+    return {**CORE, **FIRMWARE, **DEBUG, **dict(_sysregs(features)), **TIMERS, **CACHES}
 
 
 def check_id(reg_id: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.arm64.regs import ACTLR_EL1, ICC_ASGI1R_EL1, ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1
 from trapline.arm64.sysreg import encode
-from trapline.kvm.arm64 import inject
+from trapline.kvm.arm64 import debug, inject
 from trapline.kvm.arm64.syndrome import sysreg_encoding
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _zero(vcpu: Arm64Vcpu) -> int:
     return 0
 
 
-READS: Mapping[int, Read] = MappingProxyType({ACTLR_EL1.encoding: _zero})
+READS: Mapping[int, Read] = MappingProxyType({ACTLR_EL1.encoding: _zero, **debug.READS})
 
 DC_ISW, DC_CSW, DC_CISW = encode((1, 0, 7, 6, 2)), encode((1, 0, 7, 10, 2)), encode((1, 0, 7, 14, 2))
 
@@ -71,6 +71,7 @@ WRITES: Mapping[int, Write] = MappingProxyType(
         ICC_ASGI1R_EL1.encoding: _sgi(0),
         ICC_SGI0R_EL1.encoding: _sgi(0),
         ICC_DIR_EL1.encoding: _deactivate,
+        **debug.WRITES,
     }
 )
 

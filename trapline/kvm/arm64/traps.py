@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trapline.kvm.arm64 import hypercalls, inject, timer
 from trapline.kvm.arm64.abort import handle_abort
+from trapline.kvm.arm64.debug import handle_debug_exception
 from trapline.kvm.arm64.syndrome import EC, WFX_RN_SHIFT, WFX_TIMEOUT, WFX_WFE
 from trapline.kvm.arm64.sysregs import handle_sysreg
 
@@ -53,6 +54,10 @@ TRAPS: Mapping[int, Handler] = MappingProxyType(
         int(EC.SYS64): handle_sysreg,
         int(EC.IABT_LOWER): handle_abort,
         int(EC.DABT_LOWER): handle_abort,
+        int(EC.BREAKPOINT_LOWER): handle_debug_exception,
+        int(EC.SOFTSTEP_LOWER): handle_debug_exception,
+        int(EC.WATCHPOINT_LOWER): handle_debug_exception,
+        int(EC.BRK): handle_debug_exception,
     }
 )
 """What to do for each exception class: True to go on in the guest, False when kvm_run holds an exit."""

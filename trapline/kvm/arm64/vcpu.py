@@ -25,7 +25,7 @@ from trapline.arm64.regs import (
     VTTBR_EL2,
 )
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import onereg, psci, timer
+from trapline.kvm.arm64 import debug, onereg, psci, timer
 from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio
 from trapline.kvm.arm64.attributes import VcpuAttributes
 from trapline.kvm.arm64.syndrome import EC_SHIFT
@@ -82,6 +82,7 @@ class Arm64Vcpu:
         self.sysreg = self.state.sysreg
         self.x = self.state.x
         self.attributes = VcpuAttributes(self)
+        self.debug = debug.DebugState()
         self.initialized = False
         self.features = 0
         self.has_run = False
@@ -149,6 +150,8 @@ class Arm64Vcpu:
     def reset(self) -> None:
         """Architectural reset, and the registers with which the hypervisor rules this guest."""
         state, sysreg = self.state, self.sysreg
+        running = self.debug.guest_values is not None
+        debug.put(self)
         for register in range(31):
             self.x[register] = 0
         for vector in state.v:
@@ -169,6 +172,9 @@ class Arm64Vcpu:
         sysreg[ELR] = 0
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
+        debug.reset(self)
+        if running:
+            debug.load(self)
         self.cpu.request_flush()
         self.pending_mmio = NOT_PENDING
         self.look_at_timers = True
@@ -240,11 +246,19 @@ class Arm64Vcpu:
 
     def run(self) -> None:
         """KVM_RUN: complete what userspace was asked for, then run the guest until userspace is needed again."""
-        core = self.core
         if not self.initialized:
             raise KvmError(ENOEXEC)
         if not self.has_run:
             self._first_run()
+        debug.load(self)
+        try:
+            self._run()
+        finally:
+            debug.put(self)
+
+    def _run(self) -> None:
+        """The part of KVM_RUN during which registers may be userspace's."""
+        core = self.core
         if self.pending_mmio != NOT_PENDING:
             complete_mmio(self)
         if core.run[IMMEDIATE_EXIT_OFFSET]:

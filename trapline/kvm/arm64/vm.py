@@ -17,7 +17,7 @@ from trapline.abi.arm64 import (
 )
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
-from trapline.arm64.regs import ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
+from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
 from trapline.kvm.arm64.mmu import Mmu
@@ -91,6 +91,7 @@ class Arm64Vm:
                 hidden.append("GICv3")
             values: dict[type[Sysreg], int] = self.machine.features.without(*hidden).id_values()
             values[ID_AA64PFR0_EL1] = ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).replace(EL2=0)
+            values[ID_AA64DFR0_EL1] = ID_AA64DFR0_EL1(values[ID_AA64DFR0_EL1]).replace(CTX_CMPs=0)
             values[ID_AA64MMFR1_EL1] = ID_AA64MMFR1_EL1(values.get(ID_AA64MMFR1_EL1, 0)).replace(VMIDBits=0)
             self._id_values = {reg.encoding: int(value) for reg, value in values.items()}
         return self._id_values
