@@ -96,6 +96,23 @@ class Jit:
         builder.getModulePassManager().run(module, builder)
         return self._machine.emit_object(module)
 
+    def compile_once_through(self, ir: str) -> bytes:
+        """Compile a module of straight code: the few passes that it gains from, in a quarter of the time."""
+        module = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n' + ir)
+        builder = llvm.create_pass_builder(self._machine, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes = llvm.create_new_function_pass_manager()
+        passes.add_sroa_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+        passes.add_new_gvn_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+        passes.add_dead_store_elimination_pass()
+        for function in module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
+        return self._machine.emit_object(module)
+
     def load(self, data: bytes) -> None:
         """Link an object file; its symbols become known to later objects."""
         obj = llvm.ObjectFileRef.from_data(data)

@@ -74,7 +74,7 @@ class RegionBuilder:
     def build(self, region: Region, shape: int) -> Built:
         """Compile a region, its native functions into the cache; `shape` is the shape number of its first instruction."""
         tag, text, natives = self.text(region, shape)
-        code = self._jit.compile(text)
+        code = self._jit.compile(text) if region.loops else self._jit.compile_once_through(text)
         for symbol, function in natives.items():
             if self._cache.get(symbol + ".o") is None:
                 self._cache.put(symbol + ".o", self._jit.compile(self._compiler.native_text(function)))

@@ -14,7 +14,7 @@ from trapline.arm64.record import SP_OFFSET, V_OFFSET, X_OFFSET, Recorder
 from trapline.engine.handler import KEEP_GOING, MEMORY_EFFECTS
 from trapline.engine.state import PAGE_INSNS
 
-LOOP_LIMIT, TRACE_LIMIT = 192, 64
+LOOP_LIMIT, TRACE_LIMIT = 128, 64
 """Instructions of a region at most: of one that closes a loop, and of straight code."""
 EXPLORE_LIMIT = 320
 """Instructions that are looked at to find a loop."""
@@ -110,6 +110,8 @@ class Region:
         self.entry = entry
         self._fetch = fetch
         self.blocks: dict[Place, Block] = {}
+        self.loops = False
+        """Whether the entry is in a loop."""
         self._explore()
         self._trim()
         self.returns = tuple(
@@ -222,6 +224,7 @@ class Region:
     def _trim(self) -> None:
         """Keep the loop that the entry is in; without one, the nearest code."""
         loop = self._reaching()
+        self.loops = bool(loop)
         limit = LOOP_LIMIT if loop else TRACE_LIMIT
         kept: dict[Place, Block] = {}
         size = 0
