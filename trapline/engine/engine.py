@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 TIER1 = "TRAPLINE_TIER1"
 """Environment variable: 0 leaves everything to the interpreter."""
+PARANOID = "paranoid"
+"""Its value for checking regions against the walker before they are trusted."""
 CODE_PAGES = 6144
 """Predecoded pages an engine holds at most (32 KiB each, backed by memory as they are used)."""
 MAP_ENTRIES = 4 * CODE_PAGES
@@ -65,6 +67,7 @@ class Entry:
         self.reset_tlbs = bind("trapline_reset_tlbs", None, u64)
         self.lines = bind("trapline_lines", u32, u64)
         self.next_count = bind("trapline_next_count", u64, u64)
+        self.fill = bind("trapline_fill", u64, u64, u64, u32)
         self.find_records = bind("trapline_find_records", u64, u64, u64)
         self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64)
         self.reset_records = bind("trapline_reset_records", None, u64, u64, u64, u64)
@@ -164,6 +167,7 @@ class Engine:
         shared.handlers = ctypes.addressof(shapes.handlers)
         shared.fills = ctypes.addressof(shapes.fills)
         shared.undecoded = jit.address("trapline_undecoded")
+        self.check_address = jit.address("trapline_check")
         shared.page_end = jit.address("trapline_page_end")
         shared.lone = jit.address("trapline_lone")
         shared.no_code = ctypes.addressof(self._no_code)
@@ -181,11 +185,21 @@ class Engine:
             if self.regions is None and not self.code.counting and os.environ.get(TIER1) != "0":
                 self.regions = Regions(self)
             index = len(self.cpus)
-            cpu = Cpu(self, index) if self.turns is None else TurnCpu(self, index, self.turns)
+            cpu = self._make_cpu(index)
             self.cpus.append(cpu)
             self.shared.cpus[cpu.index] = cpu.address
             self.shared.cpu_count = len(self.cpus)
             return cpu
+
+    def _make_cpu(self, index: int) -> Cpu:
+        if self.turns is not None:
+            return TurnCpu(self, index, self.turns)
+        if self.regions is not None and os.environ.get(TIER1) == PARANOID:
+            from trapline.engine.tier1.paranoid import ParanoidCpu
+
+            self.regions.checker = checker = ParanoidCpu(self, index)
+            return checker
+        return Cpu(self, index)
 
     def compile_for(self, cpu: Cpu) -> None:
         """Compile the handler that `cpu` lacks at its pc, and those that follow in its page."""

@@ -163,6 +163,13 @@ go:
   ret void
 }}
 
+; In place of a region that is still to be checked.
+define {CC} void @trapline_check({PROTOTYPE}) {{{_pc_of_record()}
+  %exit_at = getelementptr i8, ptr %cpu, i64 {_field("exit_code")}
+  store i32 {Exit.CHECK}, ptr %exit_at
+  ret void
+}}
+
 ; Every record starts with this handler: predecode from here on, then run what was decoded.
 define {CC} void @trapline_undecoded({PROTOTYPE}) {{{_pc_of_record()}
   %ok = call i32 @trapline_decode(ptr %cpu, ptr %rec)

@@ -355,6 +355,11 @@ def service(cpu: Ptr[EngineState]) -> None:
     if cpu.poll_sample != 0:
         take_sample(cpu)
     cpu.in_region = 0
+    if cpu.poll_check != 0:
+        cpu.poll_check = cpu.poll_check - 1
+        if cpu.poll_check == 0:
+            interrupt_hypervisor(cpu)
+            return
     if cpu.poll_kick != 0:
         cpu.poll_kick = 0
         interrupt_hypervisor(cpu)

@@ -64,6 +64,8 @@ class Exit:
     TIMER = 6
     ATTEND = 7
     """The machine is wanted: somebody kicked the PE, a line to the interrupt controller rose, its interface wants a refill."""
+    CHECK = 11
+    """A region's record, in paranoid mode (`tier1.paranoid`)."""
     DEVICE = 8
     """A load or store where no memory is (`device_address` and so on)."""
     FIRMWARE = 9
@@ -147,7 +149,8 @@ class EngineState(CpuState):
         ("poll_timer", c_uint8),
         ("poll_sync", c_uint8),
         ("poll_sample", c_uint8),
-        ("poll_spare", c_uint8 * 3),
+        ("poll_check", c_uint8),
+        ("poll_spare", c_uint8 * 2),
         ("fp_disabled", c_uint32),
         ("in_region", c_uint32),
         ("exit_code", c_uint32),

@@ -71,5 +71,10 @@ class Linked:
         record = facts[1] + built.entry * RECORD_SIZE
         if ctypes.c_uint64.from_address(record).value == self.address:
             return True
-        shape = engine.entry.decode(words[0][built.entry], built.entry)
-        return bool(engine.entry.install(record, engine.code.shapes.handlers[shape], self.address))
+        self.shape = engine.entry.decode(words[0][built.entry], built.entry)
+        target = self.address
+        checker = engine.regions.checker if engine.regions is not None else None
+        if checker is not None:
+            checker.follow(record, self)
+            target = engine.check_address
+        return bool(engine.entry.install(record, engine.code.shapes.handlers[self.shape], target))

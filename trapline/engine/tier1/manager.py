@@ -32,6 +32,7 @@ from trapline.engine.tier1.store import RegionStore
 if TYPE_CHECKING:
     from trapline.engine.cpu import Cpu
     from trapline.engine.engine import Engine
+    from trapline.engine.tier1.paranoid import ParanoidCpu
 
 PERIOD, IDLE_PERIOD = 0.001, 0.02
 """Seconds between looks: while a vCPU runs, and while none does."""
@@ -57,6 +58,8 @@ class Regions:
         self.installed: dict[Spot, Linked] = {}
         self.samples: Counter[str] = Counter()
         """How many samples met the interpreter, and how many a region."""
+        self.checker: ParanoidCpu | None = None
+        """Who checks regions before they are put into service, if anybody does."""
         self._texts = Texts()
         self._counts: Counter[Spot] = Counter()
         self._hopeless: set[Spot] = set()

@@ -24,7 +24,7 @@ from trapline.engine.tier1.store import RegionStore
 
 NICENESS, AFTERWARDS = 5, 19
 """Compiling yields to the guest where there are not enough processors for both, and to everything when the guest is gone."""
-LINGER = 30.0
+LINGER = float(os.environ.get("TRAPLINE_LINGER", "20"))
 """Seconds of work at most after the socket closed."""
 
 
