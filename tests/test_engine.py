@@ -28,6 +28,7 @@ from trapline.engine.state import PAGE_BYTES
 
 SYNC_FROM_SPX = 0x100 + 4
 """The number that the vector for a synchronous exception from the current level, with SP_ELx, passes to HVC."""
+PTE_UXN = 1 << 54
 VA = 0x12_3456_7000
 """A virtual address that is no host address."""
 
@@ -294,3 +295,15 @@ def test_user_access_override_and_pan(bench: Bench) -> None:
         cpu.enter()
         assert (cpu[ESR_EL1] >> 26 == 0x25) == faults, (uao, pan)
         assert hvc_number(cpu) == (SYNC_FROM_SPX if faults else 1)
+
+
+def test_pan_of_executable_pages(bench: Bench) -> None:
+    """With SCTLR_EL1.EPAN, PAN also forbids EL1 what EL0 may execute but not read."""
+    page = bench.memory.page()
+    bench.tables.map(VA, page)
+    bench.tables.map(VA + 4096, page, PTE_UXN)
+    for epan, at, faults in ((0, VA, False), (1, VA, True), (1, VA + 4096, False)):
+        cpu = bench.cpu(bench.load("msr pan, #1\nldr x0, [x1]\nhvc #1"), x1=at)
+        cpu[SCTLR_EL1] |= int(SCTLR_EL1(EPAN=epan))
+        cpu.enter()
+        assert (hvc_number(cpu) == SYNC_FROM_SPX) == faults, (epan, at)

@@ -39,6 +39,8 @@ class Feature:
     requires: tuple[str, ...] = ()
     implemented: bool = True
     default: bool = True
+    instead: tuple[str, ...] = ()
+    """Features that a machine cannot have besides this one."""
 
 
 def _absent(name: str, doc: str, *shows: IdValue, requires: tuple[str, ...] = ()) -> Feature:
@@ -57,11 +59,16 @@ FEATURES: tuple[Feature, ...] = (
     Feature("LSE", "Atomic memory instructions", ((ID_AA64ISAR0_EL1.Atomic, 2),)),
     Feature("LSE2", "Single-copy atomic unaligned accesses within 16 bytes", ((ID_AA64MMFR2_EL1.AT, 1),), ("LSE",)),
     Feature("FlagM", "Condition flag manipulation", ((ID_AA64ISAR0_EL1.TS, 1),)),
+    Feature("PAuth", "Pointer authentication; the algorithm, which is another feature, shows it"),
     Feature(
-        "PAuth",
-        "Pointer authentication, with an implementation defined algorithm",
+        "PACIMP",
+        "Pointer authentication by an implementation defined algorithm, which is quick",
         ((ID_AA64ISAR1_EL1.API, 1), (ID_AA64ISAR1_EL1.GPI, 1)),
+        ("PAuth",),
+        instead=("PACQARMA5", "PACQARMA3"),
     ),
+    _absent("PACQARMA5", "Pointer authentication by QARMA5", (ID_AA64ISAR1_EL1.APA, 1), (ID_AA64ISAR1_EL1.GPA, 1), requires=("PAuth",)),
+    _absent("PACQARMA3", "Pointer authentication by QARMA3", (ID_AA64ISAR2_EL1.APA3, 1), (ID_AA64ISAR2_EL1.GPA3, 1), requires=("PAuth",)),
     Feature("PAN", "Privileged access never", ((ID_AA64MMFR1_EL1.PAN, 1),)),
     Feature("PAN2", "AT S1E1RP and S1E1WP", ((ID_AA64MMFR1_EL1.PAN, 2),), ("PAN",)),
     Feature("VHE", "Virtualization host extensions", ((ID_AA64MMFR1_EL1.VH, 1),), ("CONTEXTIDR_EL2",)),
@@ -116,7 +123,7 @@ FEATURES: tuple[Feature, ...] = (
     _absent("MTE", "Memory tagging instructions", (ID_AA64PFR1_EL1.MTE, 1)),
     _absent("MTE2", "Memory tagging", (ID_AA64PFR1_EL1.MTE, 2), requires=("MTE",)),
     _absent("AA32EL1", "AArch32 at EL1", (ID_AA64PFR0_EL1.EL1, 2)),
-    _absent("PAN3", "PAN for user-executable memory", (ID_AA64MMFR1_EL1.PAN, 3), requires=("PAN2",)),
+    Feature("PAN3", "PAN for user-executable memory", ((ID_AA64MMFR1_EL1.PAN, 3),), ("PAN2",)),
     _absent("HAF", "Hardware update of the access flag", (ID_AA64MMFR1_EL1.HAFDBS, 1)),
     _absent("HAFDBS", "Hardware update of access flag and dirty state", (ID_AA64MMFR1_EL1.HAFDBS, 2), requires=("HAF",)),
     _absent("LOR", "Limited ordering regions", (ID_AA64MMFR1_EL1.LO, 1)),
@@ -215,6 +222,8 @@ class Features:
                 raise NotSupported(f"FEAT_{name} is not implemented")
             if missing := [other for other in BY_NAME[name].requires if other not in wanted]:
                 raise NotSupported(f"FEAT_{name} requires FEAT_{missing[0]}")
+            if rivals := [other for other in BY_NAME[name].instead if other in wanted]:
+                raise NotSupported(f"FEAT_{name} cannot be had together with FEAT_{rivals[0]}")
         self.names = frozenset(wanted)
         self.breakpoints = breakpoints
         self.watchpoints = watchpoints

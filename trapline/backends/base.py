@@ -18,6 +18,9 @@ class Backend(Protocol):
     turns: Turns | None
     """What makes the backend deterministic: its vCPUs' turns and time. None when it lives in the host's time."""
 
+    def with_cpu(self, cpu: str) -> Backend:
+        """A backend like this one, on a machine with another CPU; NotSupported if there can be none."""
+
     def open(self) -> int:
         """A new file of the KVM device itself."""
 

@@ -19,6 +19,7 @@ from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET
 from trapline.abi.ioctl import Ioctl
 from trapline.abi.system import KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
 from trapline.abi.vcpu import KVM_RUN
+from trapline.backends.base import Backend
 from trapline.errors import KvmError, NotSupported
 from trapline.turns import Turns
 
@@ -53,6 +54,10 @@ class DevKvm:
         self._signal_ready = False
         if threading.current_thread() is threading.main_thread():
             self._install_handler()
+
+    def with_cpu(self, cpu: str) -> Backend:
+        """There is one CPU: the host's."""
+        raise NotSupported(f"a VM of {self.name} has the host's CPU; there is no choosing {cpu!r}")
 
     def open(self) -> int:
         """Open the device."""

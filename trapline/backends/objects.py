@@ -175,6 +175,7 @@ class System:
         self.turns = backend.turns
         """Time, order and randomness of a deterministic KVM: None for any other."""
         self._vms: weakref.WeakSet[Vm] = weakref.WeakSet()
+        self._others: dict[str, System] = {}
 
     def stop_at(self, instructions: int | None) -> None:
         """Let no vCPU run past this count of `turns.retired`: from there on every `Vcpu.run` returns IntrExit. None lifts that."""
@@ -196,8 +197,15 @@ class System:
         """0 if the capability is absent, else 1 or the number it stands for."""
         return self.backend.ioctl(self.file, KVM_CHECK_EXTENSION, int(cap))
 
-    def create_vm(self, type: int = 0, **features: bool) -> Vm:
-        """Make a VM. Features by name (`mte`, `nested`, `aarch32`, `sve`) are refused when this KVM lacks them."""
+    def create_vm(self, type: int = 0, *, cpu: str | None = None, **features: bool) -> Vm:
+        """Make a VM. Features by name (`mte`, `nested`, `aarch32`, `sve`) are refused when this KVM lacks them.
+
+        `cpu` as for `trapline.open`: the VM is then on a machine of its own.
+        """
+        if cpu is not None:
+            if cpu not in self._others:
+                self._others[cpu] = System(self.backend.with_cpu(cpu))
+            return self._others[cpu].create_vm(type, cpu=None, **features)
         for name, wanted in features.items():
             if name not in VM_FEATURES:
                 raise NotSupported(f"no VM feature {name!r}: there are {', '.join(VM_FEATURES)}")
@@ -209,6 +217,9 @@ class System:
 
     def close(self) -> None:
         """Close the device file. VMs made from it live on."""
+        for other in self._others.values():
+            other.close()
+        self._others.clear()
         if self.file >= 0:
             file, self.file = self.file, -1
             self.backend.close(file)

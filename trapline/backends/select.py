@@ -43,20 +43,23 @@ def warn_once(reason: str) -> None:
     print(f"trapline: using the software machine, not {DEVICE}: {reason}", file=sys.stderr)
 
 
-def make_backend(name: str, turns: Turns | None = None) -> Backend:
+def make_backend(name: str, cpu: str = "", turns: Turns | None = None) -> Backend:
     """A backend by name. The software machine's libraries are imported only here, when one is asked for."""
     if name == "kvm":
+        if cpu:
+            raise BadInput(f"a VM of {DEVICE} has the host's CPU: choose another only for the software machine")
         from trapline.backends.dev_kvm import DevKvm
 
         return DevKvm(DEVICE)
     from trapline.backends.software import Software
 
-    return Software(turns=turns)
+    return Software(cpu=cpu, turns=turns)
 
 
-def open_system(backend: str = "auto", *, deterministic: bool = False, seed: int = 0) -> System:
+def open_system(backend: str = "auto", cpu: str = "", *, deterministic: bool = False, seed: int = 0) -> System:
     """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it.
 
+    `cpu` says which features the software machine has (`arm64/models.py`): "-lse,-pauth" or "armv8.0,+bti".
     A `deterministic` one is always the software machine. Its time is made of instructions and its randomness of the `seed`
     (`System.turns`), so that the same program does the same again.
     """
@@ -65,10 +68,10 @@ def open_system(backend: str = "auto", *, deterministic: bool = False, seed: int
     if deterministic:
         if backend == "kvm":
             raise NotSupported("only the software backend can be deterministic")
-        return System(make_backend("software", Turns(seed)))
+        return System(make_backend("software", cpu, Turns(seed)))
     if backend == "auto":
         choice = choose()
         if choice.name == "software":
             warn_once(choice.reason)
         backend = choice.name
-    return System(make_backend(backend))
+    return System(make_backend(backend, cpu))

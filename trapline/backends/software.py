@@ -7,7 +7,7 @@ from errno import EINVAL, ENOTTY
 from typing import Any
 
 from trapline.abi.ioctl import Ioctl, bodies
-from trapline.errors import KvmError, TraplineError
+from trapline.errors import KvmError, NotSupported, TraplineError
 from trapline.kvm import device as kvm_device
 from trapline.kvm import system as kvm_system
 from trapline.kvm import vcpu as kvm_vcpu
@@ -30,11 +30,12 @@ class UndeclaredErrno(TraplineError):
     """A body failed with an errno that its declaration has no cause for: a mistake of this package, not of the caller."""
 
 
-def default_arch(turns: Turns | None = None) -> Arch:
-    """KVM/arm64 on a new software machine. Imported here, because the machine brings LLVM with it."""
+def arch_of(cpu: str, turns: Turns | None = None) -> Arch:
+    """KVM/arm64 on a new software machine with this CPU. Imported here, because the machine brings LLVM with it."""
+    from trapline.arm64.models import parse
     from trapline.kvm.arm64.machine import Arm64
 
-    return Arm64.on_software_machine(turns)
+    return Arm64.on_software_machine(turns, parse(cpu))
 
 
 class Software:
@@ -42,11 +43,17 @@ class Software:
 
     name = "software"
 
-    def __init__(self, arch: Arch | None = None, turns: Turns | None = None) -> None:
-        """`turns` makes the machine deterministic."""
+    def __init__(self, arch: Arch | None = None, cpu: str = "", turns: Turns | None = None) -> None:
+        """`cpu` describes the machine's CPU (`arm64/models.py`); `turns` makes it deterministic."""
         self.turns = turns
-        self.system = kvm_system.System(arch if arch is not None else default_arch(turns))
+        self.system = kvm_system.System(arch if arch is not None else arch_of(cpu, turns))
         self.bodies: Mapping[Ioctl, Callable[..., int]] = bodies((*CORE, *self.system.arch.modules))
+
+    def with_cpu(self, cpu: str) -> Software:
+        """The same hypervisor on another software machine."""
+        if self.turns is not None:
+            raise NotSupported("a deterministic KVM has one machine: choose its CPU when opening it")
+        return Software(cpu=cpu)
 
     def open(self) -> int:
         """A file of the KVM device."""

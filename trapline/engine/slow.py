@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trapline.arm64.exceptions import EC, current_sctlr
-from trapline.arm64.regs import SCTLR_EL1
+from trapline.arm64.regs import ID_AA64MMFR2_EL1, SCTLR_EL1
 from trapline.arm64.walk import ACCESS_READ, ACCESS_UNPRIVILEGED, ACCESS_WRITE, translate_cached
 from trapline.bits.native import (
     Ptr,
@@ -42,14 +42,16 @@ def alignment_fault(cpu: Ptr[EngineState], va: u64, write: u1) -> None:
 def must_align(cpu: Ptr[EngineState], va: u64, size: u64, meta: u32) -> u1:
     """Does this misaligned access fault?
 
-    With SCTLR_ELx.A all do; atomic, exclusive and ordered ones do when they leave an aligned 16-byte block (FEAT_LSE2).
+    With SCTLR_ELx.A all do; atomic, exclusive and ordered ones do, but with FEAT_LSE2 only if they leave an aligned 16-byte block.
     """
     element = size >> (meta >> PARTS_SHIFT)
     if va & (element - 1) == 0 or size == 64:
         return False
     if current_sctlr(cpu) & SCTLR_EL1.A.mask != 0:  # SCTLR_EL2 has it in the same place
         return True
-    return meta & (ALIGNED | ATOMIC) != 0 and (va & 15) + size > 16
+    if meta & (ALIGNED | ATOMIC) == 0:
+        return False
+    return (va & 15) + size > 16 or cpu.sysreg[ID_AA64MMFR2_EL1.slot] & ID_AA64MMFR2_EL1.AT.mask == 0
 
 
 @native

@@ -167,12 +167,13 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
 def open_machine_room(options: argparse.Namespace, config: Config) -> System | BareSystem:
     """What makes the machines: a KVM, or for bare ones nothing but processors."""
     if config.machine == "bare":
+        from trapline.arm64.models import parse
         from trapline.bare.machine import BareSystem
 
-        return BareSystem(config.el2)
+        return BareSystem(config.el2, parse(config.cpu))
     from trapline.backends.select import open_system
 
-    return open_system(options.backend)
+    return open_system(options.backend, config.cpu)
 
 
 def make_turn_session(stack: ExitStack, config: Config, software: Software, disks: list[Image], end_of_input: bytes) -> TurnSession:
@@ -183,7 +184,7 @@ def make_turn_session(stack: ExitStack, config: Config, software: Software, disk
 
     wanted = config.deterministic
     assert wanted is not None
-    system = stack.enter_context(open_system("software", deterministic=True, seed=wanted.seed))
+    system = stack.enter_context(open_system("software", config.cpu, deterministic=True, seed=wanted.seed))
     assert system.turns is not None
     if wanted.trace is not None:
         stack.enter_context(TraceWriter(system.turns, wanted.trace))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,20 @@ from trapline.vmm.machine import Config, Deterministic
 UNITS = {"": MiB, "K": 1 << 10, "M": MiB, "G": 1 << 30, "T": 1 << 40}
 BACKENDS = ("auto", "software", "kvm")
 MACHINES = ("virt", "bare")
+CPU = "--cpu"
 READ_ONLY_SUFFIX = ",ro"
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are errors of this program's, not of the parser's own kind."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the parser's own; `--cpu -lse` means `--cpu=-lse`."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        for at in [k for k, word in enumerate(words[: max(0, end - 1)]) if word == CPU][::-1]:
+            words[at : at + 2] = [f"{CPU}={words[at + 1]}"]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Complain in one line."""
@@ -103,6 +113,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Options that shape the machine, whatever it boots."""
     group = parser.add_argument_group("machine")
     group.add_argument("-c", "--cpus", type=count, default=1, metavar="N", help="number of CPUs (1)")
+    group.add_argument(CPU, default="", metavar="CPU", help="which features a CPU has: -NAME, +NAME, armv8.0 to armv8.7, max; a comma list")
     group.add_argument("-m", "--mem", type=size, default=512 * MiB, metavar="SIZE", help="memory, such as 512M or 2G (512M)")
     group.add_argument("-d", "--disk", type=disk, action="append", default=[], metavar="FILE[,ro]", help="raw disk image; may be repeated")
     group.add_argument("--console", choices=("serial", "virtio"), default="serial", help="what stdin and stdout are connected to (serial)")
@@ -149,6 +160,7 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         machine=options.machine,
         el2=options.el2,
         deterministic=deterministic_from(options),
+        cpu=options.cpu,
         **boot,
     )
     config.check()

@@ -95,6 +95,8 @@ class Config:
     pci_testdev: bool = False
     reboot: bool = True
     timeout: float | None = None
+    cpu: str = ""
+    """A description for `arm64/models.py`."""
     machine: str = "virt"
     el2: bool = False
     deterministic: Deterministic | None = None
@@ -227,7 +229,10 @@ class Machine:
         return tuple(banks)
 
     def _add_vcpu(self, number: int) -> Vcpu | BareVcpu:
-        return self.vm.create_vcpu(number, features=[Feature.POWER_OFF] if number else [])
+        features = [Feature.POWER_OFF] if number else []
+        if self.vm.check_extension(Cap.ARM_PTRAUTH_ADDRESS) and self.vm.check_extension(Cap.ARM_PTRAUTH_GENERIC):
+            features += [Feature.PTRAUTH_ADDRESS, Feature.PTRAUTH_GENERIC]
+        return self.vm.create_vcpu(number, features=features)
 
     def _add_gic(self) -> None:
         if self.config.machine == "bare":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from trapline.arm64.regs.el1 import SCTLR_EL1, SPSR_EL1
+from trapline.arm64.regs.el1 import SCTLR_EL1, SPSR_EL1, TCR_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, SCTLR_EL2, SPSR_EL2
 from trapline.arm64.regs.special import FPCR
 from trapline.arm64.sysreg import Sysreg
@@ -37,12 +37,17 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "RME": (HCR_EL2.GPF,),
         "MIOCNCE": (HCR_EL2.MIOCNCE,),
     },
+    TCR_EL1: {
+        "HPDS": (TCR_EL1.HPD0, TCR_EL1.HPD1),
+        "PAuth": (TCR_EL1.TBID0, TCR_EL1.TBID1),
+    },
     SPSR_EL1: _SPSR,
     SPSR_EL2: _SPSR,
     SCTLR_EL1: {
         "BTI": (SCTLR_EL1.BT0, SCTLR_EL1.BT1),
         "PAuth": (SCTLR_EL1.EnIA, SCTLR_EL1.EnIB, SCTLR_EL1.EnDA, SCTLR_EL1.EnDB),
         "PAN": (SCTLR_EL1.SPAN,),
+        "PAN3": (SCTLR_EL1.EPAN,),
         "SSBS": (SCTLR_EL1.DSSBS,),
         "CSV2_2": (SCTLR_EL1.TSCXT,),
     },
@@ -50,6 +55,7 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "BTI": (SCTLR_EL2.BT0, SCTLR_EL2.BT),
         "PAuth": (SCTLR_EL2.EnIA, SCTLR_EL2.EnIB, SCTLR_EL2.EnDA, SCTLR_EL2.EnDB),
         "PAN": (SCTLR_EL2.SPAN,),
+        "PAN3": (SCTLR_EL2.EPAN,),
         "SSBS": (SCTLR_EL2.DSSBS,),
         "CSV2_2": (SCTLR_EL2.TSCXT,),
     },

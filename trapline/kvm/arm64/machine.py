@@ -127,11 +127,11 @@ class Arm64:
         """What every register's storage holds after reset."""
 
     @classmethod
-    def on_software_machine(cls, turns: Turns | None = None) -> Arm64:
-        """A new software machine with every default feature; a deterministic one if its vCPUs are to take `turns`."""
+    def on_software_machine(cls, turns: Turns | None = None, features: Features | None = None) -> Arm64:
+        """A new software machine with every default feature, or these; deterministic if its vCPUs are to take `turns`."""
         from trapline.engine import Engine as SoftwareEngine
 
-        features = Features()
+        features = features if features is not None else Features()
         return cls(SoftwareEngine(features, turns=turns), features, turns)
 
     def counter(self) -> int:
