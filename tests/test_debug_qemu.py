@@ -1,6 +1,6 @@
 """Breakpoints, watchpoints and software step take the same exceptions under Trapline's KVM as under system-mode QEMU.
 
-`TRAPLINE_SEED=S` chooses other cases; `python -m tests.differential.debug --images N` compares any number by hand.
+`TRAPLINE_SEED=S` chooses other cases; `python -m tests.differential.debug --images N`, and `debug_el2`, compare any number by hand.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.differential.debug import compare
+from tests.differential import debug, debug_el2
 from tests.differential.translation import missing
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
@@ -19,6 +19,15 @@ def test_random_debugging() -> None:
     reason = missing()
     if reason:
         pytest.skip(f"DEBUG EXCEPTIONS NOT COMPARED: {reason}")
-    count, found = compare(SEED)
+    count, found = debug.compare(SEED)
+    print(f"seed {SEED}: {count} cases")
+    assert not found, "(trapline/qemu)\n" + "\n".join(found[:40])
+
+
+def test_random_debugging_with_el2() -> None:
+    reason = missing()
+    if reason:
+        pytest.skip(f"DEBUG EXCEPTIONS OF EL2 NOT COMPARED: {reason}")
+    count, found = debug_el2.compare(SEED)
     print(f"seed {SEED}: {count} cases")
     assert not found, "(trapline/qemu)\n" + "\n".join(found[:40])
