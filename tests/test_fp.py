@@ -73,6 +73,18 @@ def test_compiled_agrees_with_the_emulator_on_many(name: str, compiled: dict[str
     check([case for o in FAMILIES[name] for case in special_cases(rng, o, each) + random_cases(rng, o, each)], compiled)
 
 
+UNARY_HALF = [operation for operation in OPERATIONS.values() if operation.operands == (16,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", UNARY_HALF, ids=lambda operation: operation.name)
+def test_every_half_precision_number(operation: Operation, compiled: dict[str, Callable[..., Any]]) -> None:
+    """All 65,536 operands, the control words taking turns."""
+    controls = fp_cases.controls(operation)
+    step = len(operation.name) | 1
+    check([(operation, controls[(a * step + (a >> 7)) % len(controls)], (a,)) for a in range(1 << 16)], compiled)
+
+
 def test_the_definition_agrees_with_the_emulator() -> None:
     rng = random.Random(3)
     check([case for o in OPERATIONS.values() for case in special_cases(rng, o, 20) + random_cases(rng, o, 10)], FUNCTIONS)
