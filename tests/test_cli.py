@@ -47,7 +47,7 @@ BAD = {
     "aarch32": (["run", "--kernel", "FLAT", "--aarch32"], "--aarch32: .* not there yet"),
     "gic 2": (["run", "--kernel", "FLAT", "--gic", "2"], "--gic 2: .* not there yet"),
     "gdb": (["run", "--kernel", "FLAT", "--gdb", "1234"], "--gdb: .* not there yet"),
-    "trace": (["run", "--kernel", "FLAT", "--trace", "t"], "--trace needs --deterministic"),
+    "trace": (["run", "--kernel", "FLAT", "--trace", "t"], "--trace needs --deterministic or --record"),
     "deterministic": (["run", "--kernel", "FLAT", "--deterministic", "--backend", "kvm"], "--deterministic: only the software"),
     "check": (["check", "anything"], "not there yet"),
 }

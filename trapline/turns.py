@@ -203,11 +203,12 @@ class Turns(World):
         return True
 
     def _between(self) -> None:
+        if self.stop_at is not None and self.retired >= self.stop_at:
+            self.on_stop()  # this is no end of a turn that another run would have: nothing else may happen here
+            return
         self.outside.between_turns()
         while self._alarms and self._alarms[0][0] <= self.now:
             heapq.heappop(self._alarms)[2]()
-        if self.stop_at is not None and self.retired >= self.stop_at:
-            self.on_stop()
 
     def _idle(self, deadline: int | None) -> None:
         due = [task.deadline for task in self._tasks if task.deadline is not None]

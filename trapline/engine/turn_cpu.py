@@ -22,6 +22,7 @@ class TurnCpu(Cpu):
         super().__init__(engine, index)
         self.turns = turns
         self.state.virtual_time = 1
+        self.state.random = int.from_bytes(turns.entropy(f"RNDR of PE {index}")(8), "little")
         self.state.random = turns.random.bits(64)
         self._end = 0
         """Where the instruction count stands when the turn ends."""

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.errors import GuestCrash, NotSupported, Timeout, TraplineError
@@ -21,9 +22,9 @@ from trapline.ui import options as opt
 if TYPE_CHECKING:
     from trapline.backends.objects import System
     from trapline.bare.machine import BareSystem
-    from trapline.devices.virtio.block import Image
-    from trapline.vmm.deterministic import TurnSession
-    from trapline.vmm.machine import Config, Software
+    from trapline.vmm.machine import Config
+    from trapline.vmm.runloop import Ending
+    from trapline.vmm.session import Session
 
 EXIT_RESET = 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -82,6 +83,11 @@ def make_parser() -> opt.Parser:
     guest.add_argument("--print-files", action="store_true", help="only prepare kernel and initramfs, and print their paths")
     opt.add_machine_options(guest)
 
+    replay = add("replay", replay_command, "repeat a recorded run, exactly")
+    replay.add_argument("recording", type=Path, metavar="FILE", help="what `run --record` wrote")
+    replay.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
+    opt.add_stop_options(replay)
+
     add("doctor", doctor_command, "say what this host offers and which backend would be used")
 
     kut = add("kut", kut_command, "run a folder of kvm-unit-tests' flat images and print a table")
@@ -131,28 +137,33 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
     """Build the machine, run it, turn its end into an exit status."""
     from trapline.devices.virtio.block import Image
     from trapline.vmm.machine import Software
-    from trapline.vmm.runloop import Outcome
     from trapline.vmm.session import Session
 
     config = opt.config_from(options, **boot)
     software = Software.read(config)
     software.plan(config.memory)  # refuses what does not fit before the engine is even loaded
     with ExitStack() as stack:
-        disks = []
-        for path, read_only in config.disks:
-            disks.append(Image(path, read_only))
-            stack.callback(disks[-1].close)
         session: Session
         if config.deterministic is None:
+            disks = [stack.enter_context(closing(Image(path, read_only))) for path, read_only in config.disks]
             system = open_machine_room(options, config)
             stack.callback(system.close)
             session = Session(system, config, software, disks, end_of_input=end_of_input)
         else:
-            session = make_turn_session(stack, config, software, disks, end_of_input)
+            from trapline.vmm.repeat import repeatable_session
+
+            session = repeatable_session(stack, config, software, end_of_input)
         try:
             ending = session.run()
         except Timeout as timeout:
             raise Timeout(f"stopped after {config.timeout:g} seconds: {timeout}") from None
+    return exit_status(session, ending)
+
+
+def exit_status(session: Session, ending: Ending) -> int:
+    """What an ending means as an exit status; GuestCrash for a crash."""
+    from trapline.vmm.runloop import Outcome
+
     match ending.outcome:
         case Outcome.RESET:
             return EXIT_RESET
@@ -176,21 +187,17 @@ def open_machine_room(options: argparse.Namespace, config: Config) -> System | B
     return open_system(options.backend, config.cpu)
 
 
-def make_turn_session(stack: ExitStack, config: Config, software: Software, disks: list[Image], end_of_input: bytes) -> TurnSession:
-    """The session of a deterministic run, which says at its end how far it came and what the machine was like."""
-    from trapline.backends.select import open_system
-    from trapline.vmm.deterministic import TurnSession
-    from trapline.vmm.trace import TraceWriter
+def replay_command(options: argparse.Namespace) -> int:
+    """`trapline replay`."""
+    from trapline.vmm.repeat import replayed_session
 
-    wanted = config.deterministic
-    assert wanted is not None
-    system = stack.enter_context(open_system("software", config.cpu, deterministic=True, seed=wanted.seed))
-    assert system.turns is not None
-    if wanted.trace is not None:
-        stack.enter_context(TraceWriter(system.turns, wanted.trace))
-    session = TurnSession(system, config, software, disks, end_of_input=end_of_input, stop_at=wanted.stop_at)
-    stack.callback(session.report)
-    return session
+    with ExitStack() as stack:
+        session = replayed_session(stack, options.recording, options.stop_at, options.trace, options.timeout)
+        try:
+            ending = session.run()
+        except Timeout as timeout:
+            raise Timeout(f"{options.recording}: {timeout}") from None
+    return exit_status(session, ending)
 
 
 def doctor_command(options: argparse.Namespace) -> int:

@@ -126,14 +126,20 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
     again = parser.add_argument_group("repeatable runs")
     again.add_argument("--deterministic", action="store_true", help="time from instructions, randomness from the seed, one host thread")
-    again.add_argument("--seed", type=number, metavar="N", help="seed of a deterministic run (0)")
-    again.add_argument("--stop-at", type=number, metavar="N", help="stop a deterministic run after N instructions and show the CPUs")
-    again.add_argument("--trace", type=Path, metavar="FILE", help="write every exit of a deterministic run as a line of JSON")
+    again.add_argument("--seed", type=number, metavar="N", help="seed of the randomness (0)")
+    again.add_argument("--record", type=Path, metavar="FILE", help="run in the host's time, and record what `trapline replay` repeats")
+    add_stop_options(again)
     later = parser.add_argument_group("not there yet (refused)")
     for option in MISSING:
         later.add_argument(
             option.flag, action=RefuseMissing, feature=option.feature, nargs=None if option.takes_value else 0, help=option.feature
         )
+
+
+def add_stop_options(group: argparse._ActionsContainer) -> None:
+    """Options of runs that count instructions."""
+    group.add_argument("--stop-at", type=number, metavar="N", help="stop after N instructions and show the CPUs")
+    group.add_argument("--trace", type=Path, metavar="FILE", help="write every exit as a line of JSON")
 
 
 def add_boot_options(parser: argparse.ArgumentParser) -> None:
@@ -169,15 +175,18 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
 
 def deterministic_from(options: argparse.Namespace) -> Deterministic | None:
     """What the options say about a deterministic run; None if it is not to be one."""
-    if options.deterministic:
+    if options.deterministic and options.record is not None:
+        raise BadInput("--record is for runs that are not --deterministic: those repeat by themselves")
+    if options.deterministic or options.record is not None:
+        name = "--deterministic" if options.deterministic else "--record"
         if options.backend == "kvm":
-            raise BadInput("--deterministic: only the software backend can be that; leave --backend out")
+            raise BadInput(f"{name}: only the software backend can do that; leave --backend out")
         if options.machine == "bare":
-            raise BadInput("--deterministic: bare machines cannot be that yet; leave --machine out")
-        return Deterministic(options.seed or 0, options.stop_at, options.trace)
+            raise BadInput(f"{name}: bare machines cannot do that yet; leave --machine out")
+        return Deterministic(options.seed, options.stop_at, options.trace, options.record)
     for name in ("seed", "stop_at", "trace"):
         if getattr(options, name) is not None:
-            raise BadInput(f"--{name.replace('_', '-')} needs --deterministic")
+            raise BadInput(f"--{name.replace('_', '-')} needs --deterministic or --record")
     return None
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 
 from trapline.backends.objects import Vm
@@ -20,6 +21,7 @@ from trapline.errors import Timeout
 from trapline.turns import Deadlock, Turns
 from trapline.vmm.console import READ_BYTES, STDIN
 from trapline.vmm.machine import Machine
+from trapline.vmm.report import describe_cpu
 from trapline.vmm.runloop import Ending, Outcome, Runner, VcpuThread
 from trapline.vmm.session import Session
 from trapline.vmm.statehash import state_hash
@@ -32,15 +34,28 @@ HOST_POLL_SECONDS = 0.5
 """How long a machine without anything to do sleeps before it looks at its time limit again."""
 
 
+Deliver = Callable[[str, bytes], None]
+"""What brings a thing of some kind to the machine."""
+
+
+class Stdin(Enum):
+    """When a session reads stdin. A terminal is always read while the guest runs, if at all."""
+
+    FIRST = "to its end, before the guest starts"
+    LIVE = "while the guest runs"
+    UNUSED = "not at all"
+
+
 class Inbox:
-    """An outside that hands over what other threads post: `deliver(kind, data)` is called between turns.
+    """An outside that hands over what other threads post, between turns.
 
     Idle time passes at once if something is due. Otherwise only the outside can go on, so it is waited for, unless it is `closed`.
     """
 
-    def __init__(self, turns: Turns, deliver: Callable[[str, bytes], None]) -> None:
+    def __init__(self, turns: Turns) -> None:
         self.turns = turns
-        self.deliver = deliver
+        self.deliver: Deliver = lambda kind, data: None
+        """Brings what was posted to the machine."""
         self.closed = False
         """Nothing will come any more."""
         self.deadline: float | None = None
@@ -65,7 +80,11 @@ class Inbox:
         self.check_time()
         self.watch()
         while self.posted:
-            self.deliver(*self.posted.popleft())
+            self.deliver_posted(*self.posted.popleft())
+
+    def deliver_posted(self, kind: str, data: bytes) -> None:
+        """Deliver one thing that was posted."""
+        self.deliver(kind, data)
 
     def check_time(self) -> None:
         """Raise Timeout when the deadline has passed."""
@@ -129,19 +148,25 @@ class TurnRunner(Runner):
 class TurnSession(Session):
     """A session of a deterministic machine.
 
+    stdin:   when input is read.
     stop_at: end when so many instructions have retired; None to go on to the guest's own end.
-    final:   after `run`: what the machine was like when it stood still.
+    inbox:   the outside; by default one that nobody writes down.
+    inspect: called with each machine when it stands still, before it is closed.
+    final:   after `run`: the hash of the last machine's state, and in `registers` those of its vCPUs.
     """
 
+    stdin: Stdin = Stdin.FIRST
     stop_at: int | None = None
-    report_at_stop: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
-    inbox: Inbox = field(init=False)
+    inbox: Inbox = field(default=None)  # type: ignore[assignment] # made below, where it is missing
+    inspect: Callable[[Machine], None] = lambda machine: None
     final: str = ""
+    registers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        assert self.system.turns is not None
-        self.inbox = self.system.turns.outside = self._make_inbox(self.system.turns)
-        self.system.turns.stop_at = self.stop_at
+        if self.inbox is None:
+            self.inbox = Inbox(self.turns)
+        self.turns.outside, self.inbox.deliver = self.inbox, self.deliver
+        self.turns.stop_at = self.stop_at
 
     @property
     def turns(self) -> Turns:
@@ -149,14 +174,13 @@ class TurnSession(Session):
         assert self.system.turns is not None
         return self.system.turns
 
-    def _make_inbox(self, turns: Turns) -> Inbox:
-        return Inbox(turns, self.deliver)
-
     def _make_runner(self, machine: Machine) -> Runner:
         return TurnRunner(machine, self.inbox)
 
     def _attach_input(self, stack: ExitStack) -> None:
-        if os.isatty(STDIN):
+        if self.stdin is Stdin.UNUSED:
+            return
+        if self.stdin is Stdin.LIVE or os.isatty(STDIN):
             Session._attach_input(self, stack)
             return
         with suppress(OSError):
@@ -167,12 +191,14 @@ class TurnSession(Session):
     def _machine_ended(self, machine: Machine) -> None:
         assert isinstance(machine.vm, Vm)
         self.final = state_hash(machine.vm, [window.device for window in machine.bus.windows])
-        if self.turns.stop_at is not None and self.turns.retired >= self.turns.stop_at and self.runner is not None:
-            self.runner.describe_all(self.report_at_stop)
+        self.registers = [describe_cpu(vcpu) for vcpu in machine.vcpus]
+        self.inspect(machine)
 
     def report(self) -> None:
-        """Say on stderr how far the machine came and what it was like then."""
+        """Say on stderr how far the machine came and what it was like then; with the registers if that was not its own end."""
         if self.final:
+            if self.turns.stop_at is not None and self.turns.retired >= self.turns.stop_at:
+                print(*self.registers, sep="\n", file=sys.stderr)
             text = f"trapline: {self.turns.retired} instructions, {self.turns.now / 1e9:.6f} s of virtual time, state {self.final}"
             print(text, file=sys.stderr)
 

@@ -69,11 +69,18 @@ PCI_TEST_SLOT = 1 << 3
 
 @dataclass(frozen=True, slots=True)
 class Deterministic:
-    """A machine whose time is made of instructions: its seed, where to stop (in instructions), where to write its exits."""
+    """A machine whose time is made of instructions.
 
-    seed: int = 0
+    seed:    of its randomness; None to let a recording choose one.
+    stop_at: after how many instructions to stop.
+    trace:   where to write its exits.
+    record:  where to write what comes from outside. Time then follows the host's clock.
+    """
+
+    seed: int | None = None
     stop_at: int | None = None
     trace: Path | None = None
+    record: Path | None = None
 
 
 @dataclass(slots=True)

@@ -172,11 +172,6 @@ class Runner:
         for thread in self.threads:
             thread.ask(lambda asked: show(describe_cpu(asked.vcpu)))
 
-    def describe_all(self, show: Callable[[str], None]) -> None:
-        """Pass the registers of each vCPU to `show`. None of them may be running."""
-        for thread in self.threads:
-            show(describe_cpu(thread.vcpu))
-
     def _patience(self, deadline: float | None) -> float:
         return WATCH_SECONDS if deadline is None else max(0.0, min(WATCH_SECONDS, deadline - time.monotonic()))
 
