@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
 from tests.engine_machine import EL0, PTE_USER, Bench
 from trapline.arm64 import debug
+from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.features import Features
 from trapline.arm64.regs import (
     CONTEXTIDR_EL1,
@@ -418,3 +420,40 @@ def test_brk_needs_nothing_to_be_enabled(bench: Bench) -> None:
 def test_the_machine_says_what_it_has() -> None:
     dfr = ID_AA64DFR0_EL1(Features().id_values()[ID_AA64DFR0_EL1])
     assert (dfr.BRPs + 1, dfr.WRPs + 1, dfr.CTX_CMPs + 1) == (6, 4, 2)
+
+
+def test_compiled_regions_give_way(bench: Bench) -> None:
+    """A loop over two pages that has become a region: breakpoints in either page, a watchpoint and steps stop it all the same."""
+    page, data = bench.memory.page(2), bench.memory.page()
+    for at in (page, page + 4096, data):
+        bench.tables.map(at, at)
+    start, beyond = page + 4096 - 16, page + 4096
+    text = "again: add x0, x0, #1\nstr x0, [x1]\nldr x3, [x1, #8]\nadd x4, x4, x3\nsubs x2, x2, #1\nadd x5, x5, #1\nb.ne again\nhvc #1"
+    bench.memory.write(start, assemble_program(text, start))
+    cpu = bench.cpu(start)
+    cpu[OSLSR_EL1], cpu[MDCR_EL2] = 8, int(MDCR_EL2(TDE=1))
+
+    def run(mdscr: int, turns: int, ss: int = 0, **registers: int) -> tuple[int, int, int]:
+        bench.start(cpu, start, x0=0, x1=data, x2=turns, x4=0, x5=0)
+        arm(cpu, **break_at(E=0), **watch(E=0), MDSCR_EL1=mdscr)
+        arm(cpu, **registers)
+        cpu[SPSR_EL2] |= ss
+        return stop(cpu, start)
+
+    regions = bench.engine.regions
+    assert regions is not None
+    deadline = time.monotonic() + 100
+    while not regions.installed:
+        assert time.monotonic() < deadline, "the loop got no region"
+        assert run(0, 100_000) == (HVC, 1, 32)
+    for _ in range(3):
+        monitor = int(MDSCR_EL1(MDE=1))
+        assert run(monitor, 1000, **break_at(value=beyond + 4)) == (BREAK, 0x22, 20)
+        assert (cpu.state.x[0], cpu.state.x[5]) == (1, 0)
+        assert run(monitor, 1000, **break_at(value=start + 4)) == (BREAK, 0x22, 4)
+        assert run(monitor, 1000, **watch(data + 8)) == (WATCH, 0x22, 8)
+        assert run(monitor, 1000, **watch(data)) == (WATCH, 0x62, 4)
+        assert run(int(MDSCR_EL1(SS=1)), 1000, SS) == (STEP, 0x100_0022, 4)
+        assert run(monitor, 1000, **break_at(value=start + 28)) == (BREAK, 0x22, 28)
+        assert (cpu.state.x[0], cpu.state.x[5]) == (1000, 1000)
+        assert run(0, 1000) == (HVC, 1, 32)

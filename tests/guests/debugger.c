@@ -3,6 +3,9 @@
  * Prints what it saw. Addresses are printed relative to the debuggee's own labels, so that the text is the same wherever it runs. */
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/perf_event.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -10,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -219,6 +223,49 @@ static void count_steps(void) {
     printf("the call took more than %d steps and returned %ld\n", steps > 5 ? 5 : steps, (long)r.x[0]);
 }
 
+static int count_hits(uint64_t address, int kind, int length) {
+    struct perf_event_attr attr = {.type = PERF_TYPE_BREAKPOINT, .size = sizeof attr, .bp_type = kind, .bp_addr = address, .bp_len = length};
+    int kernel = address >> 63; /* those are of a CPU, not of a process */
+    int file = syscall(SYS_perf_event_open, &attr, kernel ? -1 : 0, kernel ? 0 : -1, -1, 0);
+    if (file < 0) fail("perf_event_open");
+    return file;
+}
+
+static long hits(int file) {
+    uint64_t count = 0;
+    if (read(file, &count, sizeof count) != sizeof count) fail("read");
+    close(file);
+    return count;
+}
+
+static uint64_t kernel_symbol(const char *wanted) {
+    FILE *file = fopen("/proc/kallsyms", "r");
+    unsigned long address;
+    char name[256];
+    while (file && fscanf(file, "%lx %*c %255s%*[^\n]", &address, name) == 2)
+        if (!strcmp(name, wanted)) return fclose(file), address;
+    fail(wanted);
+    return 0;
+}
+
+/* The kernel counts by itself, and steps over what it stopped at: in this process, and in its own code. */
+static void perf(void) {
+    int file = count_hits((uint64_t)&watched[3], HW_BREAKPOINT_W, 8);
+    for (int n = 0; n < 10; n++) *(volatile uint64_t *)&watched[3] = n;
+    printf("perf: %ld stores", hits(file));
+    file = count_hits((uint64_t)visited, HW_BREAKPOINT_X, 8);
+    for (int n = 0; n < 7; n++) ((void (*)(uint64_t))visited)(n);
+    printf(", %ld calls", hits(file));
+    file = count_hits(kernel_symbol("__arm64_sys_getppid"), HW_BREAKPOINT_X, 8);
+    for (int n = 0; n < 12; n++) syscall(SYS_getppid);
+    printf(", %ld system calls", hits(file));
+    file = count_hits((uint64_t)&watched[4], HW_BREAKPOINT_W, 8);
+    int zero = open("/dev/zero", O_RDONLY);
+    for (int n = 0; n < 5; n++)
+        if (read(zero, &watched[4], 8) != 8) fail("/dev/zero");
+    printf(", %ld stores by the kernel\n", hits(file));
+}
+
 int main(void) {
     setvbuf(stdout, NULL, _IONBF, 0);
     child = fork();
@@ -241,6 +288,7 @@ int main(void) {
     watch("watch nothing", 56, 0xff, LOAD | STORE);
     software_breakpoint();
     count_steps();
+    perf();
     kill(child, SIGKILL);
     printf("END\n");
     return 0;
