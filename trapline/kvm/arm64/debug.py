@@ -57,8 +57,9 @@ USERSPACE_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TDA=1, TDE=1))
 """What traps by owner. The OS lock's registers and the debug ROM's address are always answered by the hypervisor."""
 
 FAMILIES: Final = (DBGBCR, DBGBVR, DBGWCR, DBGWVR)
-SET_ASIDE: Final = (MDSCR, OSLSR, *(reg.slot for family in FAMILIES for reg in family))
-"""Registers whose values change hands."""
+ENABLING: Final = (MDSCR, OSLSR)
+SET_ASIDE: Final = (*ENABLING, *(reg.slot for family in FAMILIES for reg in family))
+"""Registers whose values change hands: those that enable anything, and all if userspace has breakpoints or watchpoints."""
 UNLOCKED_RESET: Final = OSLSR_EL1(OSLSR_EL1.reset_value()).replace(OSLK=0)
 """A guest starts with its OS lock open; on silicon firmware would have seen to that."""
 
@@ -92,7 +93,7 @@ def load(vcpu: Arm64Vcpu) -> None:
     if not control:
         sysreg[MDCR] = GUEST_OWNS if sysreg[MDSCR] & KERNEL_OR_MONITOR else NOBODY_OWNS
         return
-    debug.guest_values = {slot: sysreg[slot] for slot in SET_ASIDE}
+    debug.guest_values = {slot: sysreg[slot] for slot in (SET_ASIDE if control & GuestDebugFlag.USE_HW else ENABLING)}
     mdscr = sysreg[MDSCR] & ~DEBUG_ENABLES
     if control & GuestDebugFlag.SINGLESTEP:
         mdscr |= MDSCR_EL1.SS.mask
