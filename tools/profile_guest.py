@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -117,6 +118,7 @@ class GuestSamples:
         self.addresses: Counter[tuple[int, str]] = Counter()
         self.pages: dict[int, int] = {}
         self.wanted = False
+        self.threads: dict[str, str] = {}
         plain = Regions._note
 
         def note(regions: Regions, cpu: Any, pc: int, records: int, in_region: bool) -> None:
@@ -155,6 +157,8 @@ class Watcher(Output):
     def write(self, data: bytes) -> None:
         """Console output."""
         super().write(data)
+        if b"\n" in data:
+            self._samples.threads |= {str(thread.native_id): thread.name for thread in threading.enumerate()}
         *lines, self._text = (self._text + data).split(b"\n")
         for line in lines:
             self._line(line)
@@ -252,7 +256,9 @@ def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest:
             library = Path(sample["dso"]).name
             located.append((sample["tid"], library, f"{sample['sym'].split('+')[0]} ({library})"))
     vcpus = {tid for tid, where, _ in located if where in ENGINE_KINDS}
-    table("threads", Counter({f"{tid}{' (a vCPU)' if tid in vcpus else ''}": count for tid, count in threads.items()}), top)
+    table("threads", Counter({guest.threads.get(tid, f"{tid}, another process"): count for tid, count in threads.items()}), top)
+    others = [(tid, symbol) for tid, _, symbol in located if tid not in vcpus and tid in guest.threads]
+    table("other threads: functions", Counter(f"{guest.threads[tid]}: {symbol}" for tid, symbol in others), top // 2)
     table("vCPUs: kinds of code", Counter(where for tid, where, _ in located if tid in vcpus), top)
     naming = shape_names(engine)
     names = region_names(engine, guest, guests_functions)
