@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine_machine import Bench, hvc_number
 from trapline.engine import Cpu, Engine
+from trapline.engine.state import PAGE_HEADER
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.manager import Spot
 
@@ -95,7 +96,7 @@ def test_regions_find_their_pages_while_a_vcpu_has_not_started() -> None:
         cpu = engine.create_cpu()
         regions = engine.regions
         assert not cpu.state.itlb and regions is not None
-        regions._bound[Spot(records=64, index=0)] = Built("none", 0, (0,), (), (), b"")
+        regions._bound[Spot(records=engine.shared.code_start + PAGE_HEADER, index=0)] = Built("none", 0, (0,), (), (), b"")
         regions._attach()  # used to read the code TLB that this vCPU does not have
         assert not regions.installed
     finally:

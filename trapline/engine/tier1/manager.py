@@ -66,7 +66,8 @@ class Regions:
         self._wanted: dict[Spot, tuple[Cpu, int]] = {}
         self._seen = [0] * 64
         self._ordered: dict[Spot, int] = {}
-        self._stored: dict[tuple[int, int], list[Built]] | None = None
+        self._stored: dict[int, list[Built]] | None = None
+        """What earlier runs compiled, by the word of its entry."""
         self._bound: dict[Spot, Built] = {}
         self._scanned = 0
         self._ready = threading.Condition()
@@ -120,7 +121,7 @@ class Regions:
         if self._stored is None:
             self._stored = {}
             for built in RegionStore(self.engine.code.cache).all():
-                self._stored.setdefault(_key(built), []).append(built)
+                self._stored.setdefault(_entry_word(built), []).append(built)
         self._bind()
         self._attach()
         with self._ready:
@@ -173,6 +174,7 @@ class Regions:
             self._scanned = 0  # the arena was emptied
         if not self._stored:
             return
+        entries = frozenset(self._stored)
         start = shared.code_start + self._scanned * PAGE_BYTES
         for page in range(start, shared.code_next, PAGE_BYTES):
             self._scanned += 1
@@ -181,14 +183,16 @@ class Regions:
             if text is None:
                 continue
             words = memoryview(text).cast("I")
-            for index, word in enumerate(words):
-                for built in self._stored.get((index, word), ()):
-                    if all(words[i] == w for p, i, w in built.words if p == 0):
-                        self._bound[Spot(records, index)] = built
+            for word in entries.intersection(words):  # a page at a time: whoever loops here keeps the vCPUs out of Python
+                for built in self._stored[word]:
+                    if words[built.entry] == word and all(words[i] == w for p, i, w in built.words if p == 0):
+                        self._bound[Spot(records, built.entry)] = built
 
     def _attach(self) -> None:
         """Put stored regions into service whose code is being run by now."""
-        if not self._bound:
+        undecoded = self.engine.shared.undecoded
+        run = [spot for spot in self._bound if ctypes.c_uint64.from_address(spot.records + spot.index * RECORD_SIZE).value != undecoded]
+        if not run:
             return
         places = {}
         for cpu in self.engine.cpus:
@@ -197,12 +201,12 @@ class Regions:
             table = memoryview((ItlbEntry * ITLB_ENTRIES).from_address(cpu.state.itlb)).cast("B").cast("Q")
             for tag, records in zip(table[::2].tolist(), table[1::2].tolist(), strict=True):
                 places[records] = (cpu, tag & ~GUARDED)
-        undecoded = self.engine.shared.undecoded
-        for spot, built in list(self._bound.items()):
+        for spot in run:
             place = places.get(spot.records)
-            if place is None or ctypes.c_uint64.from_address(spot.records + spot.index * RECORD_SIZE).value == undecoded:
+            if place is None:
                 continue
             pages = Pages(*place, spot.records, self._texts)
+            built = self._bound[spot]
             if any(pages.records(p) is None for p in built.pages):
                 continue
             del self._bound[spot]
@@ -211,9 +215,9 @@ class Regions:
                 self.installed[spot] = linked
 
 
-def _key(built: Built) -> tuple[int, int]:
-    """Index and word of a region's entry."""
-    return next((index, word) for page, index, word in built.words if page == 0 and index == built.entry)
+def _entry_word(built: Built) -> int:
+    """The word at a region's entry."""
+    return next(word for page, index, word in built.words if page == 0 and index == built.entry)
 
 
 class Pages:
