@@ -12,6 +12,7 @@ from trapline.arm64.debug import debug_target, step_after_return
 from trapline.arm64.gic_interface import LINE_FIQ, LINE_IRQ, PHYSICAL, VIRTUAL, signalled_group
 from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, TCR_EL1, VBAR_EL1
 from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
+from trapline.arm64.regs.fine_grained import HFGITR_EL2
 from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import Ptr, native, u1, u8, u32, u64
 from trapline.registers import Field, Register
@@ -261,6 +262,7 @@ def unfold_sp(cpu: Ptr[CpuState]) -> None:
 
 # ---- entry and return ---------------------------------------------------------------------------------------------------------
 
+SVC_AT_EL0, SVC_AT_EL1 = HFGITR_EL2.SVC_EL0.mask, HFGITR_EL2.SVC_EL1.mask
 HOST = HCR_EL2.E2H.mask | HCR_EL2.TGE.mask
 V_SYNC, V_IRQ, V_FIQ, V_SERROR = int(Vector.SYNC), int(Vector.IRQ), int(Vector.FIQ), int(Vector.SERROR)
 
@@ -417,6 +419,17 @@ def route_external_abort(cpu: Ptr[CpuState]) -> u32:
     if cpu.el != 2 and cpu.sysreg[HCR_EL2.slot] & HCR_EL2.TEA.mask != 0:
         return 2
     return route_sync(cpu)
+
+
+@native
+def svc_is_trapped(cpu: Ptr[CpuState]) -> u1:
+    """Is SVC trapped to EL2 before it does anything (HFGITR_EL2)?"""
+    traps: u64 = cpu.sysreg[HFGITR_EL2.slot]
+    if traps & (SVC_AT_EL0 | SVC_AT_EL1) == 0 or cpu.el == 2:
+        return False
+    if cpu.el == 1:
+        return traps & SVC_AT_EL1 != 0
+    return traps & SVC_AT_EL0 != 0 and cpu.sysreg[HCR_EL2.slot] & HOST != HOST
 
 
 @native

@@ -136,7 +136,7 @@ FEATURES: tuple[Feature, ...] = (
     _absent("IDST", "Feature ID traps are reported with a syndrome", (ID_AA64MMFR2_EL1.IDS, 1)),
     _absent("S2FWB", "Stage 2 forces write-back", (ID_AA64MMFR2_EL1.FWB, 1)),
     _absent("EVT", "Finer traps of cache and TLB maintenance", (ID_AA64MMFR2_EL1.EVT, 2)),
-    _absent("FGT", "Fine-grained traps", (ID_AA64MMFR0_EL1.FGT, 1)),
+    Feature("FGT", "Fine-grained traps", ((ID_AA64MMFR0_EL1.FGT, 1),), default=False),
     Feature("ECV", "Self-synchronizing counters", ((ID_AA64MMFR0_EL1.ECV, 1),)),
     _absent("ECV_POFF", "Physical counter offset", (ID_AA64MMFR0_EL1.ECV, 2), requires=("ECV",)),
     _absent("PMUv3", "Performance monitors", (ID_AA64DFR0_EL1.PMUVer, 1)),

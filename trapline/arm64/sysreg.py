@@ -98,6 +98,8 @@ class Trap:
     target: int
     from_els: tuple[int, ...]
     ec: int = 0x18
+    feature: str | None = None
+    """Only machines with this feature can have it."""
 
     def only(self, *els: int) -> Trap:
         """The same trap for accesses from these exception levels only."""
@@ -106,6 +108,10 @@ class Trap:
     def with_ec(self, ec: int) -> Trap:
         """The same trap, reported with another exception class."""
         return replace(self, ec=ec)
+
+    def with_feature(self, feature: str) -> Trap:
+        """The same trap, of machines with this feature only."""
+        return replace(self, feature=feature)
 
 
 @dataclass(frozen=True)

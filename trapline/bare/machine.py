@@ -28,6 +28,11 @@ ADDRESS_BITS: Final = 48
 """Physical addresses of the processors."""
 
 
+def default_features(el2: bool) -> Features:
+    """What the processors can do: with EL2, also what costs the others time and is of no use to them."""
+    return Features().with_("FGT") if el2 else Features()
+
+
 class BareVcpu:
     """A processor as the machine's user sees it; as `backends.vcpu.Vcpu`."""
 
@@ -132,7 +137,7 @@ class BareVm:
 
     def __init__(self, features: Features | None, el2: bool) -> None:
         self.el2 = el2
-        self.engine = Engine(features)
+        self.engine = Engine(features or default_features(el2))
         self.gic: Vgic | None = None
         self.vcpus: list[Processor] = []
         self.ipa_bits = ADDRESS_BITS

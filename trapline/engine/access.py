@@ -52,12 +52,12 @@ def _holds(cpu: Recorder, trap: Trap) -> Bits:
     return condition
 
 
-def _check(cpu: Recorder, traps: Iterable[Trap], el: int, encoding: int, write: bool) -> None:
+def _check(cpu: Recorder, traps: Iterable[Trap], features: Features, el: int, encoding: int, write: bool) -> None:
     """Leave the instruction if this access is UNDEFINED or trapped here and now; what EL1 decides comes first.
 
     Where EL2 takes EL1's place above EL0 other registers decide: there the runtime looks at the access again, and may let it pass.
     """
-    active = [t for t in traps if (t.writes if write else t.reads)]
+    active = [t for t in traps if (t.writes if write else t.reads) and (t.feature is None or t.feature in features)]
     outside = [_holds(cpu, t) for t in active if t.target != 2 or t.ec != EC.SYSREG]
     if any(0 in t.from_els for t in active):
         outside.append((cpu.pstate("el") == 0) & _bit(cpu, "HCR_EL2", HCR_EL2.TGE.lo, True))
@@ -178,9 +178,9 @@ class Accesses:
         return value | reg.res1 if reg.res1 else value
 
 
-def _guard(reg: type[Sysreg], write: bool) -> Callable[[Recorder], None]:
+def _guard(reg: type[Sysreg], features: Features, write: bool) -> Callable[[Recorder], None]:
     """The checks of an access by a register's own name."""
-    return lambda cpu: _check(cpu, reg.traps, reg.write_el if write else reg.read_el, reg.encoding, write)
+    return lambda cpu: _check(cpu, reg.traps, features, reg.write_el if write else reg.read_el, reg.encoding, write)
 
 
 def _guard_el12(encoding: int, write: bool) -> Callable[[Recorder], None]:
@@ -228,9 +228,9 @@ _ACTIONS: dict[type, Callable[[Any, Any, Bits], None]] = {
 }
 
 
-def _operation_body(op: SystemOp) -> Callable[[Any, Any], None]:
+def _operation_body(op: SystemOp, features: Features) -> Callable[[Any, Any], None]:
     def body(cpu: Any, i: Any) -> None:
-        _check(cpu, op.traps, op.el, op.encoding, write=True)
+        _check(cpu, op.traps, features, op.el, op.encoding, write=True)
         _ACTIONS[type(op.action)](cpu, op.action, cpu.X(i.Rt))
 
     body.__name__ = "sys_" + op.mnemonic.lower().replace(" ", "_")
@@ -303,8 +303,8 @@ def specialise(isa: InstructionSet, functions: dict[str, Any], features: Feature
     accesses = Accesses(functions, features)
     for reg in TABLE:
         if reg.exists(features):
-            add(accesses.read(reg, reg.name, _guard(reg, False), True), _pattern("1", reg.enc), "mrs")
-            add(accesses.write(reg, reg.name, _guard(reg, True), True), _pattern("0", reg.enc), "msr_register")
+            add(accesses.read(reg, reg.name, _guard(reg, features, False), True), _pattern("1", reg.enc), "mrs")
+            add(accesses.write(reg, reg.name, _guard(reg, features, True), True), _pattern("0", reg.enc), "msr_register")
     for encoding, reg in TABLE.el12.items():
         if reg.exists(features) and "VHE" in features:
             name, enc = el12_name(reg.name), decode(encoding)
@@ -319,5 +319,5 @@ def specialise(isa: InstructionSet, functions: dict[str, Any], features: Feature
     for op in SYSTEM_OPS:
         if op.feature is not None and op.feature not in features:
             continue
-        add(_operation_body(op), _pattern("0", op.enc), "sys")
+        add(_operation_body(op, features), _pattern("0", op.enc), "sys")
     return extended

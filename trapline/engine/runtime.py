@@ -31,6 +31,7 @@ from trapline.arm64.exceptions import (
     route_external_abort,
     route_sync,
     smc_outcome,
+    svc_is_trapped,
     take_exception,
     take_physical_exception,
     take_virtual_exception,
@@ -197,6 +198,9 @@ def raise_(cpu: Ptr[EngineState], rec: u64, kind: u64, imm: u64) -> None:
     pc = current_pc(cpu, rec)
     cpu.pc = pc
     if kind == SVC:
+        if svc_is_trapped(cpu):
+            enter_exception(cpu, 2, u64(EC_SVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc)
+            return
         finish_step(cpu)
         enter_exception(cpu, route_sync(cpu), u64(EC_SVC) << EC_SHIFT | IL | imm, 0, V_SYNC, pc + 4)
         return

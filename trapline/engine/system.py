@@ -23,7 +23,7 @@ from trapline.arm64.exceptions import (
 )
 from trapline.arm64.gic_interface import PHYSICAL, signalled_group
 from trapline.arm64.pauth import pac_auth
-from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, PAR_EL1, SCTLR_EL1
+from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, HFGITR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import Regime, Tlbi, TlbiBy
 from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2_HOST
 from trapline.arm64.sysreg_functions import cntvct_read
@@ -204,6 +204,8 @@ def eret(cpu: Ptr[EngineState], rec: u64) -> u32:
     if cpu.el == 0:
         undefined(cpu)
         return 1
+    if cpu.el == 1 and cpu.sysreg[HFGITR_EL2.slot] & HFGITR_EL2.ERET.mask != 0:
+        return eret_trap(cpu, 0)
     stepped: u1 = cpu.step_state & GOING != 0
     exception_return(cpu)
     cpu.excl_valid = 0
@@ -213,10 +215,20 @@ def eret(cpu: Ptr[EngineState], rec: u64) -> u32:
 
 
 @native
+def eret_trap(cpu: Ptr[EngineState], iss: u64) -> u32:
+    """An exception return of EL1 that EL2 wants to see."""
+    enter_exception(cpu, 2, u64(EC_ERET) << EC_SHIFT | IL | iss, 0, V_SYNC, cpu.pc)
+    return 1
+
+
+@native
 def eret_auth(cpu: Ptr[EngineState], rec: u64, key: u64, modifier: u64) -> u32:
     """ERETAA, ERETAB: return to the authenticated ELR; the register itself keeps its code."""
     if cpu.el == 0:
         return eret(cpu, rec)
+    if cpu.el == 1 and cpu.sysreg[HFGITR_EL2.slot] & HFGITR_EL2.ERET.mask != 0:
+        cpu.pc = current_pc(cpu, rec)
+        return eret_trap(cpu, 2 | key)
     elr: u64 = ELR_EL2.slot if cpu.el == 2 else u64(ELR_EL1.slot)
     signed_address = cpu.sysreg[elr]
     cpu.sysreg[elr] = pac_auth(cpu, key, signed_address, modifier)

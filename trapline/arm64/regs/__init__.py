@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from trapline.arm64.regs import debug, el1, el2, gic_cpu, identification, pmu, special, timer
+from trapline.arm64.regs import debug, el1, el2, fine_grained, gic_cpu, identification, pmu, special, timer
 from trapline.arm64.sysreg import SysregTable, registers_in
 
-TABLE = SysregTable(registers_in(el2, el1, identification, special, timer, gic_cpu, debug, pmu))
+
+def _registers() -> SysregTable:
+    found = registers_in(el2, el1, fine_grained, identification, special, timer, gic_cpu, debug, pmu)
+    for reg in found:
+        reg.traps += fine_grained.traps_of(reg.name)
+    return SysregTable(found)
+
+
+TABLE = _registers()
 
 
 def __getattr__(name: str) -> Any:

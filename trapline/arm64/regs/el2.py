@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trapline.arm64.sysreg import Sysreg, bits, register
+from trapline.arm64.sysreg import Sysreg, bits
 from trapline.registers import Field
 
 
@@ -451,16 +451,3 @@ class CNTPOFF_EL2(Sysreg, enc=(3, 4, 14, 0, 6), vncr=0x1A8, feature="ECV_POFF", 
 
 class SP_EL2(Sysreg, enc=(3, 6, 4, 1, 0), read="sp_el2_read", write="sp_el2_write"):
     """Stack Pointer (EL2), as EL3 would see it."""
-
-
-FINE_GRAINED = tuple(
-    register(name, "Fine-grained trap register.", (3, 4, crn, crm, op2), vncr=vncr, feature="FGT", reset=0, after={"trap"})
-    for name, crn, crm, op2, vncr in (
-        ("HFGRTR_EL2", 1, 1, 4, 0x1B8),
-        ("HFGWTR_EL2", 1, 1, 5, 0x1C0),
-        ("HFGITR_EL2", 1, 1, 6, 0x1C8),
-        ("HDFGRTR_EL2", 3, 1, 4, 0x1D0),
-        ("HDFGWTR_EL2", 3, 1, 5, 0x1D8),
-        ("HAFGRTR_EL2", 3, 1, 6, 0x1E8),
-    )
-)

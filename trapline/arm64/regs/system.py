@@ -5,11 +5,12 @@ Each row says what the operation is (`action`), who may use it and what traps it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from trapline.arm64.regs.el1 import SCTLR_EL1
 from trapline.arm64.regs.el2 import HCR_EL2
+from trapline.arm64.regs.fine_grained import traps_of
 from trapline.arm64.sysreg import LOWEST_EL, RW, Encoding, Trap, encode
 from trapline.errors import TableError
 
@@ -244,7 +245,7 @@ def _tlbi() -> tuple[SystemOp, ...]:
 
 
 TLBI_OPS = _tlbi()
-SYSTEM_OPS = (*CACHE_OPS, *AT_OPS, *TLBI_OPS)
+SYSTEM_OPS = tuple(replace(op, traps=op.traps + traps_of(op.mnemonic)) for op in (*CACHE_OPS, *AT_OPS, *TLBI_OPS))
 
 BY_ENCODING: dict[int, SystemOp] = {op.encoding: op for op in SYSTEM_OPS}
 if len(BY_ENCODING) != len(SYSTEM_OPS):
