@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from trapline.arm64 import fp_arith, fp_convert, fp_estimate
-from trapline.arm64.fp_host import host_rounds_alike, is_ordinary
+from trapline.arm64.fp_host import functions
 from trapline.bits.native import native, u1, u32, u64
-from trapline.bits.native_float import float_add, float_div, float_mul, float_muladd, float_sqrt, float_sub
+
+host = functions(u64, 64)
 
 
 @native
 def fp_add_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPAdd."""
-    if host_rounds_alike(fpcr):
-        fast = float_add(a, b)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.add(a, b, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_add(64, a, b, 0, fpcr)
 
 
 @native
 def fp_sub_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPSub."""
-    if host_rounds_alike(fpcr):
-        fast = float_sub(a, b)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.add(a, b ^ 0x8000_0000_0000_0000, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_add(64, a, b, 1, fpcr)
 
 
 @native
 def fp_mul_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPMul."""
-    if host_rounds_alike(fpcr):
-        fast = float_mul(a, b)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.mul(a, b, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_mul(64, a, b, 0, fpcr)
 
 
@@ -47,10 +45,9 @@ def fp_mulx_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
 @native
 def fp_div_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPDiv."""
-    if host_rounds_alike(fpcr):
-        fast = float_div(a, b)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.div(a, b, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_div(64, a, b, fpcr)
 
 
@@ -93,20 +90,18 @@ def fp_rsqrt_step_64(a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
 @native
 def fp_muladd_64(addend: u64, a: u64, b: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPMulAdd: addend + a * b."""
-    if host_rounds_alike(fpcr):
-        fast = float_muladd(a, b, addend)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.muladd(addend, a, b, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_muladd(64, addend, a, b, 0, fpcr)
 
 
 @native
 def fp_sqrt_64(a: u64, fpcr: u32) -> tuple[u64, u32]:
     """FPSqrt."""
-    if host_rounds_alike(fpcr):
-        fast = float_sqrt(a)
-        if is_ordinary(64, fast):
-            return fast, 0
+    fast, flags, ok = host.sqrt(a, fpcr)
+    if ok:
+        return fast, flags
     return fp_arith.fp_sqrt(64, a, fpcr)
 
 

@@ -71,7 +71,7 @@ def _is_ordinary(result: Value) -> Value:
 
 
 def _is_zero(a: Value) -> Value:
-    return a + a == 0
+    return real("feq", a, 0)
 
 
 def finite(result: Value, *operands: Value) -> Bits:

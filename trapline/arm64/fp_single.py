@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from trapline.arm64 import fp_arith, fp_convert, fp_estimate
-from trapline.arm64.fp_host import host_rounds_alike, is_ordinary
+from trapline.arm64.fp_host import functions
 from trapline.bits.native import native, u1, u32, u64
-from trapline.bits.native_float import float_add, float_div, float_mul, float_muladd, float_sqrt, float_sub
+
+host = functions(u32, 32)
 
 
 @native
 def fp_add_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPAdd."""
-    if host_rounds_alike(fpcr):
-        fast = float_add(a, b)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.add(a, b, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_add(32, u64(a), u64(b), 0, fpcr)
     return u32(result), flags
 
@@ -22,10 +22,9 @@ def fp_add_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
 @native
 def fp_sub_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPSub."""
-    if host_rounds_alike(fpcr):
-        fast = float_sub(a, b)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.add(a, b ^ 0x8000_0000, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_add(32, u64(a), u64(b), 1, fpcr)
     return u32(result), flags
 
@@ -33,10 +32,9 @@ def fp_sub_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
 @native
 def fp_mul_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPMul."""
-    if host_rounds_alike(fpcr):
-        fast = float_mul(a, b)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.mul(a, b, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_mul(32, u64(a), u64(b), 0, fpcr)
     return u32(result), flags
 
@@ -51,10 +49,9 @@ def fp_mulx_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
 @native
 def fp_div_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPDiv."""
-    if host_rounds_alike(fpcr):
-        fast = float_div(a, b)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.div(a, b, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_div(32, u64(a), u64(b), fpcr)
     return u32(result), flags
 
@@ -104,10 +101,9 @@ def fp_rsqrt_step_32(a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
 @native
 def fp_muladd_32(addend: u32, a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPMulAdd: addend + a * b."""
-    if host_rounds_alike(fpcr):
-        fast = float_muladd(a, b, addend)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.muladd(addend, a, b, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_muladd(32, u64(addend), u64(a), u64(b), 0, fpcr)
     return u32(result), flags
 
@@ -115,10 +111,9 @@ def fp_muladd_32(addend: u32, a: u32, b: u32, fpcr: u32) -> tuple[u32, u32]:
 @native
 def fp_sqrt_32(a: u32, fpcr: u32) -> tuple[u32, u32]:
     """FPSqrt."""
-    if host_rounds_alike(fpcr):
-        fast = float_sqrt(a)
-        if is_ordinary(32, u64(fast)):
-            return fast, 0
+    fast, flags, ok = host.sqrt(a, fpcr)
+    if ok:
+        return fast, flags
     result, flags = fp_arith.fp_sqrt(32, u64(a), fpcr)
     return u32(result), flags
 

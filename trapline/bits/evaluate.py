@@ -59,6 +59,7 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "vzext": _vector_resize(lambda lane, esize: lane),
     "vsext": _vector_resize(signed),
     "vtrunc": _vector_resize(lambda lane, esize: lane),
+    "all": lambda node, a: int(a == (1 << node.args[0].width) - 1),
     "convert": _convert,
     "lasting": lambda node, a: a,
     "call": _call,

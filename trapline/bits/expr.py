@@ -421,7 +421,7 @@ class Vec:
 
     def all(self) -> Bits:
         """Of lanes that are all ones or all zero (a comparison's): one bit, whether all are ones."""
-        return self.bits == -1
+        return Bits("all", (self.bits,), 1, attr=self.esize)
 
     def __getitem__(self, index: int) -> Bits:
         return self.bits[index * self.esize + self.esize - 1 : index * self.esize]

@@ -132,7 +132,7 @@ SHIFTS = frozenset({"shl", "lshr", "ashr"})
 """Operators whose LLVM form needs a guard for counts of the width and more."""
 
 STRUCTURAL = frozenset(
-    {"const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "convert", "lasting", "likely", "call", "item"}
+    {"const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "all", "convert", "lasting", "likely", "call", "item"}
 )
 """Operators that evaluators handle themselves: they change widths or take no elementwise operands."""
 

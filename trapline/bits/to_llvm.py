@@ -203,13 +203,10 @@ class Emitter:
 
     def _vector_op(self, node: Bits, vtype: str, count: int) -> str:
         op = ELEMENTWISE[node.op]
+        if op.compare:
+            return self.let(f"sext <{count} x i1> {self._compared(node)} to {vtype}")
         if op.real:
-            if not op.compare:
-                return self.let(f"bitcast {real_type(node.width, node.esize)} {self.real(node, node.esize)} to {vtype}")
-            holds = self._row(node.op, real_type(node.width, node.esize), "", [self.real(a, node.esize) for a in node.args])
-            if count == 1:
-                holds = self.let(f"insertelement <1 x i1> poison, i1 {holds}, i64 0")
-            return self.let(f"sext <{count} x i1> {holds} to {vtype}")
+            return self.let(f"bitcast {real_type(node.width, node.esize)} {self.real(node, node.esize)} to {vtype}")
         args = [self.vector(a, node.esize) for a in node.args]
         mangled = f"v{count}i{node.esize}"
         if node.op in SHIFTS:
@@ -217,10 +214,25 @@ class Emitter:
             splat = "<" + ", ".join([f"{width} {node.esize}"] * count) + ">"
             last = "<" + ", ".join([f"{width} {node.esize - 1}"] * count) + ">"
             return self._guarded_shift(node.op, vtype, mangled, splat, last, args)
-        value = self._row(node.op, vtype, mangled, args)
-        if op.compare:
-            return self.let(f"sext <{count} x i1> {value} to {vtype}")
-        return value
+        return self._row(node.op, vtype, mangled, args)
+
+    def _compared(self, node: Bits) -> str:
+        """A comparison of lanes as `<n x i1>`."""
+        esize, count = node.esize, node.width // node.esize
+        if not ELEMENTWISE[node.op].real:
+            return self._row(node.op, f"<{count} x i{esize}>", "", [self.vector(a, esize) for a in node.args])
+        holds = self._row(node.op, real_type(node.width, esize), "", [self.real(a, esize) for a in node.args])
+        return self.let(f"insertelement <1 x i1> poison, i1 {holds}, i64 0") if count == 1 else holds
+
+    def _mask(self, node: Bits, esize: int) -> str:
+        """Lanes that are all ones or all zero as `<n x i1>`."""
+        if node.esize == esize and node.op in ELEMENTWISE:
+            if ELEMENTWISE[node.op].compare:
+                return self._compared(node)
+            if node.op in _BITWISE:
+                a, b = (self._mask(a, esize) for a in node.args)
+                return self.let(f"{node.op} <{node.width // esize} x i1> {a}, {b}")
+        return self.let(f"icmp slt <{node.width // esize} x i{esize}> {self.vector(node, esize)}, zeroinitializer")
 
     def _guarded_shift(self, op: str, t: str, mangled: str, width: str, last: str, args: list[str]) -> str:
         """A shift whose count may reach the width, which LLVM leaves undefined."""
@@ -300,6 +312,11 @@ class Emitter:
         ret = f"i{rets[0].width}" if not isinstance(fn.ret, tuple) else "{" + ", ".join(f"i{r.width}" for r in rets) + "}"
         args = ", ".join(f"i{a.width} {self(a)}" for a in node.args)
         return self.let(f'call {ret} @"{fn.symbol}"({args}) nounwind willreturn memory(none)')
+
+    def _emit_all(self, node: Bits) -> str:
+        count = node.args[0].width // node.attr
+        mask = self.let(f"bitcast <{count} x i1> {self._mask(node.args[0], node.attr)} to i{count}")
+        return self.let(f"icmp eq i{count} {mask}, -1")
 
     def _emit_lasting(self, node: Bits) -> str:
         if self._lasting is None:
