@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.guests import tiny
+from tests.guests import nested, tiny
 from tests.guests.console import Conversation
 from tests.guests.test_linux import boot
 from tests.guests.test_tiny import run
@@ -91,3 +92,16 @@ def test_linux_to_power_off(files: guests.Guest, name: str) -> None:
     for bad in ("Oops", "BUG:", "WARNING:", "rcu: INFO", "Unable to handle", "call trace"):
         assert bad not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.needs_guest
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("params", ["", "kvm-arm.mode=nvhe"], ids=["vhe", "nvhe"])
+def test_linux_s_own_kvm_runs_a_guest(files: guests.Guest, params: str, tmp_path: Path) -> None:
+    """The kernel at EL2 is a hypervisor: stage 2, traps, its virtual interrupts and timers, all by the processors' means."""
+    ramdisk = tmp_path / "initrd"
+    ramdisk.write_bytes(files.initrd.read_bytes() + nested.archive("nested", nested.program()))
+    done = boot(replace(files, initrd=ramdisk), "/nested; echo ' ends with' $?; /nested", *EL2, params=f"quiet {params}")
+    assert "AVIIIIISD ends with 0" in done.stdout and "AVIIIIISDEXIT" in done.stdout.replace("\n", ""), done.stdout[-2000:] + done.stderr
+    assert done.returncode == 0
