@@ -152,6 +152,9 @@ def test_features_decide_what_exists() -> None:
     assert not PMCR_EL0.exists(features)
     assert TABLE["DBGBVR5_EL1"].exists(features)
     assert not TABLE["DBGBVR6_EL1"].exists(features)
+    fewer = Features(breakpoints=2)
+    assert not TABLE["DBGBVR5_EL1"].exists(fewer)
+    assert repr(fewer) != repr(features), "their code is not the same"
     assert not TABLE["APIAKeyLo_EL1"].exists(features.without("FEAT_PAuth"))
     values = features.id_values()
     assert ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).GIC == 1

@@ -242,7 +242,8 @@ class Features:
         return hash(self._key)
 
     def __repr__(self) -> str:
-        return f"Features({', '.join(self)})"
+        """Everything that makes this machine another one: compiled code is kept by this text."""
+        return f"Features({', '.join(self)}, breakpoints={self.breakpoints}, watchpoints={self.watchpoints})"
 
     @property
     def _key(self) -> tuple[frozenset[str], int, int]:

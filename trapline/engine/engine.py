@@ -79,7 +79,7 @@ class Code:
     def __init__(self, features: Features, counting: bool) -> None:
         self.jit = Jit()
         self.features, self.counting = features, counting
-        self.cache = ObjectCache(source_key(Path(trapline.__file__).parent, repr(sorted(features))))
+        self.cache = ObjectCache(source_key(Path(trapline.__file__).parent, repr(features)))
         self.lock = threading.Lock()
         index = self._index()
         self._load("clock.o", lambda: CLOCK)
