@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import walk_reference as ref
 
-from trapline.arm64.descriptors import FAULT, FAULT_S1PTW, FAULT_STAGE2
+from trapline.arm64.descriptors import FAULT, FAULT_S1PTW, FAULT_STAGE2, FAULT_UPDATE
 from trapline.arm64.regs.el1 import MAIR_EL1, PAR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, TTBR1_EL2, VTCR_EL2, VTTBR_EL2
-from trapline.arm64.regs.identification import ID_AA64MMFR1_EL1
+from trapline.arm64.regs.identification import ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1
 from trapline.arm64.state import CpuState
 from trapline.arm64.walk import (
     ACCESS_EXEC,
@@ -27,7 +27,9 @@ from trapline.arm64.walk import (
     address_translate,
     address_translate_fault,
     translate,
+    translate_cached,
 )
+from trapline.arm64.walk_cache import WalkCache, forget_stage2, forget_tables_of
 from trapline.bits.native import compile_functions
 
 ARENA = 4 << 20
@@ -460,3 +462,127 @@ def test_unprivileged_accesses_of_el2_are_its_own_without_a_host() -> None:
     assert translate(cpu, Linux.KERNEL, ACCESS_READ | ACCESS_UNPRIVILEGED)[0] == 0
     cpu.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1, TGE=1)
     assert translate(cpu, Linux.KERNEL, ACCESS_READ | ACCESS_UNPRIVILEGED)[0] == FAULT | 0x0E
+
+
+def test_small_tables() -> None:
+    """FEAT_TTST: TxSZ up to 48; the walk starts at the last level."""
+    arena = Arena()
+    tree = Stage(arena, 12, 3, 16)
+    tree.map(0x3000, 0x5000_7000, 3, AF)
+    cpu = CpuState(el=1)
+    apply(cpu, ref.Machine(tsz=(48, 16), ttbr=(tree.root, 0)))
+    assert translate(cpu, 0x3008, ACCESS_READ)[0] == FAULT | 0x04
+    cpu.sysreg[ID_AA64MMFR2_EL1.slot] = ID_AA64MMFR2_EL1(ST=1)
+    assert translate(cpu, 0x3008, ACCESS_READ)[:2] == (0, 0x5000_7008)
+    assert translate(cpu, 0x1_3008, ACCESS_READ)[0] == FAULT | 0x04
+
+
+class Updating(Guest):
+    """The user's page is old and clean, and hardware keeps access flag and dirty state of both stages."""
+
+    DBM = 1 << 51
+
+    def __init__(self, level: int = 2) -> None:
+        super().__init__()
+        self.cpu.sysreg[ID_AA64MMFR1_EL1.slot] = ID_AA64MMFR1_EL1(HAFDBS=level)
+        self.cpu.sysreg[TCR_EL1.slot] |= TCR_EL1.HA.mask | TCR_EL1.HD.mask
+        self.leaf = self.low.slot(self.USER, 3)[0]
+        store(self.leaf, load(self.leaf) & ~AF | 1 << 7 | self.DBM)
+        self.outer = self.stage2.slot(0x5000_0000, 2)[0]
+
+
+def test_hardware_sets_the_access_flag_and_dirty_state(compiled: dict[str, Any]) -> None:
+    for run in (translate, compiled["translate"]):
+        guest = Updating()
+        old = load(guest.leaf)
+        fault, _, _, info = run(guest.cpu, guest.USER, ACCESS_READ)
+        assert fault == 0 and info & (INFO_READ | INFO_WRITE) == INFO_READ, "a clean page may not be written behind the walker's back"
+        assert load(guest.leaf) == old | AF
+        fault, _, _, info = run(guest.cpu, guest.USER, ACCESS_WRITE)
+        assert fault == 0 and info & INFO_WRITE
+        assert load(guest.leaf) == (old | AF) & ~(1 << 7)
+
+
+def test_at_sets_the_access_flag_alone() -> None:
+    guest = Updating()
+    old = load(guest.leaf)
+    assert address_translate(guest.cpu, guest.USER, 1, 1, True, False) & 1 == 0
+    assert load(guest.leaf) == old | AF
+
+
+def test_a_refused_access_changes_no_descriptor() -> None:
+    guest = Updating()
+    old = load(guest.leaf)
+    guest.cpu.pan = 1
+    assert translate(guest.cpu, guest.USER, ACCESS_WRITE)[0] == FAULT | 0x0F
+    assert load(guest.leaf) == old
+
+
+def test_dirty_state_needs_the_feature_and_both_controls() -> None:
+    for level, clear in ((1, 0), (2, TCR_EL1.HD.mask)):
+        guest = Updating(level)
+        guest.cpu.sysreg[TCR_EL1.slot] &= ~clear
+        assert translate(guest.cpu, guest.USER, ACCESS_READ)[0] == 0
+        assert translate(guest.cpu, guest.USER, ACCESS_WRITE)[0] == FAULT | 0x0F
+    guest = Updating()
+    guest.cpu.sysreg[TCR_EL1.slot] &= ~TCR_EL1.HA.mask
+    assert translate(guest.cpu, guest.USER, ACCESS_READ)[0] == FAULT | 0x0B
+
+
+def test_an_update_that_stage_2_refuses(compiled: dict[str, Any]) -> None:
+    """The fault is that of a write to the descriptor, and nothing changed."""
+    guest = Updating()
+    where = guest.leaf - guest.arena.base + IPA_BASE
+    page = guest.stage2.slot(where, 3)[0]
+    store(page, load(page) & ~0x80)
+    old = load(guest.leaf)
+    want = (FAULT | FAULT_STAGE2 | FAULT_S1PTW | FAULT_UPDATE | 0x0F, 0, where, 0)
+    assert translate(guest.cpu, guest.USER, ACCESS_READ) == want == compiled["translate"](guest.cpu, guest.USER, ACCESS_READ)
+    assert load(guest.leaf) == old
+
+
+def test_stage_2_keeps_access_flag_and_dirty_state() -> None:
+    guest = Updating()
+    guest.cpu.sysreg[VTCR_EL2.slot] |= VTCR_EL2.HA.mask | VTCR_EL2.HD.mask
+    store(guest.outer, load(guest.outer) & ~(AF | 0x80) | guest.DBM)
+    old = load(guest.outer)
+    assert translate(guest.cpu, guest.USER, ACCESS_READ)[3] & INFO_WRITE == 0
+    assert load(guest.outer) == old | AF
+    assert translate(guest.cpu, guest.USER, ACCESS_WRITE)[3] & INFO_WRITE
+    assert load(guest.outer) == old | AF | 0x80
+    guest = Updating()
+    store(guest.outer, load(guest.outer) & ~AF)
+    assert translate(guest.cpu, guest.USER, ACCESS_READ)[0] == FAULT | FAULT_STAGE2 | 0x0A
+
+
+def test_pan_for_what_el0_may_only_execute() -> None:
+    linux = Linux()
+    at = linux.low.slot(linux.USER, 3)[0]
+    store(at, load(at) & ~(1 << 6))
+    linux.cpu.pan = 1
+    assert translate(linux.cpu, linux.USER, ACCESS_READ)[0] == 0
+    linux.cpu.sysreg[SCTLR_EL1.slot] |= SCTLR_EL1.EPAN.mask
+    assert translate(linux.cpu, linux.USER, ACCESS_READ)[0] == FAULT | 0x0F
+    store(at, load(at) | 1 << 54)
+    assert translate(linux.cpu, linux.USER, ACCESS_READ)[0] == 0
+
+
+def test_a_cache_shortens_walks_but_never_invents() -> None:
+    """With a warm cache the last level is read from memory still, and a fault is what memory says."""
+    guest = Guest()
+    cache = WalkCache()
+    at = ctypes.addressof(cache)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[:2] == (0, 0x7F00_0000_3000)
+    middle = guest.low.slot(guest.USER, 2)[0]
+    kept = load(middle)
+    store(middle, 0)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[0] == 0, "the table is remembered"
+    assert translate(guest.cpu, guest.USER, ACCESS_WRITE)[0] == FAULT | 0x06
+    forget_tables_of(cache, guest.USER >> 12, guest.USER >> 12)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[0] == FAULT | 0x06
+    store(middle, kept)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[0] == 0
+    store(guest.stage2.slot(0x5000_0000, 2)[0], 0)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[0] == 0, "so is stage 2's block"
+    forget_stage2(cache)
+    assert translate_cached(guest.cpu, guest.USER, ACCESS_WRITE, at)[0] == FAULT | FAULT_STAGE2 | 0x06

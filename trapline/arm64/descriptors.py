@@ -40,9 +40,10 @@ MEMATTR_SHIFT = 20
 SHARE_SHIFT = 28
 ATTR_FORCED = 1 << 30
 ATTR_GUARDED = 1 << 31
+ATTR_STAGE2 = 1 << 11
 """A leaf in one word: permissions, nG, "stage 1 is off" (where PAN has no effect), level at 8, log2 of the size at 12, attribute
-byte (as in MAIR) at 20, shareability at 28, for stage 2: its type replaces that of stage 1 (FEAT_S2FWB), and for stage 1: the page is
-guarded."""
+byte (as in MAIR) at 20, shareability at 28, for stage 2: its type replaces that of stage 1 (FEAT_S2FWB), for stage 1: the page is
+guarded, and that it is a leaf of stage 2."""
 
 OUTPUT_BITS = bytes((32, 36, 40, 42, 44, 48, 52, 52))
 """Address sizes by TCR.IPS, VTCR.PS and ID_AA64MMFR0_EL1.PARange."""

@@ -7,6 +7,7 @@ from trapline.arm64.descriptors import (
     ADDRESS_SIZE,
     AF,
     ATTR_FORCED,
+    ATTR_STAGE2,
     BELOW_ZERO,
     DBM,
     EXEC0,
@@ -47,8 +48,8 @@ from trapline.arm64.state import CpuState
 from trapline.arm64.walk_cache import BLOCK_SHIFT, BLOCKS, PAGE_SHIFT, PAGES, WalkCache
 from trapline.bits.native import Ptr, cas64, load64, native, u1, u32, u64
 
-ATTRIBUTE = bytes((0x00, 0x04, 0x08, 0x0C, 0x00, 0x44, 0x44, 0x44, 0x00, 0x44, 0xBB, 0xBB, 0x00, 0x44, 0xBB, 0xFF))
-"""MAIR form of MemAttr: Device types, Non-cacheable where either half is, Write-Through, Write-Back."""
+ATTRIBUTE = bytes((0x00, 0x04, 0x08, 0x0C, 0x00, 0x44, 0x4B, 0x4F, 0x00, 0xB4, 0xBB, 0xBF, 0x00, 0xF4, 0xFB, 0xFF))
+"""MAIR form of MemAttr: Device types, and for each half Non-cacheable, Write-Through or Write-Back."""
 FORCING = bytes((0x00, 0x04, 0x08, 0x0C, 0xFF, 0x44, 0xFF, 0xFF))
 """The same by MemAttr[2:0] with HCR_EL2.FWB: what is combined with stage 1's type. 6 is Write-Back whatever stage 1 says."""
 FORCED_WRITE_BACK = 6
@@ -76,12 +77,12 @@ def start_level(cpu: CpuState, vtcr: u64, granule: u32, ds: u1) -> u32:
 
 
 @native
-def leaf_of(cpu: CpuState, descriptor: u64, level: u32, shift: u32) -> u32:
+def leaf_of(cpu: CpuState, descriptor: u64, level: u32, shift: u32, share: u32) -> u32:
     """Permissions and attributes of a block or page, packed."""
     xn = u32(descriptor >> 53 & 3)
     if id_field(cpu.sysreg[ID_AA64MMFR1_EL1.slot], ID_AA64MMFR1_EL1.XNX.lo) == 0:
         xn &= 2
-    permissions: u32 = 0
+    permissions: u32 = ATTR_STAGE2
     if descriptor & S2_READ != 0:
         permissions |= READ0 | READ1
     if descriptor & S2_WRITE != 0:
@@ -96,7 +97,7 @@ def leaf_of(cpu: CpuState, descriptor: u64, level: u32, shift: u32) -> u32:
         attribute = u32(FORCING[kind & 7])
         if kind & 7 == FORCED_WRITE_BACK:
             permissions |= ATTR_FORCED
-    return pack_leaf(permissions, level, shift, attribute, u32(descriptor >> 8 & 3))
+    return pack_leaf(permissions, level, shift, attribute, share)
 
 
 @native
@@ -140,16 +141,19 @@ def walk_stage2(cpu: CpuState, ipa: u64, write: u1) -> tuple[u32, u64, u32, u64,
             return FAULT | FAULT_STAGE2 | status(ADDRESS_SIZE, level), 0, 0, 0, 0, 0
         if leaf:
             updates = id_field(cpu.sysreg[ID_AA64MMFR1_EL1.slot], ID_AA64MMFR1_EL1.HAFDBS.lo)
+            if vtcr & VTCR_EL2.HA.mask == 0:
+                updates = 0
             wanted = descriptor
             if descriptor & AF == 0:
-                if vtcr & VTCR_EL2.HA.mask == 0 or updates == 0:
+                if updates == 0:
                     return FAULT | FAULT_STAGE2 | ACCESS_FLAG | level, 0, 0, 0, 0, 0
                 wanted |= AF
             if write and descriptor & DBM != 0 and vtcr & VTCR_EL2.HD.mask != 0 and updates >= HAFDBS:
                 wanted |= S2_WRITE
             if is_rom(cpu, physical):
                 host = NOWHERE
-            return 0, base | ipa & ((u64(1) << shift) - 1), leaf_of(cpu, wanted, level, shift), host, descriptor, wanted
+            share = u32(vtcr >> VTCR_EL2.SH0.lo if ds else descriptor >> 8) & 3
+            return 0, base | ipa & ((u64(1) << shift) - 1), leaf_of(cpu, wanted, level, shift, share), host, descriptor, wanted
         level += 1
         bits = granule - 3
 

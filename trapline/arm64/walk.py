@@ -21,11 +21,13 @@ from trapline.arm64.descriptors import (
     ATTR_FORCED,
     ATTR_GUARDED,
     ATTR_NONGLOBAL,
+    ATTR_STAGE2,
     FAULT,
     FAULT_FSC,
     FAULT_NO_MEMORY,
     FAULT_S1PTW,
     FAULT_STAGE2,
+    INNER_SHAREABLE,
     LEVEL_SHIFT,
     MEMATTR_SHIFT,
     NORMAL_NC,
@@ -66,6 +68,9 @@ RULE_PAN, RULE_EPAN, RULE_WXN = 1, 2, 4
 """What besides descriptors decides permissions of stage 1: PSTATE.PAN, SCTLR_ELx.EPAN and WXN."""
 
 HOST: Final = HCR_EL2.E2H.mask | HCR_EL2.TGE.mask
+
+NC_HALF = 4
+"""Non-cacheable in one half of a memory type."""
 
 PAR_F, PAR_RES1, PAR_NS, PAR_PTW, PAR_S = 1, 1 << 11, 1 << 9, 1 << 8, 1 << 9
 
@@ -193,9 +198,33 @@ def combine_attributes(inner: u32, outer: u32) -> u32:
         if inner & 0xF0 != 0:
             return outer
         return inner if outer & 0xF0 != 0 else min(inner, outer)
-    if inner == NORMAL_NC or outer == NORMAL_NC:
-        return NORMAL_NC
-    return inner & outer if inner != outer else inner
+    return combine_cacheability(inner >> 4, outer >> 4) << 4 | combine_cacheability(inner & 15, outer & 15)
+
+
+@native
+def combine_cacheability(inner: u32, outer: u32) -> u32:
+    """Half of a Normal memory type after both stages: Non-cacheable, then Write-Through wins; stage 1 says how to allocate."""
+    if inner == NC_HALF or outer == NC_HALF:
+        return NC_HALF
+    return 8 | inner & 3 if outer >> 2 == 2 and inner >> 2 not in (0, 2) else inner
+
+
+@native
+def force_write_back(inner: u32) -> u32:
+    """The memory type that stage 2 forces: Write-Back, with stage 1's allocation hints if it has any."""
+    if inner & 0xF0 == 0:
+        return NORMAL_WB
+    high = inner >> 4
+    low = inner & 15
+    return (15 if high == NC_HALF else high | 4) << 4 | (15 if low in (0, NC_HALF) else low | 4)
+
+
+@native
+def combine_shareability(inner: u32, outer: u32) -> u32:
+    """Shareability after both stages: the wider one."""
+    if inner == OUTER_SHAREABLE or outer == OUTER_SHAREABLE:
+        return OUTER_SHAREABLE
+    return INNER_SHAREABLE if inner == INNER_SHAREABLE or outer == INNER_SHAREABLE else u32(0)
 
 
 @native
@@ -216,14 +245,16 @@ def address_translate(cpu: CpuState, va: u64, stages: u32, el: u32, write: u1, p
             par |= PAR_S
         return par
     attribute = inner >> MEMATTR_SHIFT & 0xFF
-    share = u64(inner >> SHARE_SHIFT & 3)
-    if second:
-        attribute = combine_attributes(attribute, outer >> MEMATTR_SHIFT & 0xFF)
+    share = inner >> SHARE_SHIFT & 3
+    if outer & ATTR_STAGE2 != 0:
+        share = combine_shareability(share, outer >> SHARE_SHIFT & 3)
         if outer & ATTR_FORCED != 0:
-            attribute = NORMAL_WB
+            attribute = force_write_back(attribute)
+        else:
+            attribute = combine_attributes(attribute, outer >> MEMATTR_SHIFT & 0xFF)
     if attribute & 0xF0 == 0 or attribute == NORMAL_NC:
         share = OUTER_SHAREABLE
-    return output & ADDRESS & ~0xFFF | PAR_RES1 | PAR_NS | share << 7 | u64(attribute) << 56
+    return output & ADDRESS & ~0xFFF | PAR_RES1 | PAR_NS | u64(share) << 7 | u64(attribute) << 56
 
 
 @native

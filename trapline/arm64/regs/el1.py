@@ -126,11 +126,11 @@ class TCR_EL1(
     vncr=0x120,
     at_el2="TCR_EL2",
     el12=True,
-    write_mask=bits(range(6), range(7, 35), range(36, 39), 41, 42, 51, 52, 55, 56),
+    write_mask=bits(range(6), range(7, 35), range(36, 43), 51, 52, 55, 56, 59),
     after={"mmu"},
     traps=VM_CONTROL,
 ):
-    """Translation Control Register (EL1). HA and HD are RES0 while hardware update of flags is absent."""
+    """Translation Control Register (EL1)."""
 
     T0SZ = Field(5, 0)
     EPD0 = Field(7)

@@ -105,7 +105,7 @@ class SCTLR_EL2(
     enc=(3, 4, 1, 0, 0),
     reset=0x30C50830,
     res1=bits(11, 22, 28, 29),
-    write_mask=bits(range(7), 10, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 44),
+    write_mask=bits(range(7), 10, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 35, 36, 44, 57),
     after={"mmu", "trap"},
 ):
     """System Control Register (EL2). EE and E0E are RES0: the machine is little-endian."""

@@ -38,7 +38,11 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "MIOCNCE": (HCR_EL2.MIOCNCE,),
     },
     TCR_EL1: {
+        "HAF": (TCR_EL1.HA,),
+        "HAFDBS": (TCR_EL1.HD,),
         "HPDS": (TCR_EL1.HPD0, TCR_EL1.HPD1),
+        "E0PD": (TCR_EL1.E0PD0, TCR_EL1.E0PD1),
+        "LPA2": (TCR_EL1.DS,),
         "PAuth": (TCR_EL1.TBID0, TCR_EL1.TBID1),
     },
     SPSR_EL1: _SPSR,
