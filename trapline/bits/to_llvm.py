@@ -422,7 +422,7 @@ def _below_width(count: Bits, width: int) -> bool:
     """Whether a shift count is known to stay below the width."""
     if count.op == "decoded" and count.attr is not None:
         return 0 <= count.attr[0] and count.attr[1] < width
-    return count.op == "const"
+    return bool(count.op == "const" and count.attr < width)
 
 
 def declare_intrinsics(intrinsics: set[str]) -> list[str]:

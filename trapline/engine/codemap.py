@@ -6,9 +6,10 @@ by the host address of the code page; cache maintenance by the guest (IC) resets
 
 from __future__ import annotations
 
-from trapline.bits.native import Ptr, cas64, fence, load64, native, store64, u1, u64
-from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, Shared
+from trapline.bits.native import Ptr, cas64, fence, load64, native, store8, store64, u1, u64
+from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, EngineState, Shared
 
+POLL_SAMPLE = EngineState.poll_sample.offset
 HASH = 0x9E37_79B9_7F4A_7C15
 
 
@@ -83,6 +84,14 @@ def reset_line(shared: Ptr[Shared], host: u64, line: u64) -> None:
     if records != 0:
         first = (host & 4095 & ~(line - 1)) >> 2
         reset_records(shared, records, first, line >> 2)
+        leave_regions(shared)
+
+
+@native
+def leave_regions(shared: Ptr[Shared]) -> None:
+    """Have every vCPU leave the region that it is in: compiled code changed, and only records are looked at again."""
+    for k in range(shared.cpu_count):
+        store8(shared.cpus[k] + POLL_SAMPLE, 1)
 
 
 @native
@@ -92,6 +101,7 @@ def reset_everything(shared: Ptr[Shared]) -> None:
     while at != shared.code_next:
         reset_records(shared, at + PAGE_HEADER, 0, PAGE_INSNS)
         at = at + PAGE_BYTES
+    leave_regions(shared)
 
 
 @native

@@ -117,23 +117,21 @@ class Regions:
 
     # -- the compiler's thread -------------------------------------------------------------------------------------------
     def work(self) -> bool:
-        """Serve the hottest wish; False when closed."""
+        """Serve the wishes, the hottest first; False when closed."""
         if self._stored is None:
             self._stored = {}
             for built in RegionStore(self.engine.code.cache).all():
                 self._stored.setdefault(_entry_word(built), []).append(built)
-        self._bind()
-        self._attach()
         with self._ready:
             if not self._wanted and not self._closed:
                 self._ready.wait(0.005 if self._bound else 0.05)
             if self._closed:
                 return False
-            if not self._wanted:
-                return True
-            spot = max(self._wanted, key=lambda s: self._counts[s])
-            cpu, va = self._wanted.pop(spot)
-        self._serve(spot, cpu, va)
+            wanted, self._wanted = self._wanted, {}
+        self._bind()
+        self._attach()
+        for spot in sorted(wanted, key=lambda s: -self._counts[s]):
+            self._serve(spot, *wanted[spot])
         return True
 
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:

@@ -1,0 +1,360 @@
+"""Compiled regions: the same results as the interpreter, whatever the guest does to its code, its tables and its timing."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.differential.compare import compare
+from tests.differential.runners import Here, Regions, Trapline
+from tests.engine_machine import PAGE, Bench, hvc_number
+from trapline.arm64.asm_program import assemble_program
+from trapline.arm64.regs import ESR_EL2
+from trapline.engine import Cpu
+from trapline.engine.engine import TIER1
+from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.install import Linked, Texts
+from trapline.engine.tier1.store import SUFFIX
+
+SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
+RANDOM_INSTRUCTIONS = 1500
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A machine whose regions are made by the test alone."""
+    monkeypatch.setenv(TIER1, "0")
+    machine = Bench()
+    yield machine
+    machine.engine.close()
+
+
+class Tier1:
+    """Makes regions on the spot."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.engine = bench.engine
+        self.builder = RegionBuilder(self.engine.features, self.engine.code.cache)
+        self.texts = Texts()
+
+    def install(self, at: int) -> Linked:
+        """Run the instruction at a host address, which was run before, as a region from now on."""
+        here, index = Here(self.engine, at & -PAGE, self.texts), at % PAGE >> 2
+        region = self.builder.explore(index, here.text)
+        assert region is not None
+        text = here.text(0)
+        assert text is not None
+        word = int.from_bytes(text[4 * index : 4 * index + 4], "little")
+        linked = Linked(self.builder.build(region, self.engine.entry.decode(word, index)), self.engine.code)
+        assert linked.install(self.engine, here, self.texts)
+        return linked
+
+
+def registers(cpu: Cpu) -> list[int]:
+    state = cpu.state
+    return [*state.x[:31], state.n, state.z, state.c, state.v_flag, *(half for v in state.v for half in (v.lo, v.hi))]
+
+
+LOOPS = {
+    "flags live out": """
+        mov x0, #0
+        loop: adds x0, x0, x1
+        adc x2, x2, x3
+        eor x4, x4, x0, ror #7
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "memory": """
+        loop: ldr x2, [x5]
+        add x2, x2, x1
+        str x2, [x5], #8
+        ldurb w3, [x5, #-3]
+        and x5, x5, x6
+        orr x5, x5, x7
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "calls": """
+        loop: bl f
+        add x3, x3, x0
+        bl g
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+        f: mov x0, x1
+        ret
+        g: mov x9, x30
+        bl f
+        add x3, x3, #1
+        mov x30, x9
+        ret
+    """,
+    "nested": """
+        loop: mov x2, #5
+        inner: madd x3, x2, x1, x3
+        sub x2, x2, #1
+        cbnz x2, inner
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "vectors": """
+        loop: add v0.4s, v0.4s, v1.4s
+        mul v2.8h, v0.8h, v1.8h
+        sqadd v3.16b, v3.16b, v2.16b
+        ext v1.16b, v1.16b, v2.16b, #3
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "floating point": """
+        loop: fadd d0, d0, d1
+        fmul d2, d0, d1
+        fdiv s3, s3, s4
+        fmadd d5, d0, d2, d5
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "exclusives": """
+        loop: ldxr x2, [x5]
+        add x2, x2, #1
+        stxr w3, x2, [x5]
+        cbnz w3, loop
+        ldadd x1, x4, [x5]
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "system registers": """
+        loop: mrs x2, s3_0_c4_c2_2
+        msr s3_0_c13_c0_4, x1
+        mrs x3, s3_0_c13_c0_4
+        add x4, x4, x3
+        mrs x7, s3_3_c4_c2_0
+        add x8, x8, x7
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """,
+    "stack pointers": """
+        loop: msr spsel, #0
+        add x2, sp, x1
+        mov sp, x2
+        msr spsel, #1
+        add x3, x3, x2
+        and x3, x3, #0xfffffffffffffff0
+        subs x1, x1, #1
+        b.ne loop
+        msr spsel, #0
+        mov x4, sp
+        hvc #1
+    """,
+    "exceptions": """
+        loop: add x2, x2, #1
+        eor x4, x4, x2
+        subs x1, x1, #1
+        b.ne loop
+        ldr x3, [x2]
+        hvc #1
+    """,
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_leaves_what_the_interpreter_leaves(bench: Bench, name: str) -> None:
+    code = bench.load(LOOPS[name])
+    data = bench.memory.page()
+    bench.tables.map(data, data)
+    rng = random.Random(SEED)
+    values = {f"x{n}": rng.getrandbits(64) for n in range(31)} | {"x1": 3000, "x5": data, "x6": 0xFF8, "x7": data}
+    halves = [rng.getrandbits(62) for _ in range(64)]
+    text = rng.randbytes(PAGE)
+
+    def run(cpu: Cpu) -> tuple[int, list[int], bytes]:
+        bench.memory.write(data, text)
+        for k, half in enumerate(halves):
+            setattr(cpu.state.v[k // 2], ("lo", "hi")[k % 2], half)
+        bench.start(cpu, code, **values)
+        cpu.state.sp_el[0] = 64
+        cpu.enter()
+        return cpu[ESR_EL2], registers(cpu), bench.memory.read(data, PAGE)
+
+    cpu = bench.cpu(code)
+    expected = run(cpu)
+    start = code if LOOPS[name].lstrip().startswith("loop") else code + 4
+    Tier1(bench).install(start)
+    assert run(cpu) == expected, f"seed {SEED}"
+
+
+def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of a random program as a region, against the interpreter, which is compared with QEMU elsewhere."""
+    monkeypatch.setenv(TIER1, "0")
+    regions = Regions()
+    report = compare(RANDOM_INSTRUCTIONS, SEED, regions, Trapline())
+    assert not report.mismatches, report.text()
+    assert regions.instructions > RANDOM_INSTRUCTIONS // 4
+
+
+SPIN = "loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, #3\nadd x4, x4, x3\nb loop"
+
+
+def entered(cpu: Cpu) -> threading.Thread:
+    thread = threading.Thread(target=cpu.enter, daemon=True)
+    thread.start()
+    while not cpu.state.running:
+        pass
+    return thread
+
+
+def spinning(bench: Bench, at: int) -> Cpu:
+    """A vCPU that has run the code at `at`, and was stopped in it."""
+    cpu = bench.cpu(at)
+    thread = entered(cpu)
+    while not cpu.state.x[0]:
+        pass
+    cpu.kick()
+    thread.join(30)
+    assert not thread.is_alive()
+    return cpu
+
+
+def test_a_kick_ends_a_region(bench: Bench) -> None:
+    code = bench.load(SPIN)
+    cpu = spinning(bench, code)
+    Tier1(bench).install(code)
+    thread = entered(cpu)
+    cpu.kick()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+PATCH = "str w1, [x2]\ndc cvau, x2\ndsb ish\nic ivau, x2\ndsb ish\nisb\nhvc #2"
+
+
+def test_a_region_that_another_vcpu_patches(bench: Bench) -> None:
+    """The branch that closes the loop becomes a NOP while the loop runs, as a static key of Linux does."""
+    code = bench.load(SPIN + "\nhvc #1")
+    cpu = spinning(bench, code)
+    Tier1(bench).install(code)
+    thread = entered(cpu)
+    nop = int.from_bytes(assemble_program("nop"), "little")
+    patching = bench.cpu(bench.load(PATCH), x1=nop, x2=code + 16)
+    patching.enter()
+    assert hvc_number(patching) == 2
+    thread.join(30)
+    assert not thread.is_alive() and hvc_number(cpu) == 1
+
+
+def test_a_region_whose_code_changed_is_not_entered(bench: Bench) -> None:
+    """The change is in the middle of the region: its entry is as it was."""
+    code = bench.load("add x0, x0, #1\nadd x0, x0, #2\nadd x0, x0, #3\nadd x0, x0, #4\nhvc #1")
+    cpu = bench.cpu(code)
+    cpu.enter()
+    linked = Tier1(bench).install(code)
+    new = int.from_bytes(assemble_program("add x0, x0, #100"), "little")
+    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code + 8)
+    patching.enter()
+    bench.start(cpu, code, x0=0)
+    cpu.enter()
+    assert cpu.state.x[0] == 1 + 2 + 100 + 4
+    assert not linked.install(bench.engine, Here(bench.engine, code & -PAGE, Texts()), Texts())
+
+
+def test_a_region_on_two_pages_follows_the_mapping_of_the_second(bench: Bench) -> None:
+    """The same code of the first page is used with another second page: break before make, TLBI, and it runs there."""
+    first, second, other = bench.memory.page(), bench.memory.page(), bench.memory.page()
+    assert second == first + PAGE
+    loop = first + PAGE - 16
+    bench.memory.write(loop, assemble_program("add x0, x0, #1\nsub x1, x1, #1\nadd x2, x2, x0\nadd x3, x3, x0"))
+    bench.memory.write(second, assemble_program(f"cbnz x1, {loop:#x}\nhvc #1", second))
+    bench.memory.write(other, assemble_program(f"add x9, x9, #1\ncbnz x1, {loop:#x}\nhvc #3", second))
+    bench.tables.map(first, first)
+    bench.tables.map(second, second)
+    cpu = bench.cpu(loop, x1=50)
+    cpu.enter()
+    assert hvc_number(cpu) == 1
+    Tier1(bench).install(loop)
+    bench.start(cpu, loop, x1=50)
+    cpu.enter()
+    assert hvc_number(cpu) == 1
+    bench.tables.map(second, other)
+    bench.engine.tlbi_vmalls12e1(0)
+    bench.start(cpu, loop, x1=50, x9=0)
+    cpu.enter()
+    assert (hvc_number(cpu), cpu.state.x[9]) == (3, 50)
+
+
+def test_a_data_page_that_is_mapped_elsewhere(bench: Bench) -> None:
+    """Translations that a region found are no longer used once they are invalidated."""
+    old, new = bench.memory.page(), bench.memory.page()
+    bench.memory.put(old, 1)
+    bench.memory.put(new, 2)
+    va = 0x12_3456_7000
+    bench.tables.map(va, old)
+    entry = bench.tables.entry(va)
+    bench.tables.map(entry & -PAGE, entry & -PAGE)
+    code = bench.load(
+        """
+        loop: ldr x2, [x5]
+        add x0, x0, x2
+        str x6, [x7]
+        dsb ish
+        tlbi vae1, x8
+        dsb ish
+        ldr x3, [x5]
+        add x4, x4, x3
+        subs x1, x1, #1
+        b.ne loop
+        hvc #1
+    """
+    )
+    values = {"x0": 0, "x1": 2, "x4": 0, "x5": va, "x6": new | 0x703, "x7": entry, "x8": va >> 12}
+    cpu = bench.cpu(code, **values)
+    cpu.enter()
+    assert (cpu.state.x[0], cpu.state.x[4]) == (3, 4)
+    Tier1(bench).install(code)
+    bench.tables.map(va, old)
+    bench.engine.tlbi_vmalls12e1(0)
+    bench.start(cpu, code, **values)
+    cpu.enter()
+    assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, 3, 4)
+
+
+COUNT = 40_000_000
+PROFILED = f"""
+import ctypes, sys, threading
+from tests.engine_machine import Bench
+bench = Bench()
+code = bench.load("loop: add x0, x0, x1\\neor x2, x2, x0\\nadd x3, x3, #1\\nsubs x1, x1, #1\\nb.ne loop\\nhvc #1")
+cpu = bench.cpu(code, x1={COUNT})
+while not bench.engine.regions.installed:
+    bench.start(cpu, code, x1={COUNT})
+    cpu.enter()
+bench.start(cpu, code, x0=0, x1={COUNT})
+cpu.enter()
+assert cpu.state.x[0] == {COUNT} * ({COUNT} + 1) // 2
+print("compiled" if "region_compiler" in vars(bench.engine.code) else "found")
+"""
+
+
+@pytest.mark.timeout(240)
+def test_hot_code_is_found_compiled_and_kept(tmp_path: Path) -> None:
+    """From the profiler to the compiler's process and back; and another process finds the region on disk."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "TRAPLINE_LINGER": "0"}
+    environment.pop(TIER1, None)
+    said = [
+        subprocess.run([sys.executable, "-c", PROFILED], check=True, env=environment, capture_output=True, text=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["compiled", "found"]
+    assert list(tmp_path.rglob("*" + SUFFIX))
