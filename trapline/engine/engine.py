@@ -81,6 +81,8 @@ class Code:
         self.features, self.counting = features, counting
         self.cache = ObjectCache(source_key(Path(trapline.__file__).parent, repr(features)))
         self.lock = threading.Lock()
+        self.regions: set[str] = set()
+        """Tags of the regions that are linked."""
         index = self._index()
         self._load("clock.o", lambda: CLOCK)
         for name in ("trapline_system_counter", "trapline_random"):

@@ -324,9 +324,9 @@ class RegionEmitter:
                 self._require(line, emit.let(f"icmp eq i64 {tag}, %va{name}"))
                 records = emit.let(f"load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
                 emit.add(f"%at{name} = inttoptr i64 {records} to ptr")
-                wanted = emit.let(f"load i64, ptr getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k + 8})")
-                self._require(line, emit.let(f"icmp eq i64 {records}, {wanted}"))
             emit.add(f"%records{name} = ptrtoint ptr %at{name} to i64")
+            wanted = emit.let(f"load i64, ptr getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k + 8})")
+            self._require(line, emit.let(f"icmp eq i64 %records{name}, {wanted}"))
             generation = emit.let(f"load i64, ptr {line._field(PAGE_GENERATION - PAGE_HEADER, f'%at{name}')}")
             self._require(line, emit.let(f"icmp eq i64 {generation}, {emit.let(f'load i64, ptr {expected}')}"))
 

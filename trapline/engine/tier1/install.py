@@ -46,7 +46,9 @@ class Linked:
             self.usable = code.shapes.link_natives(built.natives)
             if not self.usable:
                 return
-            code.jit.load(built.code)
+            if built.tag not in code.regions:  # another engine may have it; it is then at one of the places at a time
+                code.jit.load(built.code)
+                code.regions.add(built.tag)
             self.address = code.jit.address(f"region_{built.tag}")
             data = code.jit.address(f"instance_{built.tag}")
         self._instance = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
@@ -67,7 +69,9 @@ class Linked:
             words[page] = memoryview(text).cast("I")
         if any(words[page][index] != word for page, index, word in built.words):
             return False
-        self._instance[:] = facts
+        self._instance[1::2] = [0] * len(built.pages)  # no page: a vCPU may be looking at this very moment
+        self._instance[::2] = facts[::2]
+        self._instance[1::2] = facts[1::2]
         record = facts[1] + built.entry * RECORD_SIZE
         if ctypes.c_uint64.from_address(record).value == self.address:
             return True
