@@ -214,6 +214,19 @@ def test_timers() -> None:
     assert cval_from_tval(50, 200) == 250
 
 
+def test_physical_offset() -> None:
+    """CNTPOFF_EL2 delays EL1's physical timer where CNTHCTL_EL2.ECV says so, and where EL1 is below EL2."""
+    state = CpuState()
+    state.sysreg[TABLE["CNTP_CTL_EL0"].slot] = 1
+    state.sysreg[CNTP_CVAL_EL0.slot] = 500
+    state.sysreg[TABLE["CNTPOFF_EL2"].slot] = 300
+    assert timer_lines(state, 500) == 2 and next_timer_count(state, 100) == 500
+    state.sysreg[CNTHCTL_EL2.slot] = CNTHCTL_EL2(ECV=1)
+    assert timer_lines(state, 799) == 0 and timer_lines(state, 800) == 2 and next_timer_count(state, 400) == 800
+    state.sysreg[HCR_EL2.slot] = HCR_EL2(E2H=1, TGE=1)
+    assert timer_lines(state, 500) == 2 and next_timer_count(state, 100) == 500
+
+
 def test_os_lock() -> None:
     state = CpuState()
     state.sysreg[OSLSR_EL1.slot] = OSLSR_EL1.reset_value()

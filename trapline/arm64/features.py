@@ -152,7 +152,7 @@ FEATURES: tuple[Feature, ...] = (
     _absent("EVT", "Finer traps of cache and TLB maintenance", (ID_AA64MMFR2_EL1.EVT, 2)),
     Feature("FGT", "Fine-grained traps", ((ID_AA64MMFR0_EL1.FGT, 1),), default=False),
     Feature("ECV", "Self-synchronizing counters", ((ID_AA64MMFR0_EL1.ECV, 1),)),
-    _absent("ECV_POFF", "Physical counter offset", (ID_AA64MMFR0_EL1.ECV, 2), requires=("ECV",)),
+    Feature("ECV_POFF", "Physical counter offset", ((ID_AA64MMFR0_EL1.ECV, 2),), ("ECV",), default=False),
     _absent("PMUv3", "Performance monitors", (ID_AA64DFR0_EL1.PMUVer, 1)),
     _absent("TRF", "Trace filter controls", (ID_AA64DFR0_EL1.TraceFilt, 1)),
 )

@@ -14,7 +14,7 @@ from trapline.arm64.gic_interface import PHYSICAL, VIRTUAL, maintenance_pending,
 from trapline.arm64.gic_virtual import CPU_INTERFACE, ich_eisr_read, ich_elrsr_read, ich_misr_read
 from trapline.arm64.regs.debug import DBGCLAIMCLR_EL1, OSLSR_EL1
 from trapline.arm64.regs.el1 import SCTLR_EL1
-from trapline.arm64.regs.el2 import CNTVOFF_EL2, HCR_EL2, SCTLR_EL2, VMPIDR_EL2, VPIDR_EL2
+from trapline.arm64.regs.el2 import CNTHCTL_EL2, CNTPOFF_EL2, CNTVOFF_EL2, HCR_EL2, SCTLR_EL2, VMPIDR_EL2, VPIDR_EL2
 from trapline.arm64.regs.identification import CSSELR_EL1, DCZID_EL0, MIDR_EL1, MPIDR_EL1
 from trapline.arm64.regs.timer import (
     CNTHP_CTL_EL2,
@@ -27,7 +27,7 @@ from trapline.arm64.regs.timer import (
     CNTV_CVAL_EL0,
 )
 from trapline.arm64.state import EL2_GUEST, REGIME_EL2_HOST, CpuState
-from trapline.bits.native import NativeFunction, Ptr, extern, native, s32, s64, u8, u32, u64
+from trapline.bits.native import NativeFunction, Ptr, extern, native, s32, s64, u1, u8, u32, u64
 
 system_counter = extern("trapline_system_counter", u64, (Ptr[CpuState],))
 """The system counter as this PE sees it now, in ticks of `regs.timer.COUNTER_HZ`; the engine gives the address."""
@@ -252,9 +252,22 @@ CTL_ISTATUS = 4
 
 
 @native
+def physical_offset(cpu: Ptr[CpuState]) -> u64:
+    """CNTPOFF_EL2 where CNTHCTL_EL2.ECV applies it to EL1's physical counter and timer: not under a host's EL0."""
+    applied: u1 = cpu.sysreg[CNTHCTL_EL2.slot] & CNTHCTL_EL2.ECV.mask != 0 and cpu.sysreg[HCR_EL2.slot] & HOST != HOST
+    return cpu.sysreg[CNTPOFF_EL2.slot] if applied else u64(0)
+
+
+@native
+def physical_now(cpu: Ptr[CpuState]) -> u64:
+    """The physical counter as the current exception level sees it."""
+    return system_counter(cpu) if cpu.el == 2 else system_counter(cpu) - physical_offset(cpu)
+
+
+@native
 def cntpct_read(cpu: Ptr[CpuState]) -> u64:
     """CNTPCT_EL0."""
-    return system_counter(cpu)
+    return physical_now(cpu)
 
 
 @native
@@ -287,7 +300,8 @@ def timer_lines(cpu: Ptr[CpuState], now: u64) -> u32:
     """Interrupt lines of EL1's timers at physical count `now`: bit 0 virtual, bit 1 physical."""
     virtual: u64 = now - cpu.sysreg[CNTVOFF_EL2.slot]
     lines: u32 = timer_asserted(cpu.sysreg[CNTV_CTL_EL0.slot], cpu.sysreg[CNTV_CVAL_EL0.slot], virtual)
-    return lines | timer_asserted(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now) << 1
+    physical: u64 = now - physical_offset(cpu)
+    return lines | timer_asserted(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], physical) << 1
 
 
 @native
@@ -305,24 +319,26 @@ NEVER = (1 << 64) - 1
 
 
 @native
-def timer_count(ctl: u64, cval: u64, now: u64) -> u64:
-    """The count at which a timer's line next goes high: `now` if it is high already, NEVER if it will not."""
-    return max(cval, now) if ctl & 3 == 1 else u64(NEVER)
+def timer_count(ctl: u64, cval: u64, now: u64, offset: u64) -> u64:
+    """The physical count at which a timer's line next goes high: `now` if it is high already, NEVER if it will not.
+
+    The timer compares with the physical count minus `offset`.
+    """
+    if ctl & 3 != 1:
+        return NEVER
+    seen: u64 = now - offset
+    wait: u64 = cval - seen if cval > seen else u64(0)
+    return now + wait if wait < NEVER - now else u64(NEVER)
 
 
 @native
 def next_timer_count(cpu: Ptr[CpuState], now: u64) -> u64:
     """The physical count at which a timer line next goes high; NEVER if none will, `now` if one is high already."""
-    best: u64 = timer_count(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now)
+    best: u64 = timer_count(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now, physical_offset(cpu))
+    best = min(best, timer_count(cpu.sysreg[CNTV_CTL_EL0.slot], cpu.sysreg[CNTV_CVAL_EL0.slot], now, cpu.sysreg[CNTVOFF_EL2.slot]))
     if cpu.el2 == EL2_GUEST:
-        best = min(best, timer_count(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], now))
-        best = min(best, timer_count(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], now))
-    if cpu.sysreg[CNTV_CTL_EL0.slot] & 3 == 1:
-        virtual: u64 = now - cpu.sysreg[CNTVOFF_EL2.slot]
-        cval: u64 = cpu.sysreg[CNTV_CVAL_EL0.slot]
-        wait: u64 = cval - virtual if cval > virtual else u64(0)
-        if wait < NEVER - now:
-            best = min(best, now + wait)
+        best = min(best, timer_count(cpu.sysreg[CNTHP_CTL_EL2.slot], cpu.sysreg[CNTHP_CVAL_EL2.slot], now, 0))
+        best = min(best, timer_count(cpu.sysreg[CNTHV_CTL_EL2.slot], cpu.sysreg[CNTHV_CVAL_EL2.slot], now, 0))
     return best
 
 
@@ -347,19 +363,20 @@ def virtual_now(cpu: Ptr[CpuState]) -> u64:
 @native
 def cntp_ctl_read(cpu: Ptr[CpuState]) -> u64:
     """CNTP_CTL_EL0."""
-    return timer_status(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter(cpu))
+    now: u64 = system_counter(cpu) - physical_offset(cpu)
+    return timer_status(cpu.sysreg[CNTP_CTL_EL0.slot], cpu.sysreg[CNTP_CVAL_EL0.slot], now)
 
 
 @native
 def cntp_tval_read(cpu: Ptr[CpuState]) -> u64:
     """CNTP_TVAL_EL0."""
-    return tval_from_cval(cpu.sysreg[CNTP_CVAL_EL0.slot], system_counter(cpu))
+    return tval_from_cval(cpu.sysreg[CNTP_CVAL_EL0.slot], physical_now(cpu))
 
 
 @native
 def cntp_tval_write(cpu: Ptr[CpuState], value: u64) -> None:
     """CNTP_TVAL_EL0."""
-    cpu.sysreg[CNTP_CVAL_EL0.slot] = cval_from_tval(value, system_counter(cpu))
+    cpu.sysreg[CNTP_CVAL_EL0.slot] = cval_from_tval(value, physical_now(cpu))
 
 
 @native

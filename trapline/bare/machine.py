@@ -30,7 +30,7 @@ ADDRESS_BITS: Final = 48
 
 def default_features(el2: bool) -> Features:
     """What the processors can do: with EL2, also what costs the others time and is of no use to them."""
-    return Features().with_("FGT") if el2 else Features()
+    return Features().with_("FGT", "ECV_POFF") if el2 else Features()
 
 
 class BareVcpu:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from trapline.arm64.regs.el1 import SCTLR_EL1, SPSR_EL1, TCR_EL1
-from trapline.arm64.regs.el2 import HCR_EL2, SCTLR_EL2, SPSR_EL2
+from trapline.arm64.regs.el2 import CNTHCTL_EL2, HCR_EL2, SCTLR_EL2, SPSR_EL2
 from trapline.arm64.regs.special import FPCR
 from trapline.arm64.sysreg import Sysreg
 from trapline.registers import Field
@@ -36,6 +36,12 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "TWED": (HCR_EL2.TWEDEn, HCR_EL2.TWEDEL),
         "RME": (HCR_EL2.GPF,),
         "MIOCNCE": (HCR_EL2.MIOCNCE,),
+    },
+    CNTHCTL_EL2: {
+        "ECV": (CNTHCTL_EL2.EL1TVT, CNTHCTL_EL2.EL1TVCT, CNTHCTL_EL2.EVNTIS),
+        "ECV_POFF": (CNTHCTL_EL2.ECV,),
+        "NV2": (CNTHCTL_EL2.EL1NVPCT, CNTHCTL_EL2.EL1NVVCT),
+        "RME": (CNTHCTL_EL2.CNTVMASK, CNTHCTL_EL2.CNTPMASK),
     },
     TCR_EL1: {
         "HAF": (TCR_EL1.HA,),
