@@ -184,6 +184,40 @@ def test_the_seed_decides() -> None:
     assert other[0][0] != first[0][0] and other[0][1] == first[0][1] and other[1] != first[1]
 
 
+def test_two_vcpus_from_python_take_turns() -> None:
+    """Both write to one device; the order in which their writes come out is the same every time."""
+
+    def orders() -> list[int]:
+        with trapline.open(deterministic=True) as kvm, kvm.create_vm() as vm:
+            assert kvm.turns is not None
+            ram = vm.add_memory(0x4000_0000, 2 << 20)
+            code = tiny.assemble_program("loop: cbz x0, go\nyield\ngo: str x0, [x20]\nb loop", 0x4000_0000)
+            ram[0 : len(code)] = code
+            seen: list[int] = []
+
+            def work(number: int) -> None:
+                vcpu = vm.create_vcpu(number)
+                vcpu.regs.pc, vcpu.regs.x0, vcpu.regs.x20 = 0x4000_0000, number, 0x0900_0000
+                for _ in range(20):
+                    assert isinstance(exit := vcpu.run(), MmioExit)
+                    seen.append(exit.value)
+
+            kvm.turns.run([lambda: work(0), lambda: work(1)])
+            return seen
+
+    first = orders()
+    assert first == orders() and sorted(first) == [0] * 20 + [1] * 20
+
+
+@pytest.mark.slow
+def test_a_run_that_compiles_everything_is_like_one_that_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm = run(tmp_path, RACE, "--cpus", "4", "--trace", str(tmp_path / "warm"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cold = run(tmp_path, RACE, "--cpus", "4", "--trace", str(tmp_path / "cold"))
+    assert (cold.console, cold.errors) == (warm.console, warm.errors)
+    assert (tmp_path / "cold").read_bytes() == (tmp_path / "warm").read_bytes()
+
+
 # ---- Linux -----------------------------------------------------------------------------------------------------------------------
 
 

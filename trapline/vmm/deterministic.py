@@ -6,6 +6,7 @@ Two runs of the same machine are the same as long as nothing is typed: input tha
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ WATCH_WORK = 50_000_000
 """After so much work vCPUs that no device answered meanwhile are asked whether they are lost in their exception vectors."""
 EXIT_WORK = 5000
 """Instructions that take as long as one exit."""
+PATIENCE_SECONDS = 3
+"""How long input may take to come before we say what we are waiting for."""
 HOST_POLL_SECONDS = 0.5
 """How long a machine without anything to do sleeps before it looks at its time limit again."""
 
@@ -49,13 +52,16 @@ class Stdin(Enum):
 class Inbox:
     """An outside that hands over what other threads post, between turns.
 
-    Idle time passes at once if something is due. Otherwise only the outside can go on, so it is waited for, unless it is `closed`.
+    Idle time passes at once if something is due, unless a person sits there. Otherwise only the outside can go on, so it is waited
+    for, unless it is `closed`.
     """
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
         self.deliver: Deliver = lambda kind, data: None
         """Brings what was posted to the machine."""
+        self.attended = False
+        """A person may type at any time, and reads the guest's clock: idle time takes its time."""
         self.closed = False
         """Nothing will come any more."""
         self.deadline: float | None = None
@@ -93,6 +99,12 @@ class Inbox:
 
     def idle(self, until: int | None) -> None:
         """Go to the next moment at which something is due, or wait for something to be posted."""
+        if until is not None and self.attended:
+            start, asleep = self.turns.now, time.monotonic_ns()
+            self.wait((until - start) / 1e9)
+            passed = time.monotonic_ns() - asleep
+            self.turns.advance_to(min(start + passed, until) if self.posted else until)
+            return
         if until is not None:
             self.turns.advance_to(until)
             return
@@ -181,9 +193,12 @@ class TurnSession(Session):
         if self.stdin is Stdin.UNUSED:
             return
         if self.stdin is Stdin.LIVE or os.isatty(STDIN):
+            self.inbox.attended = os.isatty(STDIN)
             Session._attach_input(self, stack)
             return
         with suppress(OSError):
+            if not select.select([STDIN], [], [], PATIENCE_SECONDS)[0]:
+                print("trapline: a deterministic run reads its input first: waiting for the end of stdin", file=sys.stderr)
             while data := os.read(STDIN, READ_BYTES):
                 self.inbox.post("input", data)
         self.input_ended()
