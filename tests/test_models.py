@@ -9,7 +9,7 @@ from trapline.arm64.asm import assemble
 from trapline.arm64.features import BY_NAME, FEATURES, Features
 from trapline.arm64.isa import load_a64
 from trapline.arm64.models import ALWAYS, BASES, NAMES, parse
-from trapline.arm64.regs import TABLE
+from trapline.arm64.regs import HCRX_EL2, TABLE
 from trapline.errors import BadInput, TraplineError
 from trapline.ui.cli import make_parser
 
@@ -33,10 +33,10 @@ def test_what_requires_a_feature_goes_with_it_and_what_it_requires_comes() -> No
 
 
 def test_versions_of_the_architecture_grow() -> None:
-    versions = [BASES[f"armv8.{minor}"] for minor in range(8)]
+    versions = [BASES[f"armv8.{minor}"] for minor in range(10)]
     assert all(a < b for a, b in zip(versions, versions[1:], strict=False))
     assert parse("armv8.0").names == versions[0]
-    assert "AES" not in versions[7] and "AES" in parse("armv8.0,+aes")
+    assert "AES" not in versions[9] and "AES" in parse("armv8.0,+aes")
 
 
 @pytest.mark.parametrize("text", ["-nonsense", "cortex-a999", "lse,-pauth", "max,sse2", "-fp", "max,-asimd"])
@@ -92,6 +92,7 @@ INSTRUCTIONS = {
     "LRCPC2": "ldapur x0, [sp, #8]",
     "CSSC": "cnt x0, x1",
     "WFxT": "wfet xzr",
+    "MOPS": "setp [x28]!, x0!, x1",
     "ECV": "mrs x0, s3_3_c14_c0_6",
     "AES": "aese v0.16b, v1.16b",
     "PMULL": "pmull v0.1q, v1.1d, v2.1d",
@@ -104,7 +105,9 @@ INSTRUCTIONS = {
 
 @pytest.fixture(scope="module")
 def full() -> Machine:
-    return Machine(0x4000, parse("max"))
+    machine = Machine(0x4000, parse("max"))
+    machine.cpu[HCRX_EL2] = int(HCRX_EL2(MSCEn=1))
+    return machine
 
 
 @pytest.fixture(scope="module")

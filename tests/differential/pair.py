@@ -24,7 +24,7 @@ KEYS_ON = SCTLR_EL1(EnIA=1, EnIB=1, EnDA=1, EnDB=1)
 VECTORS, GENERAL = CpuState.v.offset, CpuState.x.offset
 REGISTERS = struct.Struct("<64Q31Q")
 SYSREG_BYTES = ctypes.sizeof(CpuState) - CpuState.sysreg.offset
-EXCEPTION_CLASS = {"undefined": 0, "smc": 0, "svc": 0x15, "hvc": 0x16, "brk": 0x3C, "pac_trap": 0x09}
+EXCEPTION_CLASS = {"undefined": 0, "smc": 0, "svc": 0x15, "hvc": 0x16, "brk": 0x3C, "pac_trap": 0x09, "disabled": 0}
 """What the walker calls the exceptions, and their classes."""
 
 

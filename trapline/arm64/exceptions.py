@@ -11,9 +11,9 @@ from typing import Final
 from trapline.arm64.debug import debug_target, step_after_return
 from trapline.arm64.gic_interface import LINE_FIQ, LINE_IRQ, PHYSICAL, VIRTUAL, signalled_group
 from trapline.arm64.regs.el1 import CPACR_EL1, ELR_EL1, ESR_EL1, FAR_EL1, SCTLR_EL1, SPSR_EL1, TCR_EL1, VBAR_EL1
-from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
+from trapline.arm64.regs.el2 import CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, HCRX_EL2, SCTLR_EL2, SPSR_EL2, TCR_EL2, VBAR_EL2
 from trapline.arm64.regs.fine_grained import HFGITR_EL2
-from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
+from trapline.arm64.state import EL2_ABSENT, REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
 from trapline.bits.native import Ptr, native, u1, u8, u32, u64
 from trapline.registers import Field, Register
 
@@ -489,6 +489,19 @@ def fp_syndrome(cpu: Ptr[CpuState]) -> u64:
     if cpu.sysreg[HCR_EL2.slot] & HCR_EL2.TGE.mask != 0 and fp_trapped_by_el1(cpu):
         return IL
     return EC_FP_ACCESS << EC_SHIFT | IL | FP_ISS
+
+
+@native
+def mops_disabled(cpu: Ptr[CpuState]) -> u1:
+    """Are memory copy and memory set instructions UNDEFINED here (SCTLR_ELx.MSCEn at EL0, HCRX_EL2.MSCEn at EL1 and EL0)?"""
+    if cpu.el == 2:
+        return False
+    host: u1 = cpu.sysreg[HCR_EL2.slot] & HOST == HOST
+    if cpu.el == 0:
+        sctlr: u64 = cpu.sysreg[SCTLR_EL2.slot] if host else cpu.sysreg[SCTLR_EL1.slot]
+        if sctlr & SCTLR_EL1.MSCEn.mask == 0:  # SCTLR_EL2 has it in the same place
+            return True
+    return cpu.el2 != EL2_ABSENT and not host and cpu.sysreg[HCRX_EL2.slot] & HCRX_EL2.MSCEn.mask == 0
 
 
 # ---- interrupts ---------------------------------------------------------------------------------------------------------------

@@ -223,8 +223,10 @@ class InstructionSet:
         return declare
 
     def candidates(self) -> list[Insn]:
-        """All instructions, the more specific of declared overlaps first."""
-        rank = {id(i): (-i.pattern.mask.bit_count(), n) for n, i in enumerate(self.insns)}
+        """All instructions, the more specific of declared overlaps first, in an order that does not depend on that of imports:
+        compiled code numbers them, and outlives the process.
+        """
+        rank = {id(i): (-i.pattern.mask.bit_count(), i.group, n) for n, i in enumerate(self.insns)}
         return sorted(self.insns, key=lambda i: (not i.over, rank[id(i)]))
 
     def overlaps(self) -> Iterator[tuple[Insn, Insn]]:

@@ -34,6 +34,8 @@ ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("armv8.5", ("FlagM2", "FRINTTS", "SB", "SSBS", "SSBS2", "BTI", "DPB2", "E0PD", "CSV2_2", "CSV2_3", "SPECRES", "EVT")),
     ("armv8.6", ("BF16", "I8MM", "ECV", "FGT")),
     ("armv8.7", ("WFxT", "HCX", "PAN3")),
+    ("armv8.8", ("MOPS",)),
+    ("armv8.9", ("CSSC",)),
 )
 """What each version of the architecture adds that it asks for; extensions that it leaves open are not among them. A version of this
 program has those that work in it. Speculation safety (CSV2, CSV3) and the description of granules are in all."""

@@ -12,7 +12,7 @@ from trapline.arm64.regs import TABLE
 from trapline.arm64.sysreg_functions import FUNCTIONS
 from trapline.bits.native import emit_module
 from trapline.bits.to_llvm import METADATA, declare_intrinsics
-from trapline.engine import codemap, glue, runtime, slow, system, tlb
+from trapline.engine import codemap, glue, mops, runtime, slow, system, tlb
 from trapline.engine.access import specialise
 from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
@@ -25,7 +25,7 @@ CALLED = (
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""
 
-SYSTEM = tuple(
+_OF_SYSTEM = tuple(
     getattr(system, name)
     for name in (
         "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "wfit",
@@ -33,6 +33,7 @@ SYSTEM = tuple(
         "send_sgi",
     )
 )  # fmt: skip
+SYSTEM = (*_OF_SYSTEM, mops.disabled, mops.mops_mismatch, mops.mops_copy, mops.mops_set)
 """System operations, called as `trapline_sys_<name>`."""
 
 

@@ -184,7 +184,7 @@ def open_machine_room(options: argparse.Namespace, config: Config) -> System | B
         from trapline.arm64.models import parse
         from trapline.bare.machine import BareSystem
 
-        return BareSystem(config.el2, parse(config.cpu))
+        return BareSystem(config.el2, parse(config.cpu) if config.cpu else None)
     from trapline.backends.select import open_system
 
     return open_system(options.backend, config.cpu)

@@ -113,7 +113,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Options that shape the machine, whatever it boots."""
     group = parser.add_argument_group("machine")
     group.add_argument("-c", "--cpus", type=count, default=1, metavar="N", help="number of CPUs (1)")
-    group.add_argument(CPU, default="", metavar="CPU", help="which features a CPU has: -NAME, +NAME, armv8.0 to armv8.7, max; a comma list")
+    group.add_argument(CPU, default="", metavar="CPU", help="which features a CPU has: -NAME, +NAME, armv8.0 to armv8.9, max; a comma list")
     group.add_argument("-m", "--mem", type=size, default=512 * MiB, metavar="SIZE", help="memory, such as 512M or 2G (512M)")
     group.add_argument("-d", "--disk", type=disk, action="append", default=[], metavar="FILE[,ro]", help="raw disk image; may be repeated")
     group.add_argument("--console", choices=("serial", "virtio"), default="serial", help="what stdin and stdout are connected to (serial)")

@@ -19,6 +19,10 @@ wfet, wfit deadline            The same until the virtual counter reaches `deadl
 relax                          YIELD: changes nothing.
 sev, sevl                      Set every PE's, or this PE's, event register.
 clrex                          Clear the local exclusive monitor.
+disabled                       With `when`: UNDEFINED after all.
+mops_copy Xd, Xs, Xn, options -> Xn   Copy memory by option A; options: op2, 16 if not forward only. See isa/memory_copy.py.
+mops_set Xd, Xs, Xn, options -> Xn    Set memory, likewise.
+mops_mismatch                  With `when`: the prologue was one of option B.
 pac_trap                       With `when`: the trap of pointer authentication to EL2 (EC 0x09).
 
 Exceptions by kind, `cpu.raise_(kind, imm16)`: `undefined`, `svc`, `hvc`, `smc`, `brk`, `hlt`. HLT and DCPS need external debug,

@@ -18,7 +18,7 @@ class SCTLR_EL1(
     el12=True,
     reset=bits(3, 4, 16, 18, 23),
     res1=bits(7, 8, 11, 22, 28, 29),
-    write_mask=bits(range(5), 6, 9, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 35, 36, 44, 57),
+    write_mask=bits(range(5), 6, 9, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 33, 35, 36, 44, 57),
     after={"mmu", "trap"},
     traps=VM_CONTROL,
 ):

@@ -70,7 +70,7 @@ class HCR_EL2(Sysreg, enc=(3, 4, 1, 1, 0), vncr=0x078, reset=0, res1=1 << 31, af
     TWEDEL = Field(63, 60)
 
 
-class HCRX_EL2(Sysreg, enc=(3, 4, 1, 2, 2), vncr=0x0A0, feature="HCX", reset=0, after={"trap"}):
+class HCRX_EL2(Sysreg, enc=(3, 4, 1, 2, 2), vncr=0x0A0, feature="HCX", reset=0, write_mask=bits(10, 11), after={"trap"}):
     """Extended Hypervisor Configuration Register."""
 
     EnAS0 = Field(0)
@@ -105,7 +105,7 @@ class SCTLR_EL2(
     enc=(3, 4, 1, 0, 0),
     reset=0x30C50830,
     res1=bits(11, 22, 28, 29),
-    write_mask=bits(range(7), 10, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 35, 36, 44, 57),
+    write_mask=bits(range(7), 10, range(12, 17), range(18, 21), 23, 26, 27, 30, 31, 33, 35, 36, 44, 57),
     after={"mmu", "trap"},
 ):
     """System Control Register (EL2). EE and E0E are RES0: the machine is little-endian."""
@@ -135,6 +135,7 @@ class SCTLR_EL2(
     LSMAOE = Field(29)
     EnIB = Field(30)
     EnIA = Field(31)
+    MSCEn = Field(33)
     BT0 = Field(35)
     BT = Field(36)
     DSSBS = Field(44)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from trapline.arm64.regs.el1 import SCTLR_EL1, SPSR_EL1, TCR_EL1
-from trapline.arm64.regs.el2 import CNTHCTL_EL2, HCR_EL2, SCTLR_EL2, SPSR_EL2
+from trapline.arm64.regs.el2 import CNTHCTL_EL2, HCR_EL2, HCRX_EL2, SCTLR_EL2, SPSR_EL2
 from trapline.arm64.regs.special import FPCR
 from trapline.arm64.sysreg import Sysreg
 from trapline.registers import Field
@@ -43,6 +43,7 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "NV2": (CNTHCTL_EL2.EL1NVPCT, CNTHCTL_EL2.EL1NVVCT),
         "RME": (CNTHCTL_EL2.CNTVMASK, CNTHCTL_EL2.CNTPMASK),
     },
+    HCRX_EL2: {"MOPS": (HCRX_EL2.MSCEn, HCRX_EL2.MCE2)},
     TCR_EL1: {
         "HAF": (TCR_EL1.HA,),
         "HAFDBS": (TCR_EL1.HD,),
@@ -58,6 +59,7 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "PAuth": (SCTLR_EL1.EnIA, SCTLR_EL1.EnIB, SCTLR_EL1.EnDA, SCTLR_EL1.EnDB),
         "PAN": (SCTLR_EL1.SPAN,),
         "PAN3": (SCTLR_EL1.EPAN,),
+        "MOPS": (SCTLR_EL1.MSCEn,),
         "SSBS": (SCTLR_EL1.DSSBS,),
         "CSV2_2": (SCTLR_EL1.TSCXT,),
     },
@@ -66,6 +68,7 @@ _NEEDS: dict[type[Sysreg], dict[str, tuple[Field, ...]]] = {
         "PAuth": (SCTLR_EL2.EnIA, SCTLR_EL2.EnIB, SCTLR_EL2.EnDA, SCTLR_EL2.EnDB),
         "PAN": (SCTLR_EL2.SPAN,),
         "PAN3": (SCTLR_EL2.EPAN,),
+        "MOPS": (SCTLR_EL2.MSCEn,),
         "SSBS": (SCTLR_EL2.DSSBS,),
         "CSV2_2": (SCTLR_EL2.TSCXT,),
     },

@@ -16,6 +16,7 @@ from trapline.arm64.regs import (
     ESR_EL2,
     FAR_EL2,
     HCR_EL2,
+    HCRX_EL2,
     ICC_SRE_EL2,
     MIDR_EL1,
     SPSR_EL2,
@@ -164,6 +165,7 @@ class Arm64Vcpu:
         if self.features & PTRAUTH:
             hcr = hcr.replace(API=1, APK=1)
         sysreg[HCR] = hcr
+        sysreg[HCRX_EL2.slot] = HCRX_EL2(MSCEn=1)
         sysreg[CPTR_EL2.slot] = CPTR_EL2.reset_value()
         sysreg[VPIDR_EL2.slot] = self.vm.id_values()[MIDR_EL1.encoding]
         sysreg[VMPIDR_EL2.slot] = self.mpidr

@@ -92,7 +92,7 @@ class Arm64Vm:
             values: dict[type[Sysreg], int] = self.machine.features.without(*hidden).id_values()
             values[ID_AA64PFR0_EL1] = ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).replace(EL2=0)
             values[ID_AA64DFR0_EL1] = ID_AA64DFR0_EL1(values[ID_AA64DFR0_EL1]).replace(CTX_CMPs=0)
-            values[ID_AA64MMFR1_EL1] = ID_AA64MMFR1_EL1(values.get(ID_AA64MMFR1_EL1, 0)).replace(VMIDBits=0)
+            values[ID_AA64MMFR1_EL1] = ID_AA64MMFR1_EL1(values.get(ID_AA64MMFR1_EL1, 0)).replace(HCX=0, VMIDBits=0)
             self._id_values = {reg.encoding: int(value) for reg, value in values.items()}
         return self._id_values
 
