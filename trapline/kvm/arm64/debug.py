@@ -84,6 +84,8 @@ def reset(vcpu: Arm64Vcpu) -> None:
     """What differs from the architectural reset."""
     vcpu.sysreg[OSLSR] = UNLOCKED_RESET
     vcpu.sysreg[MDCR] = NOBODY_OWNS
+    for reg in DBGBCR:
+        vcpu.sysreg[reg.slot] = 0
 
 
 def load(vcpu: Arm64Vcpu) -> None:
