@@ -73,6 +73,7 @@ LINUX = {
     "el1": (EL1, "", ("started at EL1", r"GICv3 +27 .*arch_timer")),
     "el1-smp": ((*EL1, "--cpus", "4"), "", (r"GICv3 +27 .*arch_timer", "Brought up 1 node, 4 CPUs")),
     "nvhe": (EL2, "kvm-arm.mode=nvhe", ("started at EL2", r"kvm \[1\]: Hyp mode initialized successfully", r"GICv3 +30 .*arch_timer")),
+    "no-vhe": ((*EL2, "--cpu", "-vhe"), "", ("started at EL2", r"kvm \[1\]: Hyp mode initialized successfully")),
     "vhe": (EL2, "", ("started at EL2", r"kvm \[1\]: VHE mode initialized successfully", r"GICv3 +26 .*arch_timer")),
     "vhe-smp": ((*EL2, "--cpus", "4"), "", (r"kvm \[1\]: VHE mode initialized successfully", "Brought up 1 node, 4 CPUs")),
 }

@@ -15,6 +15,7 @@ from trapline.arm64.exceptions import fold_sp, pstate_from_spsr, spsr_from_pstat
 from trapline.arm64.features import Features
 from trapline.arm64.gic_interface import PHYSICAL
 from trapline.arm64.memory import Region as MemoryRegion
+from trapline.arm64.models import parse
 from trapline.arm64.regs import ELR_EL1, FPCR, FPSR, SPSR_EL1, TABLE
 from trapline.backends.memory import GuestMemory
 from trapline.backends.vcpu import REGISTER_IDS
@@ -28,9 +29,15 @@ ADDRESS_BITS: Final = 48
 """Physical addresses of the processors."""
 
 
-def default_features(el2: bool) -> Features:
-    """What the processors can do: with EL2, also what costs the others time and is of no use to them."""
-    return Features().with_("FGT", "ECV_POFF") if el2 else Features()
+FOR_EL2: Final = "+FGT,+ECV_POFF"
+"""Features that only EL2 has a use for, and of which FEAT_FGT costs the others time."""
+
+
+def features_of(cpu: str, el2: bool) -> Features:
+    """What the processors can do, by a description as in `arm64/models.py`; those with EL2 also have what is for EL2."""
+    if el2 and cpu[:1] in ("", "+", "-"):
+        cpu = f"{FOR_EL2},{cpu}"
+    return parse(cpu)
 
 
 class BareVcpu:
@@ -137,7 +144,7 @@ class BareVm:
 
     def __init__(self, features: Features | None, el2: bool) -> None:
         self.el2 = el2
-        self.engine = Engine(features or default_features(el2))
+        self.engine = Engine(features or features_of("", el2))
         self.gic: Vgic | None = None
         self.vcpus: list[Processor] = []
         self.ipa_bits = ADDRESS_BITS

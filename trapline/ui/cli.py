@@ -181,10 +181,9 @@ def exit_status(session: Session, ending: Ending) -> int:
 def open_machine_room(options: argparse.Namespace, config: Config) -> System | BareSystem:
     """What makes the machines: a KVM, or for bare ones nothing but processors."""
     if config.machine == "bare":
-        from trapline.arm64.models import parse
-        from trapline.bare.machine import BareSystem
+        from trapline.bare.machine import BareSystem, features_of
 
-        return BareSystem(config.el2, parse(config.cpu) if config.cpu else None)
+        return BareSystem(config.el2, features_of(config.cpu, config.el2))
     from trapline.backends.select import open_system
 
     return open_system(options.backend, config.cpu)
