@@ -12,7 +12,7 @@ import pytest
 
 import trapline
 from tests.guests import tiny
-from trapline.abi.exits import IntrExit, MmioExit
+from trapline.abi.exits import DebugExit, IntrExit, MmioExit
 from trapline.errors import BadInput
 from trapline.vmm import guests
 from trapline.vmm.statehash import state_hash
@@ -207,6 +207,25 @@ def test_two_vcpus_from_python_take_turns() -> None:
 
     first = orders()
     assert first == orders() and sorted(first) == [0] * 20 + [1] * 20
+
+
+def test_single_steps_count_one_instruction_each() -> None:
+    """The instruction count is what a debugger sees: also where memory is mapped at the first access."""
+    with trapline.open(deterministic=True) as kvm, kvm.create_vm() as vm:
+        assert kvm.turns is not None
+        ram = vm.add_memory(0x4000_0000, 2 << 20)
+        code = tiny.assemble_program("loop: add x0, x0, #1\nldr x1, [x2]\nb loop", 0x4000_0000)
+        ram[0 : len(code)] = code
+        vcpu = vm.create_vcpu()
+        vcpu.regs.pc, vcpu.regs.x2 = 0x4000_0000, 0x4010_0000
+        vcpu.set_guest_debug(single_step=True)
+        for count in range(1, 10):
+            assert isinstance(vcpu.run(), DebugExit)
+            assert (kvm.turns.retired, vcpu.regs.pc, vcpu.regs.x0) == (count, 0x4000_0000 + 4 * (count % 3), (count + 2) // 3)
+        vcpu.set_guest_debug(enable=False)
+        kvm.stop_at(1000)
+        assert isinstance(vcpu.run(), IntrExit)
+        assert (kvm.turns.retired, vcpu.regs.x0) == (1000, 334)
 
 
 @pytest.mark.slow
