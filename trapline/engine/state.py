@@ -64,8 +64,6 @@ class Exit:
     TIMER = 6
     ATTEND = 7
     """The machine is wanted: somebody kicked the PE, a line to the interrupt controller rose, its interface wants a refill."""
-    CHECK = 11
-    """A region's record, in paranoid mode (`tier1.paranoid`)."""
     DEVICE = 8
     """A load or store where no memory is (`device_address` and so on)."""
     FIRMWARE = 9
@@ -74,6 +72,8 @@ class Exit:
     """WFI or WFE with nothing pending; the PC is after it."""
     SGI = 11
     """A software-generated interrupt is sent: `result` was written to the register with encoding `result_hi`."""
+    CHECK = 12
+    """A region's record, in paranoid mode (`tier1.paranoid`)."""
 
 
 class TlbEntry(ctypes.Structure):
