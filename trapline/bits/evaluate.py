@@ -44,6 +44,17 @@ def _convert(node: Bits, a: int) -> int:
     return _join([meaning(lane, source, node.esize) for lane in _elements(a, node.args[0].width, source)], node.esize)
 
 
+def _insert(node: Bits, a: int, index: int, lane: int) -> int:
+    lanes = _elements(a, node.width, node.esize)
+    lanes[index] = lane
+    return _join(lanes, node.esize)
+
+
+def _lookup(node: Bits, table: int, indexes: int) -> int:
+    entries = _elements(table, 128, 8)
+    return _join([entries[k] if k < 16 else 0 for k in _elements(indexes, 128, 8)], 8)
+
+
 def _call(node: Bits, *args: int) -> Any:
     result = node.attr(*args)
     return tuple(int(r) for r in result) if isinstance(result, tuple) else int(result)
@@ -60,6 +71,9 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "vsext": _vector_resize(signed),
     "vtrunc": _vector_resize(lambda lane, esize: lane),
     "all": lambda node, a: int(a == (1 << node.args[0].width) - 1),
+    "extract": lambda node, a, index: _elements(a, node.args[0].width, node.width)[index],
+    "insert": _insert,
+    "lookup": _lookup,
     "convert": _convert,
     "lasting": lambda node, a: a,
     "call": _call,

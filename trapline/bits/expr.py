@@ -429,6 +429,18 @@ class Vec:
     def __iter__(self) -> Any:
         return (self[k] for k in range(len(self)))
 
+    def extract(self, index: int | Imm) -> Bits:
+        """One lane; `index` may be an immediate operand."""
+        return Bits("extract", (self.bits, const(index, 8)), self.esize)
+
+    def insert(self, index: int | Imm, lane: Bits) -> Vec:
+        """The same lanes but for one; `index` may be an immediate operand."""
+        return Vec(Bits("insert", (self.bits, const(index, 8), lane), self.bits.width, self.esize), self.esize)
+
+    def lookup(self, indexes: Vec) -> Vec:
+        """Of 16 bytes, those that 16 other bytes number; 0 where there is no such byte."""
+        return Vec(Bits("lookup", (self.bits, indexes.bits), 128, 8), 8)
+
     def map(self, fn: Callable[[Bits], Bits]) -> Vec:
         """Apply a scalar function to each lane (unrolled)."""
         return Vec.of([fn(lane) for lane in self])

@@ -131,9 +131,10 @@ CONVERSIONS: dict[str, Callable[[int, int, int], int]] = {
 SHIFTS = frozenset({"shl", "lshr", "ashr"})
 """Operators whose LLVM form needs a guard for counts of the width and more."""
 
-STRUCTURAL = frozenset(
-    {"const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "all", "convert", "lasting", "likely", "call", "item"}
-)
+STRUCTURAL = frozenset({
+    "const", "slice", "cat", "zext", "sext", "select", "vzext", "vsext", "vtrunc", "all", "extract", "insert", "lookup", "convert",
+    "lasting", "likely", "call", "item",
+})  # fmt: skip
 """Operators that evaluators handle themselves: they change widths or take no elementwise operands."""
 
 LEAVES = frozenset({"decoded", "xreg", "vreg", "word", "pc", "field", "result", "old"})

@@ -23,6 +23,8 @@ LIKELY, UNLIKELY = "!prof !0", "!prof !1"
 
 _VECTOR_ELEMENTS = (8, 16, 32, 64)
 _REAL = {32: "float", 64: "double"}
+_VECTORS = ("vzext", "vsext", "vtrunc", "insert", "lookup")
+"""Structural operators that compute vectors of `esize`."""
 _BITWISE = ("xor", "and", "or")
 
 Form = tuple[str, int]
@@ -39,7 +41,7 @@ def form_of(node: Bits) -> Form:
         return "real", node.esize
     if node.op in _BITWISE and (inner := form_of(node.args[0]))[0] == "real":
         return inner
-    if node.op in ELEMENTWISE and node.esize < node.width or node.op in ("vzext", "vsext", "vtrunc"):
+    if node.op in ELEMENTWISE and node.esize < node.width or node.op in _VECTORS:
         return "vector", node.esize
     return "integer", 0
 
@@ -144,6 +146,11 @@ class Emitter:
             return self._converted(node)
         if node.op == "item" and form == ("vector", esize):
             return self._item(node)
+        if node.op == "insert" and node.esize == esize:
+            value, index, lane = node.args
+            return self.let(f"insertelement {vtype} {self.vector(value, esize)}, i{esize} {self(lane)}, i8 {self(index)}")
+        if node.op == "lookup" and esize == 8:
+            return self._look_up(node)
         if node.op == "cat" and all(a.width == esize for a in node.args):
             if len({id(a) for a in node.args}) == 1:
                 first = self.let(f"insertelement {vtype} poison, i{esize} {self(node.args[0])}, i64 0")
@@ -263,7 +270,7 @@ class Emitter:
     def _emit_slice(self, node: Bits) -> str:
         source = node.args[0]
         aligned = node.width in _VECTOR_ELEMENTS and node.attr % node.width == 0 and source.width in (64, 128, 256, 512)
-        vectors = source.op in ELEMENTWISE and source.esize < source.width or source.op in ("vzext", "vsext", "vtrunc")
+        vectors = source.op in ELEMENTWISE and source.esize < source.width or source.op in _VECTORS
         if aligned and vectors:
             vector = self.vector(source, node.width)
             return self.let(
@@ -303,7 +310,25 @@ class Emitter:
     def _resized(self, node: Bits) -> str:
         return self._as_integer(self.vector(node, node.esize), node.width, node.esize)
 
-    _emit_vzext = _emit_vsext = _emit_vtrunc = _resized
+    _emit_vzext = _emit_vsext = _emit_vtrunc = _emit_insert = _emit_lookup = _resized
+
+    def _emit_extract(self, node: Bits) -> str:
+        value, index = node.args
+        lanes = f"<{value.width // node.width} x i{node.width}>"
+        return self.let(f"extractelement {lanes} {self.vector(value, node.width)}, i8 {self(index)}")
+
+    def _look_up(self, node: Bits) -> str:
+        """Byte by byte, as LLVM wants to see it where the host has an instruction for all 16."""
+        t = "<16 x i8>"
+        entries, indexes = (self.vector(a, 8) for a in node.args)
+        inside = self.let(f"icmp ult {t} {indexes}, splat (i8 16)")
+        safe = self.let(f"and {t} {indexes}, splat (i8 15)")
+        found = "poison"
+        for k in range(16):
+            index = self.let(f"zext i8 {self.let(f'extractelement {t} {safe}, i64 {k}')} to i64")
+            byte = self.let(f"extractelement {t} {entries}, i64 {index}")
+            found = self.let(f"insertelement {t} {found}, i8 {byte}, i64 {k}")
+        return self.let(f"select <16 x i1> {inside}, {t} {found}, {t} zeroinitializer")
 
     def _emit_call(self, node: Bits) -> str:
         fn = node.attr

@@ -169,14 +169,12 @@ def interleave(even: Vec, odd: Vec) -> Vec:
 
 def element(cpu: Any, register: Any, index: Any, esize: int) -> Bits:
     """One element of a vector register; `index` may be an immediate operand."""
-    return (cpu.V(register) >> const(index * esize, 8)).trunc(esize)
+    return cpu.V(register).lanes(esize).extract(index)
 
 
 def insert(value: Bits, index: Any, lane: Bits) -> Bits:
     """`value` with one element replaced; `index` may be an immediate operand."""
-    position = const(index * lane.width, 8)
-    ones = const((1 << lane.width) - 1, value.width) << position
-    return value & ~ones | lane.zext(value.width) << position
+    return value.lanes(lane.width).insert(index, lane).bits
 
 
 def absolute(value: Vec) -> Vec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from trapline.arm64.insn import insn
@@ -19,8 +20,7 @@ from trapline.arm64.isa.simd_common import (
     odds,
     vector_width,
 )
-from trapline.bits import Bits, Vec, call, cat, const
-from trapline.bits.native import native, u64
+from trapline.bits import Bits, Vec, cat, const
 
 # -- modified immediate ------------------------------------------------------------------------------------------------------
 _IMMEDIATE = "0 Q:1 <> 0111100000 imma:3 <> 01 immd:5 Rd:5"
@@ -265,19 +265,6 @@ def extract(cpu, i):
     cpu.set_V(i.Rd, both[position + width - 1 : position])
 
 
-@native
-def table_lookup(low: u64, high: u64, indexes: u64) -> u64:
-    """Eight bytes of a 16-byte table, zero where the index is 16 or more."""
-    result: u64 = 0
-    for k in range(8):
-        index = indexes >> (8 * k) & 0xFF
-        half = low if index < 8 else high
-        byte = half >> (8 * (index & 7)) & 0xFF
-        if index < 16:
-            result |= byte << (8 * k)
-    return result
-
-
 TABLE = tuple(
     (mnemonic, (f"{count - 1:02b}", op), count, keep)
     for mnemonic, op, keep in (("tbl", "0", False), ("tbx", "1", True))
@@ -293,11 +280,8 @@ def _table_syntax(count: int, keep: bool) -> str:
 @each(TABLE, "0 Q:1 001110000 Rm:5 0 <> <> 00 Rn:5 Rd:5", _table_syntax)
 def table(cpu, i, count, keep):
     """bytes from a table of 1 to 4 registers; out of range gives zero, or keeps the destination (TBX)."""
-    indexes = cpu.V(i.Rm, vector_width(i)).lanes(8)
-    result = choose(indexes.uge(16 * count), cpu.V(i.Rd, vector_width(i)).lanes(8), indexes.like(0)) if keep else indexes.like(0)
-    for k in range(count):
-        entries = cpu.V(cpu.reg(i.Rn, k))
-        relative = (indexes - 16 * k).bits
-        found = [call(table_lookup, entries[63:0], entries[127:64], relative[b + 63 : b]) for b in range(0, relative.width, 64)]
-        result = result | cat(*reversed(found)).lanes(8)
-    cpu.set_V(i.Rd, result)
+    indexes = cpu.V(i.Rm, vector_width(i)).zext(128).lanes(8)
+    parts = [cpu.V(cpu.reg(i.Rn, k)).lanes(8).lookup(indexes - 16 * k) for k in range(count)]
+    if keep:
+        parts.append(choose(indexes.uge(16 * count), cpu.V(i.Rd).lanes(8), indexes.like(0)))
+    cpu.set_V(i.Rd, reduce(Vec.__or__, parts).bits.trunc(vector_width(i)))
