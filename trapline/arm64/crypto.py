@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+from trapline.arm64 import crypto_host as forms
 from trapline.bits.native import native, u32, u64, u128
 
 
@@ -77,7 +78,7 @@ EACH_BYTE = 0x0101_0101_0101_0101
 EACH_HALFWORD = 0x0001_0001_0001_0001
 
 
-@native
+@native(host=forms.AESE)
 def aese(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     """AESE: AddRoundKey, AESShiftRows, AESSubBytes."""
     state = u128(d_hi ^ n_hi) << 64 | u128(d_lo ^ n_lo)
@@ -89,7 +90,7 @@ def aese(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     return low, high
 
 
-@native
+@native(host=forms.AESD)
 def aesd(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     """AESD: AddRoundKey, AESInvShiftRows, AESInvSubBytes."""
     state = u128(d_hi ^ n_hi) << 64 | u128(d_lo ^ n_lo)
@@ -121,7 +122,7 @@ def mix_columns(x: u64) -> u64:
     return double_bytes(pairs) ^ rotate_columns(x, 8) ^ rotate_columns(pairs, 16)
 
 
-@native
+@native(host=forms.AESMC)
 def aesmc(n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     """AESMC: AESMixColumns."""
     return mix_columns(n_lo), mix_columns(n_hi)
@@ -133,7 +134,7 @@ def inverse_mix_columns(x: u64) -> u64:
     return mix_columns(x ^ double_bytes(double_bytes(x ^ rotate_columns(x, 16))))
 
 
-@native
+@native(host=forms.AESIMC)
 def aesimc(n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     """AESIMC: AESInvMixColumns."""
     return inverse_mix_columns(n_lo), inverse_mix_columns(n_hi)
@@ -238,14 +239,14 @@ def sha256_hash(x_lo: u64, x_hi: u64, y_lo: u64, y_hi: u64, w_lo: u64, w_hi: u64
     return u64(b) << 32 | u64(a), u64(d) << 32 | u64(c), u64(f) << 32 | u64(e), u64(h) << 32 | u64(g)
 
 
-@native
+@native(host=forms.SHA256H)
 def sha256h(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64, m_lo: u64, m_hi: u64) -> tuple[u64, u64]:
     """SHA256H: the words a to d after four rounds."""
     x_lo, x_hi, _, _ = sha256_hash(d_lo, d_hi, n_lo, n_hi, m_lo, m_hi)
     return x_lo, x_hi
 
 
-@native
+@native(host=forms.SHA256H2)
 def sha256h2(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64, m_lo: u64, m_hi: u64) -> tuple[u64, u64]:
     """SHA256H2: the words e to h after four rounds; here n holds a to d."""
     _, _, y_lo, y_hi = sha256_hash(n_lo, n_hi, d_lo, d_hi, m_lo, m_hi)
@@ -264,7 +265,7 @@ def small_sigma_1(x: u32) -> u32:
     return rotate_left(x, 15) ^ rotate_left(x, 13) ^ x >> 10
 
 
-@native
+@native(host=forms.SHA256SU0)
 def sha256su0(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     """SHA256SU0: each word plus sigma0 of the next one."""
     w0 = u32(d_lo) + small_sigma_0(u32(d_lo >> 32))
@@ -274,7 +275,7 @@ def sha256su0(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64) -> tuple[u64, u64]:
     return u64(w1) << 32 | u64(w0), u64(w3) << 32 | u64(w2)
 
 
-@native
+@native(host=forms.SHA256SU1)
 def sha256su1(d_lo: u64, d_hi: u64, n_lo: u64, n_hi: u64, m_lo: u64, m_hi: u64) -> tuple[u64, u64]:
     """SHA256SU1: adds the words seven back and sigma1 of the words two back, the last two of them new."""
     w0 = u32(d_lo) + u32(n_lo >> 32) + small_sigma_1(u32(m_hi))
@@ -299,7 +300,7 @@ def polynomial_multiply_64_32(n: u64, m: u64) -> u128:
     return product
 
 
-@native
+@native(host=forms.PMULL)
 def polynomial_multiply_64(n: u64, m: u64) -> tuple[u64, u64]:
     """PolynomialMult of 64 by 64 bits: (low, high)."""
     product = polynomial_multiply_64_32(n, m & 0xFFFF_FFFF) ^ polynomial_multiply_64_32(n, m >> 32) << 32
@@ -351,7 +352,7 @@ def crc32(acc: u32, value: u64, size: u32) -> u32:
     return result
 
 
-@native
+@native(host=forms.CRC32C)
 def crc32c(acc: u32, value: u64, size: u32) -> u32:
     """CRC32CB, H, W, X: the same for the Castagnoli polynomial."""
     mixed = u64(acc) ^ value

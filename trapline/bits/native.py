@@ -36,6 +36,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from trapline.bits import native_tree
 from trapline.bits.native_check import check, signature
+from trapline.bits.native_host import HostForm
 from trapline.bits.native_llvm import declaration, function_text, module_text
 from trapline.bits.native_python import compile_python
 from trapline.bits.native_types import (
@@ -89,7 +90,7 @@ R = TypeVar("R")
 class NativeFunction(Generic[P, R]):
     """A function of the subset. Its source is looked at when it is first called or emitted."""
 
-    def __init__(self, function: Callable[P, R], name: str | None, enclosing: dict[str, Any]):
+    def __init__(self, function: Callable[P, R], name: str | None, enclosing: dict[str, Any], host: HostForm | None = None):
         assert isinstance(function, FunctionType)
         functools.update_wrapper(self, function)
         self.__qualname__: str = function.__qualname__
@@ -97,6 +98,8 @@ class NativeFunction(Generic[P, R]):
         self.module = function.__module__
         self.name = name or re.sub(r"[^\w.]", "_", function.__qualname__)
         self._enclosing = enclosing
+        self.host = host
+        """What expressions may use instead of a call."""
 
     @property
     def symbol(self) -> str:
@@ -170,14 +173,17 @@ class NativeFunction(Generic[P, R]):
 @overload
 def native(function: Callable[P, R], /) -> NativeFunction[P, R]: ...
 @overload
-def native(*, name: str) -> Callable[[Callable[P, R]], NativeFunction[P, R]]: ...
-def native(function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
-    """Make a native function. `name` replaces the function's own name in the symbol (for functions made by a factory)."""
+def native(*, name: str | None = None, host: HostForm | None = None) -> Callable[[Callable[P, R]], NativeFunction[P, R]]: ...
+def native(function: Callable[..., Any] | None = None, /, *, name: str | None = None, host: HostForm | None = None) -> Any:
+    """Make a native function. `name` replaces the function's own name in the symbol (for functions made by a factory).
+
+    `host` is an instruction that some hosts have for it.
+    """
     nested = sys._getframe(1)
     enclosing = {} if nested.f_code.co_name == "<module>" else dict(nested.f_locals)
     if function is None:
-        return lambda f: NativeFunction(f, name, enclosing)
-    return NativeFunction(function, name, enclosing)
+        return lambda f: NativeFunction(f, name, enclosing, host)
+    return NativeFunction(function, name, enclosing, host)
 
 
 def _closure(functions: Iterable[NativeFunction[Any, Any]]) -> list[native_tree.Function]:

@@ -332,6 +332,8 @@ class Emitter:
 
     def _emit_call(self, node: Bits) -> str:
         fn = node.attr
+        if fn.host is not None and fn.host.available:
+            return fn.host.emit(self.let, [self(a) for a in node.args])
         self.natives[fn.symbol] = fn
         rets = fn.ret if isinstance(fn.ret, tuple) else (fn.ret,)
         ret = f"i{rets[0].width}" if not isinstance(fn.ret, tuple) else "{" + ", ".join(f"i{r.width}" for r in rets) + "}"
