@@ -290,6 +290,13 @@ def call(function: int, *arguments: int, smc: bool = False):
     return step
 
 
+def test_a_hypercall_leaves_no_arguments(guest: Guest) -> None:
+    """X1 to X3 are results as X0 is, and 0 where a call has only one."""
+    guest.cpu.script = [call(0x8400_0000, 1, 2, 3, 4), mmio(True, UART)]
+    guest.vcpu.run()
+    assert [getattr(guest.vcpu.regs, f"x{n}") for n in range(1, 5)] == [0, 0, 0, 4]
+
+
 def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 

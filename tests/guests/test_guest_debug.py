@@ -59,6 +59,8 @@ def script() -> list[str]:
     )
     registers = "msr DBGBVR0_EL1, x0\nmrs x1, DBGBVR0_EL1\nmrs x2, OSLSR_EL1\nmrs x3, MDSCR_EL1\nmov x4, #1\n"
     registers += "msr MDSCR_EL1, x4\nmrs x5, MDSCR_EL1\nself: b self"
+    calls = "mov x0, #0x84000000\nhvc #0\nnop\nmrs x6, s3_0_c0_c0_5\nmsr daifset, #8\nnop\nldr x2, [x7], #4\nldxr x4, [x5]\nself: b self"
+    state, pc = f"get {arm64.REG_PSTATE:x}", f"set {arm64.REG_PC:x}"
     fields = [arm64.reg_x(n) for n in (1, 2, 3, 5)] + [reg.one_reg_id for reg in (MDSCR_EL1, DBGBVR[0], DBGBCR[0])]
     return [
         "new", code("mov x0, #2\nagain: subs x0, x0, #1\nb.ne again\nldr w1, [x2]\nstr w1, [x2]\nbrk #5\nself: b self"),
@@ -71,7 +73,9 @@ def script() -> list[str]:
         "clear", watchpoint(0, DATA, 2), monitor, "run 2", "clear", watchpoint(1, DATA + 8, 1), monitor, "run 1",
         "clear", watchpoint(2, DATA, 3, mask=12), monitor, "run 1", f"debug {ENABLE | HARDWARE | STEP:x}", "run 1",
         "clear", breakpoint(0, 0), f"debug {ENABLE | HARDWARE | STEP:x}", "run 4",
-        "debug 0", "clear", "new",
+        "debug 0", "clear", "new", code(calls), "x 1 1", "x 3 3", f"x 7 {DATA:x}", f"x 5 {DATA:x}", step, "run 1", state, "run 9", state,
+        *(f"get {arm64.reg_x(n):x}" for n in (1, 2, 3, 7)), f"{pc} {BASE + 16:x}", "run 2", f"set {arm64.REG_PSTATE:x} 3c0",
+        f"set {VBAR_EL1.one_reg_id:x} {BASE + 0x800:x}", f"{pc} {BASE + 8:x}", "run 3", "debug 0", "clear", "new",
         code(registers), "x 0 1230", breakpoint(0, 28), monitor, "run 1", *(f"get {reg:x}" for reg in fields), "debug 0", "clear",
         "new", code("msr daifclr, #8\nnop\nnop\nself: b self\n.align 11\nnop\n.align 9\nldr x0, [x9]"), f"x 9 {DEVICE:x}", *own,
         f"set {VBAR_EL1.one_reg_id:x} {BASE + 0x800:x}", f"set {MDSCR_EL1.one_reg_id:x} {int(MDSCR_EL1(MDE=1, KDE=1)):x}",

@@ -27,6 +27,7 @@ TRNG_1_0: Final = 0x1_0000
 TRNG_UUID: Final = (0x6A7B1C54, 0x4D0F53A2, 0x9E1C2F88, 0x37D40B61)
 TRNG_INVALID: Final = -2
 
+RESULTS: Final = 4
 Result = int | list[int] | None
 Service = Callable[["Arm64Vcpu"], Result]
 
@@ -100,7 +101,9 @@ def call(vcpu: Arm64Vcpu) -> bool:
 
 
 def _answer(vcpu: Arm64Vcpu, result: Result) -> None:
+    """Results are in X0 to X3, the last ones 0 if there are fewer."""
     if result is None:
         return
-    for register, value in enumerate(result if isinstance(result, list) else [result]):
-        vcpu.x[register] = value & WORD
+    values = result if isinstance(result, list) else [result]
+    for register in range(RESULTS):
+        vcpu.x[register] = values[register] & WORD if register < len(values) else 0
