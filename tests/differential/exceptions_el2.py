@@ -1,8 +1,9 @@
 """`python -m tests.differential.exceptions_el2`: snippets at EL2, EL1 and EL0 of a machine with EL2, under QEMU and on the bare machine.
 
 Every register by every name, every system instruction, calls, returns and misaligned accesses, under random traps of HCR_EL2,
-CPTR_EL2, MDCR_EL2, CNTHCTL_EL2 and EL1's controls, with and without E2H and TGE. Translation is off. What is compared is the
-exception that a snippet takes: level, vector, ESR, FAR, ELR and SPSR; and X0 where its value is architectural.
+CPTR_EL2, MDCR_EL2, CNTHCTL_EL2 and EL1's controls, with and without E2H and TGE. Stage 1 is off; stage 2 is on for some, with blocks
+that fault in every way. What is compared is the exception that a snippet takes: level, vector, ESR, FAR, HPFAR, ELR and SPSR; and X0
+where its value is architectural.
 """
 
 from __future__ import annotations
@@ -38,6 +39,32 @@ NOTE = struct.Struct("<8Q")
 STUB_WORDS = 8
 RET = 0xD65F_03C0
 KERNEL_STACK, USER_STACK = STACK, STACK - 4096
+STAGE2 = IMAGE + (48 << 10)
+"""The first of two tables of stage 2, which the image at its start does not reach."""
+FAULTY = 0x8000_0000
+"""Where the blocks are that fault: 2 MiB each, all of the same memory."""
+BLOCK, MEMORY = 2 << 20, RAM + (64 << 20)
+VTCR = 32 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 16 | 1 << 31
+"""4 GiB from level 1, 4 KiB granule, 36 bits of output."""
+
+VALID, AF, S2_READ, S2_WRITE, S2_XN, S2_NORMAL = 1, 1 << 10, 1 << 6, 1 << 7, 2 << 53, 0xF << 2
+BLOCKS = (
+    0,
+    MEMORY | VALID | S2_READ | S2_WRITE | S2_NORMAL,
+    MEMORY | VALID | AF | S2_READ | S2_NORMAL,
+    MEMORY | VALID | AF | S2_WRITE | S2_NORMAL,
+    MEMORY | VALID | AF | S2_NORMAL,
+    MEMORY | VALID | AF | S2_READ | S2_WRITE | S2_XN | S2_NORMAL,
+    1 << 40 | VALID | AF | S2_READ | S2_NORMAL,
+    MEMORY | VALID | AF | S2_READ | S2_WRITE | S2_NORMAL,
+)
+"""Invalid; without access flag; read-only; write-only; no access; no execution; beyond the output size; and one that is as it should be."""
+
+ACCESSES = (
+    "ldr x0, [x1]", "ldr w0, [x1]", "ldrb w0, [x1]", "ldrh w0, [x1]", "ldrsb x0, [x1]", "ldrsh w0, [x1]", "ldrsw x0, [x1]", "str x2, [x1]",
+    "strb w2, [x1]", "strh w2, [x1]", "str xzr, [x1]", "ldur x0, [x1, #8]", "ldr x0, [x1], #8", "str x2, [x1, #8]!", "ldp x0, x3, [x1]",
+    "stp x2, x2, [x1]", "ldr q0, [x1]", "ldtr x0, [x1]", "sttr w2, [x1]", "br x1", "blr x1",
+)  # fmt: skip
 
 HCR_TRAPS = ("TID1", "TID2", "TID3", "TSC", "TIDCP", "TACR", "TSW", "TPCP", "TPU", "TTLB", "TVM", "TRVM", "TDZ", "TWE", "IMO", "FMO", "AMO")
 MDCR_TRAPS = ("TDA", "TDOSA", "TDRA", "TDE")
@@ -85,20 +112,23 @@ def _program() -> bytes:
         "b begin", ".align 11", kernel, ".align 11", upper,
         "begin:", _set("x0", IMAGE + 0x800), "msr VBAR_EL1, x0", _set("x0", IMAGE + 0x1000), "msr VBAR_EL2, x0",
         _set("x20", CASES), _set("x21", RESULTS), "mov x0, #0", "msr OSLAR_EL1, x0",
+        _set("x0", STAGE2), "msr VTTBR_EL2, x0", _set("x0", VTCR), "msr VTCR_EL2, x0",
+        "sys #4, c8, c7, #4, xzr", "dsb sy", "isb",
         "next:", _set("x0", 1 << 31), "msr HCR_EL2, x0", "isb", "ldr x9, [x20], #8", "cbz x9, finish",
         "ldr x14, [x20], #8", "ldr x3, [x20], #8", "ldr x4, [x20], #8", "msr SCTLR_EL1, x4", "ldr x4, [x20], #8", "msr SCTLR_EL2, x4",
         "ldr x4, [x20], #8", "msr CPACR_EL1, x4", "ldr x5, [x20], #8", "ldr x4, [x20], #8", "msr MDCR_EL2, x4", "ldr x6, [x20], #8",
         "ldr x4, [x20], #8", "msr CNTKCTL_EL1, x4", "ldr x1, [x20], #8", "ldr x2, [x20], #8",
         ".word 0xd50041bf", _set("x0", KERNEL_STACK), "mov sp, x0", "msr SP_EL1, x0", _set("x0", USER_STACK), "msr SP_EL0, x0",
         "msr HCR_EL2, x3", "isb", "msr CPTR_EL2, x5", "msr CNTHCTL_EL2, x6", "msr NZCV, xzr", "mov x0, #0", "msr PAN, x0",
-        "mov x4, #0", "msr FAR_EL2, x4", "isb",
+        "mov x4, #0", "msr FAR_EL2, x4", "msr HPFAR_EL2, x4", "isb",
         _set("x0", MAGIC), "mov x3, #0", "mov x16, #0", "mov x17, #0", "cmp x14, #2", "b.ne lower",
         "adr x30, back", "br x9",
-        "back:", "mov x10, #0", "mov x11, #0", "mov x12, #0", "mov x13, #0", "mov x15, #0", "b note",
+        "back:", "mov x3, #0", "mov x10, #0", "mov x11, #0", "mov x12, #0", "mov x13, #0", "mov x15, #0", "b note",
         "lower:", "msr ELR_EL2, x9", "mov x7, #0x3c0", "adr x30, user_back", "cbz x14, go", "mov x7, #0x3c5", "adr x30, kernel_back",
         "go:", "msr SPSR_EL2, x7", "isb", "eret",
         "user_back:", "svc #0xfff", "kernel_back:", "hvc #0xffe",
-        "upper:", "mrs x10, ESR_EL2", "mrs x11, FAR_EL2", "mrs x12, ELR_EL2", "mrs x13, SPSR_EL2", "orr x15, x17, #0x200",
+        "upper:", "mrs x3, HPFAR_EL2",
+        "mrs x10, ESR_EL2", "mrs x11, FAR_EL2", "mrs x12, ELR_EL2", "mrs x13, SPSR_EL2", "orr x15, x17, #0x200",
         _set("x18", 1 << 31), "msr HCR_EL2, x18", "isb", _set("x18", 0x5A00_00E1), "cmp x10, x18", "b.ne note",
         "mrs x10, ESR_EL1", "mrs x11, FAR_EL1", "mrs x12, ELR_EL1", "mrs x13, SPSR_EL1", "orr x15, x16, #0x100",
         "note:", "stp x10, x11, [x21], #16", "stp x12, x13, [x21], #16", "stp x0, x9, [x21], #16", "stp x15, x3, [x21], #16", "b next",
@@ -126,7 +156,8 @@ class Snippets:
 
     def make(self) -> Snippet:
         rng = self.rng
-        kinds = (self._register, self._register, self._register, self._operation, self._other, self._return, self._branch, self._redirect)
+        kinds = (self._register, self._register, self._register, self._operation, self._other, self._return, self._branch, self._redirect,
+                 self._second_stage)  # fmt: skip
         return rng.choice(kinds)(rng)
 
     def _controls(self, *, traps: bool = True, host: bool | None = None) -> list[int]:
@@ -226,6 +257,17 @@ class Snippets:
         el = 0 if "0xd69f03e0" in text else None
         return self._snippet(text.replace("\n", ";"), _words(text), x1=STACK - 256 + offset, el=el, controls=controls)
 
+    def _second_stage(self, rng: random.Random) -> Snippet:
+        """An access below EL2 to a block of stage 2."""
+        text = rng.choice(ACCESSES)
+        block = rng.randrange(len(BLOCKS))
+        if text in ("br x1", "blr x1") and BLOCKS[block] == BLOCKS[-1]:
+            block = 0
+        controls = self._controls(traps=False)
+        controls[0] = controls[0] & ~HCR_EL2.TGE.mask | HCR_EL2.VM.mask
+        address = FAULTY + block * BLOCK + rng.randrange(0, BLOCK, 16)
+        return self._snippet(f"{text} of block {block}", _words(text), x1=address, el=rng.randrange(2), controls=controls)
+
     def _branch(self, rng: random.Random) -> Snippet:
         offset = rng.randrange(1, 4)
         return self._snippet(f"br +{offset}", _words("br x1"), x1=RAM + (3 << 20) + offset)
@@ -243,6 +285,11 @@ def contents(snippets: list[Snippet]) -> bytes:
         hcr, sctlr, upper, cpacr, cptr, mdcr, cnthctl, cntkctl = s.controls
         row = ROW.pack(at, s.el, hcr, sctlr, upper, cpacr, cptr, mdcr, cnthctl, cntkctl, s.x1, s.x2)
         data[CASES - IMAGE + ROW.size * k : CASES - IMAGE + ROW.size * (k + 1)] = row
+    first = [1 << 10 | 0x3D | 3 << 6, RAM | 1 << 10 | 0x3D | 3 << 6, STAGE2 + 4096 | 3, 0]
+    second = [value if value else 0 for value in BLOCKS]
+    for at, table in ((STAGE2, first), (STAGE2 + 4096, second)):
+        data[at - IMAGE : at - IMAGE + 8 * len(table)] = struct.pack(f"<{len(table)}Q", *table)
+    assert len(code) <= STAGE2 - IMAGE
     assert CASES + ROW.size * (len(snippets) + 1) < STACK - 8192
     assert STUBS + 4 * STUB_WORDS * len(snippets) < RESULTS
     return bytes(data)
@@ -281,19 +328,20 @@ def on_trapline(image: bytes, size: int) -> bytes:
 PAN, ILLEGAL = 1 << 22, 1 << 20
 FAR_VALID = (0x20, 0x21, 0x22, 0x24, 0x25)
 SPSR_IGNORED = 1 << 25 | 1 << 24 | 1 << 23 | 1 << 12 | 3 << 10
-FIELDS = ("esr", "far", "elr", "spsr", "x0", "level")
+FIELDS = ("esr", "far", "elr", "spsr", "x0", "level", "hpfar")
 
 
 def meaning(snippet: Snippet, note: bytes) -> tuple[int, ...]:
     """What of a note has to agree."""
-    esr, far, elr, spsr, x0, _, level, _ = NOTE.unpack(note)
+    esr, far, elr, spsr, x0, _, level, hpfar = NOTE.unpack(note)
+    stage2 = snippet.controls[0] & HCR_EL2.VM.mask and esr >> 26 in (0x20, 0x24) and level >= 0x200
     if snippet.what.startswith("msr daif") and esr >> 26 == 0x18:
         esr = 0x18 << 26  # QEMU swaps op1 and op2 in this syndrome
-    if esr >> 26 in (0x24, 0x25):
+    if esr >> 26 in (0x24, 0x25) and not stage2:
         esr &= ~(0x7FF << 14)  # QEMU says which register even if it was not stage 2
     if spsr & ILLEGAL:
         spsr &= ~PAN  # SetPSTATEFromSPSR() takes it from SPSR even then; QEMU doesn't
-    return esr, far if esr >> 26 in FAR_VALID else 0, elr, spsr & ~SPSR_IGNORED, x0 if snippet.value else 0, level
+    return esr, far if esr >> 26 in FAR_VALID else 0, elr, spsr & ~SPSR_IGNORED, x0 if snippet.value else 0, level, hpfar if stage2 else 0
 
 
 def compare(seed: int, count: int = 3000) -> tuple[int, list[str]]:
