@@ -12,6 +12,7 @@ import pytest
 
 from trapline.errors import BadInput
 from trapline.ui.bench import machine as machine_module
+from trapline.ui.bench.__main__ import merged, rounded
 from trapline.ui.bench.guest import COMPILER, build_binary, ramdisk, script, source_files
 from trapline.ui.bench.machine import PEERS, TRAPLINE, Failed, Machine, Sample, Side, Start, boot, command
 from trapline.ui.bench.plot import draw
@@ -148,6 +149,17 @@ def test_the_page_and_the_json_have_all_there_is() -> None:
     for words in ("a machine", "boot to power-off", "9.5", "failed: something", "Where the time goes", "100 MiB", "50 MiB in its"):
         assert words in text
     assert Figures.from_json(json.loads(json.dumps(figures.to_json()))) == figures
+
+
+def test_rows_measured_again_replace_the_old() -> None:
+    old = figures_with("sieve", [1.0], {"TCG max": [2.0]})
+    old.load, old.costs["mmio"] = 3.0, [{"microseconds": 9.0}]
+    old.failures += ["lu: stuck", "smp-2: died"]
+    new = figures_with("lu", [5.0], {"TCG max": [2.0]})
+    both = merged(old, new)
+    assert set(both.samples) == {"sieve", "lu"} and both.costs == old.costs and both.load == 3.0
+    assert both.failures == ["smp-2: died"]
+    assert rounded({"a": [1.23456789, 1, "x"]}) == {"a": [1.23457, 1, "x"]}
 
 
 # -- sides ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trapline.errors import TraplineError
 from trapline.ui.bench.guest import SOURCES
@@ -21,6 +23,7 @@ from trapline.ui.bench.report import describe_host, page
 from trapline.ui.bench.rows import select
 from trapline.ui.bench.suite import Figures, Suite, peers_for
 
+NUMBERS = "performance.json"
 PICTURE = "performance.svg"
 NOTES = SOURCES.parent / "notes.md"
 """What people have to say about the figures; it ends the page."""
@@ -35,7 +38,9 @@ def main() -> int:
     parser.add_argument(
         "--from", type=Path, metavar="FILE", dest="stored", help="measure nothing: write the page again from performance.json"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (docs, if all rows are measured)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write to (docs, if all rows are measured); --only replaces rows there"
+    )
     options = parser.parse_args()
     if options.stored:
         write(Figures.from_json(json.loads(options.stored.read_text())), options.output or options.stored.parent)
@@ -51,6 +56,8 @@ def main() -> int:
         return error.exit_status
     output = options.output or (None if options.only else Path("docs"))
     if output:
+        if options.only and (output / NUMBERS).exists():
+            figures = merged(Figures.from_json(json.loads((output / NUMBERS).read_text())), figures)
         write(figures, output)
     print(page(figures))
     return 0
@@ -68,9 +75,28 @@ def write(figures: Figures, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw(figures, folder / PICTURE)
     (folder / "PERFORMANCE.md").write_text(page(figures, NOTES.read_text() if NOTES.exists() else "", picture))
-    (folder / "performance.json").write_text(
-        json.dumps(figures.to_json(), separators=(",", ":")).replace('"samples":', '\n"samples":') + "\n"
+    (folder / NUMBERS).write_text(json.dumps(rounded(figures.to_json()), separators=(",", ":")) + "\n")
+
+
+def merged(old: Figures, new: Figures) -> Figures:
+    """The rows that were measured now in place of what there was; of the loads the higher, of the runs the fewer."""
+    return replace(
+        new,
+        runs=min(old.runs, new.runs),
+        load=max(old.load, new.load),
+        samples=old.samples | new.samples,
+        costs=old.costs | new.costs,
+        failures=[words for words in old.failures if words.split(":")[0] not in new.samples] + new.failures,
     )
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with numbers to the six digits that mean something, so that the file stays small."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
