@@ -28,6 +28,8 @@ class FakeRegs:
 
 
 class FakeVcpu:
+    level = 1
+
     def __init__(self, id: int, program: Program) -> None:
         self.id = id
         self.regs = FakeRegs()

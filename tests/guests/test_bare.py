@@ -34,6 +34,13 @@ def test_lost_guest_gets_a_report(tmp_path: Path) -> None:
     assert done.returncode == 126 and b"the exception vector at 0xb000200 faults itself" in done.stderr
 
 
+def test_lost_guest_at_el2_gets_a_report(tmp_path: Path) -> None:
+    done = run(tmp_path, tiny.LOST_AT_EL2, *EL2)
+    report = done.stderr.decode()
+    assert done.returncode == 126 and "the exception vector at 0xb000200 faults itself" in report
+    assert "VBAR_EL2 000000000b000000" in report and "instruction abort from EL2" in report
+
+
 def test_own_guest_at_el2(tmp_path: Path) -> None:
     done = run(tmp_path, tiny.AT_EL2, *EL2)
     assert (done.returncode, done.stdout) == (0, b"2shtuiv\n"), done.stderr

@@ -162,6 +162,8 @@ upper:  """ + "br x28\n .align 7\n" * 16 + """
         .align 11
 lower:  """ + "br x27\n .align 7\n" * 16
 
+LOST_AT_EL2 = LOST.replace("s3_0_c12_c0_0", "s3_4_c12_c0_0").replace("VBAR_EL1", "VBAR_EL2")
+
 FIRST_CPU = """
         adr   x2, second            // CPU_ON(1, second, 0x2a)
         movz  x1, #1

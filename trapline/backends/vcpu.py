@@ -90,6 +90,9 @@ class Registers:
 class Vcpu:
     """One virtual CPU. It runs in the thread that calls `run`."""
 
+    level = 1
+    """The exception level of the guest's operating system."""
+
     def __init__(self, vm: Vm, file: int, vcpu_id: int) -> None:
         self.vm = vm
         self.id = vcpu_id

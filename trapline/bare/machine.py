@@ -17,6 +17,7 @@ from trapline.arm64.gic_interface import PHYSICAL
 from trapline.arm64.memory import Region as MemoryRegion
 from trapline.arm64.models import parse
 from trapline.arm64.regs import ELR_EL1, FPCR, FPSR, SPSR_EL1, TABLE
+from trapline.arm64.state import REGIME_EL2_HOST
 from trapline.backends.memory import GuestMemory
 from trapline.backends.vcpu import REGISTER_IDS
 from trapline.bare.processor import Processor
@@ -64,8 +65,14 @@ class BareVcpu:
         """Nobody answers the access that `run` returned."""
         self.processor.abort()
 
+    @property
+    def level(self) -> int:
+        """The exception level of the operating system or hypervisor that runs: 1 or 2."""
+        state = self.processor.state
+        return 2 if state.el == 2 or state.regime == REGIME_EL2_HOST else 1
+
     def get_one_reg(self, reg_id: int) -> int:
-        """A register by its KVM id; KvmError(ENOENT) for what is none of the processor's."""
+        """A register by its KVM id; KvmError(ENOENT) for what is none of the processor's. At EL2 names of EL1 mean EL2's."""
         return self._register(reg_id, None)
 
     def set_one_reg(self, reg_id: int, value: int) -> None:
@@ -88,7 +95,7 @@ class BareVcpu:
             return found
         if name == "sp_el1":
             fold_sp(state)
-            found = _item(state.sp_el, 1, value)
+            found = _item(state.sp_el, self.level, value)
             unfold_sp(state)
             return found
         if name is not None and name[0] == "x":
@@ -96,6 +103,8 @@ class BareVcpu:
         reg = CORE_SYSREGS.get(name or "") or TABLE.get(reg_id & 0xFFFF)
         if reg is None:
             raise KvmError(ENOENT, f"no register {reg_id:#x}")
+        if self.level == 2 and reg.at_el2 is not None:
+            reg = TABLE[reg.at_el2]
         return _item(state.sysreg, reg.slot, value)
 
     def close(self) -> None:

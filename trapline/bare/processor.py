@@ -16,6 +16,7 @@ from trapline.arm64.regs import (
     CPTR_EL2,
     HCR_EL2,
     ICC_SRE_EL2,
+    ID_AA64MMFR1_EL1,
     ID_AA64PFR0_EL1,
     MIDR_EL1,
     MPIDR_EL1,
@@ -112,6 +113,7 @@ class Processor:
             sysreg[CNTHCTL_EL2.slot] = CNTHCTL_EL2(EL1PCTEN=1, EL1PCEN=1)
             sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(sysreg[ICC_SRE_EL2.slot]).replace(Enable=1)
             sysreg[ID_AA64PFR0_EL1.slot] = ID_AA64PFR0_EL1(sysreg[ID_AA64PFR0_EL1.slot]).replace(EL2=0)
+            sysreg[ID_AA64MMFR1_EL1.slot] = ID_AA64MMFR1_EL1(sysreg[ID_AA64MMFR1_EL1.slot]).replace(VH=0)
             if "PAuth" in machine.engine.features:
                 sysreg[HCR_EL2.slot] |= HCR_EL2(API=1, APK=1)
         self._drive(0)

@@ -60,14 +60,14 @@ PROBE = 0x3F << 26
 """A value of ESR_EL1 that no exception gives: an unallocated class."""
 
 
-def describe_syndrome(esr: int) -> str:
-    """An ESR_ELx value in words."""
+def describe_syndrome(esr: int, level: int = 1) -> str:
+    """The value of ESR_EL`level` in words."""
     number = esr >> EC_SHIFT & 0x3F
     try:
         ec = EC(number)
     except ValueError:
         return f"exception class {number:#x}"
-    words = [WORDS.get(ec, ec.name.replace("_", " "))]
+    words = [WORDS.get(ec, ec.name.replace("_", " ")).replace("EL1", f"EL{level}")]
     if ec in ABORTS:
         words.append(describe_fault(esr & 0x3F))
     if ec in DATA_ABORTS:
@@ -93,7 +93,7 @@ def read_or_none(vcpu: Vcpu | BareVcpu, reg_id: int) -> int | None:
 
 
 def describe_cpu(vcpu: Vcpu | BareVcpu) -> str:
-    """General and a few system registers, and what the last exception to EL1 was."""
+    """General and a few system registers, and what the last exception to the guest's operating system was."""
     lines = [f"vCPU {vcpu.id}:"]
     registers = vcpu.regs.dump()
     names = [f"x{n}" for n in range(31)]
@@ -105,8 +105,9 @@ def describe_cpu(vcpu: Vcpu | BareVcpu) -> str:
     for name, reg_id in EL1_REGISTERS.items():
         value = read_or_none(vcpu, reg_id)
         if value is not None:
-            meaning = f"  last exception to EL1: {describe_syndrome(value)}" if name == "ESR_EL1" else ""
-            lines.append(f"  {name:>9} {value:016x}{meaning}")
+            level = vcpu.level
+            meaning = f"  last exception to EL{level}: {describe_syndrome(value, level)}" if name == "ESR_EL1" else ""
+            lines.append(f"  {name.replace('EL1', f'EL{level}'):>9} {value:016x}{meaning}")
     return "\n".join(lines)
 
 
@@ -152,4 +153,4 @@ class LoopDetector:
             return ""
         own = (elr - vbar) & ADDRESS_MASK < VECTORS_SIZE
         what = f"the exception vector at {elr:#x} faults itself" if own else f"the instruction at {elr:#x} faults, and so does its handling"
-        return f"{what}, endlessly: {describe_syndrome(esr)}, FAR {far:#x}"
+        return f"{what}, endlessly: {describe_syndrome(esr, vcpu.level)}, FAR {far:#x}"
