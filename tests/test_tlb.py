@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine_machine import PTE_NONGLOBAL, PTE_USER, Bench, Tables, hvc_number
 from trapline.arm64.asm_program import assemble_program
-from trapline.arm64.regs import ID_AA64ISAR0_EL1, TTBR0_EL1
+from trapline.arm64.regs import ESR_EL1, FAR_EL1, ID_AA64ISAR0_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1
 from trapline.arm64.regs.system import TLBI_OPS, Regime, Shareable, Tlbi, TlbiBy
 from trapline.arm64.sysreg import generic_name
 from trapline.engine.state import BANKS, TLB_ENTRIES
@@ -160,7 +160,8 @@ def test_an_asid_is_kept_apart(bench: Bench) -> None:
 def test_more_address_spaces_than_banks(bench: Bench, load: str) -> None:
     """Each space has a page of its own at VA; whoever is selected sees it, however often they take turns."""
     count = BANKS + 3
-    code = bench.load(f"next: ldr x9, [x7], #8\ncbz x9, done\nmsr {TTBR0}, x9\nisb\n{load} x4, [x1]\nstr x4, [x6], #8\nb next\ndone: hvc #1")
+    loop = f"next: ldr x9, [x7], #8\ncbz x9, done\nmsr {TTBR0}, x9\nisb\n{load} x4, [x1]\nstr x4, [x6], #8\nb next"
+    code = bench.load(loop + "\ndone: hvc #1")
     table, out = bench.memory.page(), bench.memory.page()
     for page in (table, out):
         bench.tables.map(page, page)
@@ -178,8 +179,9 @@ def test_more_address_spaces_than_banks(bench: Bench, load: str) -> None:
     assert [bench.memory.get(out + 8 * n) for n in range(len(order))] == [100 + k for k in order]
 
 
-def test_a_table_that_is_taken_away(bench: Bench) -> None:
-    """Cached tables go with TLBI VAE1; VALE1 may leave them."""
+@pytest.mark.parametrize("tlbi", ["tlbi vae1, x8", "tlbi vaae1, x8", "tlbi aside1, x8", "tlbi vmalle1"])
+def test_a_table_that_is_taken_away(bench: Bench, tlbi: str) -> None:
+    """Cached tables go too, unless the TLBI is for the last level only."""
     old, new = two_pages(bench)
     leaf = bench.tables.entry(VA)
     table = bench.memory.page()
@@ -192,7 +194,7 @@ def test_a_table_that_is_taken_away(bench: Bench) -> None:
     kept = bench.memory.get(slot)
     # The first load warms the table; the second page has never been looked at.
     text = "ldr x0, [x1]\nstr x2, [x3]\n" + AGAIN + "ldr x4, [x1, #4096]\nhvc #1"
-    code = [bench.load(text.format(tlbi=tlbi)) for tlbi in ("tlbi vae1, x8", "nop")]
+    code = [bench.load(text.format(tlbi=tlbi)) for tlbi in (tlbi, "nop")]
     cpu = bench.cpu(code[0])
     for place, expected in zip(code, (NEW, OLD), strict=True):
         bench.memory.put(slot, kept)
@@ -243,6 +245,23 @@ def test_a_range_reaches_its_last_page(bench: Bench, pages: int) -> None:
         bench.start(cpu, place, x1=last, x2=new | 0x703, x3=bench.tables.entry(last), x8=operand(range_op.action, VA, 0, pages))
         cpu.enter()
         assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, OLD, expected)
+
+
+@pytest.mark.parametrize(
+    "register, bit, address, fsc", [(SCTLR_EL1, SCTLR_EL1.A, VA + 1, 0x21), (TCR_EL1, TCR_EL1.TBI0, VA | 1 << 56, 0x04)]
+)
+def test_controls_that_translation_depends_on(bench: Bench, register: Any, bit: Any, address: int, fsc: int) -> None:
+    """An access that a control permits, and no more when the control changed: nothing is left of the entry it made."""
+    old, _ = two_pages(bench)
+    bench.tables.map(VA, old)
+    name = generic_name(register.enc)
+    code = bench.load(f"msr {name}, x8\nisb\nldr x0, [x1]\nmsr {name}, x9\nisb\nldr x4, [x1]\nhvc #1")
+    cpu = bench.cpu(code, x1=address)
+    permits = cpu[register] & ~bit.mask if register is SCTLR_EL1 else cpu[register] | bit.mask
+    cpu.state.x[8], cpu.state.x[9] = permits, permits ^ bit.mask
+    cpu.enter()
+    assert hvc_number(cpu) == 0x104 and cpu[ESR_EL1] & 0x3F == fsc
+    assert cpu.state.x[0] & 0xFF in (OLD, 0) and cpu[FAR_EL1] == address
 
 
 SHARED = [op for op in CASES if op.action.shareable is not Shareable.LOCAL]

@@ -82,7 +82,7 @@ from trapline.engine.state import (
     Exit,
     Shared,
 )
-from trapline.engine.tlb import fill_code, select_regime, select_space, serve_sync
+from trapline.engine.tlb import fill_code, follow_controls, select_regime, select_space, serve_sync
 
 TOP_BYTE = 0xFF << 56
 BTYPE_VENEER, BTYPE_CALL, BTYPE_JUMP = 1, 2, 3
@@ -632,6 +632,7 @@ def begin(cpu: Ptr[EngineState]) -> None:
 def start(cpu: Ptr[EngineState]) -> None:
     """Run from the state as it is, at any exception level."""
     cpu.step_state = 0
+    follow_controls(cpu)
     select_space(cpu)
     refresh(cpu)
     if cpu.watching != u32(watchpoints_on(cpu)):

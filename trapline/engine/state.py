@@ -24,6 +24,8 @@ BANKS = 8
 LEVELS = 4
 """Data TLBs of exception levels with privileges: EL1 with PAN clear, EL1 with PAN set, and the same of EL2."""
 
+CONTROLS = 10
+"""How many registers rule translation (`tlb.follow_controls`)."""
 SYNC_ITEMS = 16
 """How many invalidations can wait at a vCPU; more become one of everything."""
 
@@ -179,6 +181,7 @@ class EngineState(CpuState):
         ("bank", c_uint64),
         ("bank_clock", c_uint64),
         ("space", c_uint64),
+        ("controls", c_uint64 * CONTROLS),
         ("timer_reported", c_uint32),
         ("missing_word", c_uint32),
         ("missing_alone", c_uint32),

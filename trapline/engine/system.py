@@ -59,7 +59,7 @@ from trapline.engine.tlb import (
     STAGE1,
     STAGE2,
     broadcast,
-    flush_all,
+    follow_controls,
     invalidate,
     select_regime,
     select_space,
@@ -83,7 +83,7 @@ EVENT = EngineState.event.offset
 def after(cpu: Ptr[EngineState], what: u32) -> None:
     """A register was written that matters to the engine (bits of `AFTER`)."""
     if what & AFTER_MMU != 0:
-        flush_all(cpu)
+        follow_controls(cpu)
     if what & (AFTER_MMU | AFTER_TTBR) != 0:
         select_space(cpu)
         select_regime(cpu)

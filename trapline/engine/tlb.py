@@ -11,7 +11,21 @@ for an invalidation by address to find all entries of its translation. Invalidat
 
 from __future__ import annotations
 
-from trapline.arm64.regs import HCR_EL2, TCR_EL1, TCR_EL2, TTBR0_EL1, TTBR0_EL2, TTBR1_EL1, TTBR1_EL2, VTCR_EL2, VTTBR_EL2
+from trapline.arm64.regs import (
+    HCR_EL2,
+    MAIR_EL1,
+    MAIR_EL2,
+    SCTLR_EL1,
+    SCTLR_EL2,
+    TCR_EL1,
+    TCR_EL2,
+    TTBR0_EL1,
+    TTBR0_EL2,
+    TTBR1_EL1,
+    TTBR1_EL2,
+    VTCR_EL2,
+    VTTBR_EL2,
+)
 from trapline.arm64.stage1 import current_asid
 from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE
 from trapline.arm64.walk_cache import forget_stage2, forget_tables, forget_tables_of
@@ -336,6 +350,50 @@ def flush_all(cpu: Ptr[EngineState]) -> None:
         empty_code(cpu.banks[k].code)
     forget_tables(cpu.walks)
     forget_stage2(cpu.walks)
+
+
+EL1_CONTROLS = SCTLR_EL1.M.mask | SCTLR_EL1.A.mask | SCTLR_EL1.C.mask | SCTLR_EL1.WXN.mask | SCTLR_EL1.EPAN.mask
+"""Bits of SCTLR_EL1, and SCTLR_EL2, that entries depend on."""
+STAGE2_CONTROLS = (
+    HCR_EL2.VM.mask | HCR_EL2.DC.mask | HCR_EL2.PTW.mask | HCR_EL2.FWB.mask | HCR_EL2.TGE.mask | HCR_EL2.E2H.mask | HCR_EL2.CD.mask
+)
+"""Bits of HCR_EL2 that the entries of EL1&0 depend on."""
+
+
+@native
+def follow_controls(cpu: Ptr[EngineState]) -> None:
+    """After writes of registers that rule translation: forget what was entered under values that hold no more.
+
+    `controls` has the values under which the present entries were made. A host (E2H and TGE) cannot use EL1&0, so whatever it
+    writes counts only when it lets a guest run.
+    """
+    hcr = cpu.sysreg[HCR_EL2.slot]
+    if hcr & HOST_EL0 != HOST_EL0:
+        first = changed(cpu, 0, cpu.sysreg[SCTLR_EL1.slot] & EL1_CONTROLS)
+        first = changed(cpu, 1, cpu.sysreg[TCR_EL1.slot]) or first
+        first = changed(cpu, 2, cpu.sysreg[MAIR_EL1.slot]) or first
+        both = changed(cpu, 3, hcr & STAGE2_CONTROLS)
+        both = changed(cpu, 4, cpu.sysreg[VTCR_EL2.slot]) or both
+        both = changed(cpu, 5, cpu.sysreg[VTTBR_EL2.slot]) or both
+        if both:
+            invalidate(cpu, STAGE2, 0, 0)
+        elif first:
+            invalidate(cpu, STAGE1, 0, 0)
+    el2 = changed(cpu, 6, cpu.sysreg[SCTLR_EL2.slot] & EL1_CONTROLS)
+    el2 = changed(cpu, 7, cpu.sysreg[TCR_EL2.slot]) or el2
+    el2 = changed(cpu, 8, cpu.sysreg[MAIR_EL2.slot]) or el2
+    el2 = changed(cpu, 9, hcr & HCR_EL2.E2H.mask) or el2
+    if el2:
+        invalidate(cpu, STAGE1 | HOST, 0, 0)
+
+
+@native
+def changed(cpu: Ptr[EngineState], number: u64, value: u64) -> u1:
+    """Note the value of a control; whether it is another one than before."""
+    if cpu.controls[number] == value:
+        return False
+    cpu.controls[number] = value
+    return True
 
 
 @native
