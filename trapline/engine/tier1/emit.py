@@ -54,17 +54,54 @@ RELOAD = "; reload"
 SINK = EngineState.xzr_sink.offset
 
 
+NO_PAGE = 1
+"""What no page address equals."""
+
+
+class Cells:
+    """Where each base register of a loop was last read and written: a page and its distance to host memory.
+
+    They are values of the region, and spare it the TLB. What they say holds until the region asks for work or calls the runtime:
+    no translation is invalidated behind a vCPU's back.
+    """
+
+    def __init__(self, used: bool) -> None:
+        self._used = used
+        self.numbers: dict[tuple[int, bool], int] = {}
+
+    def of(self, effect: fx.Effect) -> int | None:
+        """The cell for a load or store; None if it has none."""
+        if not self._used or not isinstance(effect, fx.Load | fx.Store):
+            return None
+        base = _base(effect.addr)
+        if base is None:
+            return None
+        return self.numbers.setdefault((base, isinstance(effect, fx.Store)), len(self.numbers))
+
+    def forget(self) -> list[str]:
+        """Lines that empty all cells."""
+        return [f"store i64 {NO_PAGE}, ptr %page{cell}" for cell in self.numbers.values()]
+
+
+def _base(addr: Bits) -> int | None:
+    """The first register of an address."""
+    if addr.op == "state":
+        return addr.attr if addr.attr in PROMOTED else None
+    return next((base for arg in addr.args if (base := _base(arg)) is not None), None)
+
+
 class Line(Handler):
     """Emits one instruction of a region, or one way out of it, in place."""
 
     def __init__(
-        self, tag: str, recording: Recorder, page: int, offset: int, way_out: str, lasting: list[Bits] | None = None
+        self, tag: str, recording: Recorder, page: int, offset: int, way_out: str, cells: Cells, lasting: list[Bits] | None = None
     ) -> None:
         super().__init__(tag, recording, far=False)
         self.careful = False
         self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting)
-        self._page, self._offset, self._way_out = page, offset, way_out
+        self._page, self._offset, self._way_out, self._cells = page, offset, way_out, cells
         self._atomic = False
+        self._cell: int | None = None
         self.left = False
         """Whether the way out is used."""
         self.closed = False
@@ -130,11 +167,14 @@ class Line(Handler):
 
     def _probe(self, addr: str, size: int, write: bool, access: fx.Access) -> tuple[str, str, str]:
         """Ask the runtime to fill the TLB before giving up; what faults is left to the interpreter."""
-        hit, fast, meta = super()._probe(addr, size, write, access)
         if self._atomic:
-            return hit, fast, meta
+            return super()._probe(addr, size, write, access)
         emit = self.emit
-        here, slow, join = (self._label(x) for x in ("quick", "fill", "probed"))
+        again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
+        known = ""
+        if self._cell is not None and not access.unprivileged:
+            known = self._try_cell(self._cell, addr, size, again)
+        hit, fast, meta = super()._probe(addr, size, write, access)
         emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
         emit.add(f"{slow}:")
         self.externs.add("declare i64 @trapline_fill(ptr, i64, i32)")
@@ -142,11 +182,31 @@ class Line(Handler):
         ok = emit.let(f"icmp ne i64 {found}, 0")
         pointer = emit.let(f"inttoptr i64 {found} to ptr")
         emit.add(f"br label %{join}")
+        if known:
+            emit.add(f"{again}:")
+            emit.add(f"br label %{join}")
         emit.add(f"{here}:")
+        if known:
+            distance = emit.let(f"sub i64 {emit.let(f'ptrtoint ptr {fast} to i64')}, {addr}")
+            emit.add(f"store i64 {emit.let(f'and i64 {addr}, -4096')}, ptr %page{self._cell}")
+            emit.add(f"store i64 {distance}, ptr %distance{self._cell}")
         emit.add(f"br label %{join}")
         emit.add(f"{join}:")
-        either = emit.let(f"phi i1 [ true, %{here} ], [ {ok}, %{slow} ]")
-        return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]"), meta
+        more = (f", [ true, %{again} ]", f", [ {known}, %{again} ]") if known else ("", "")
+        either = emit.let(f"phi i1 [ true, %{here} ], [ {ok}, %{slow} ]{more[0]}")
+        return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more[1]}"), meta
+
+    def _try_cell(self, cell: int, addr: str, size: int, hit: str) -> str:
+        """Go to `hit` with the pointer that is returned if an aligned access is on the page of the last one, else on to the TLB."""
+        emit = self.emit
+        want = emit.let(f"and i64 {addr}, {-4096 | size - 1}")
+        same = emit.let(f"icmp eq i64 {want}, {emit.let(f'load i64, ptr %page{cell}')}")
+        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr %distance{cell}')}")
+        pointer = emit.let(f"inttoptr i64 {host} to ptr")
+        other = self._label("other")
+        emit.add(f"br i1 {same}, label %{hit}, label %{other}, !prof !0")
+        emit.add(f"{other}:")
+        return pointer
 
     # -- an instruction --------------------------------------------------------------------------------------------------
     def perform(self, flush: Callable[[], None]) -> fx.Branch | None:
@@ -166,6 +226,7 @@ class Line(Handler):
                 if effect.delta is None:
                     self.emit(effect.target)
             elif _in_place(effect):
+                self._cell = self._cells.of(effect)
                 self.effect(effect)
             else:
                 for operand in getattr(effect, "args", ()):
@@ -215,6 +276,7 @@ class RegionEmitter:
         self.natives: dict[str, object] = {}
         self._lasting: list[Bits] | None = [] if all(map(_is_steady, region.instructions)) else None
         """What is tested at the entry and holds from there on; None if conditions must be tested where they count."""
+        self._cells = Cells(region.loops)
         self._lines: list[str] = []
         self._ways_out: list[str] = []
         self._count = 0
@@ -267,6 +329,9 @@ class RegionEmitter:
         emit = line.emit
         for offset in touched:
             emit.add(f"%s{offset} = alloca {PROMOTED[offset]}, align 16")
+        for cell in self._cells.numbers.values():
+            emit.lines += [f"%page{cell} = alloca i64", f"%distance{cell} = alloca i64", f"store i64 0, ptr %distance{cell}"]
+        emit.lines += self._cells.forget()
         self._find_pages(line)
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
@@ -298,6 +363,7 @@ class RegionEmitter:
                 value = again.emit.let(f"load {kind}, ptr {again._field(offset)}")
                 again.emit.add(f"store {kind} {value}, ptr %s{offset}")
             yield from again.emit.lines
+            yield from self._cells.forget()
 
     def _require(self, line: Line, condition: str) -> None:
         go = line._label("checked")
@@ -337,7 +403,7 @@ class RegionEmitter:
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
-        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out, self._lasting)
+        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out, self._cells, self._lasting)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""
