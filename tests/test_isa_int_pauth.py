@@ -11,6 +11,7 @@ from trapline.arm64.asm import assemble
 from trapline.arm64.decode import Decoder
 from trapline.arm64.insn import A64
 from trapline.arm64.isa import load_a64
+from trapline.arm64.models import parse
 from trapline.arm64.regs import TABLE
 from trapline.arm64.regs.el1 import SCTLR_EL1, TCR_EL1
 from trapline.arm64.regs.el2 import HCR_EL2
@@ -126,3 +127,87 @@ def test_compiled_code_agrees() -> None:
             assert compiled[function.name](cpu, key, pointer, modifier) == function(cpu, key, pointer, modifier)
         assert compiled["pac_strip"](cpu, pointer, key >= 2) == pauth.pac_strip(cpu, pointer, key >= 2)
         assert compiled["pac_generic"](cpu, pointer, modifier) == pauth.pac_generic(cpu, pointer, modifier)
+
+
+# ---- variants ----------------------------------------------------------------------------------------------------------------
+
+
+def variant(description: str, tcr: int = TCR) -> CpuState:
+    cpu = make_cpu(tcr)
+    for reg, value in parse(description).id_values().items():
+        cpu.sysreg[reg.slot] = int(value)
+    return cpu
+
+
+@pytest.mark.parametrize("algorithm", ["pacimp", "pacqarma5", "pacqarma3"])
+@pytest.mark.parametrize("more", ["", ",+epac", ",+pauth2", ",+fpac", ",+fpaccombine"])
+@pytest.mark.parametrize("pointer", [KERNEL, USER, 0, 2**64 - 1])
+def test_every_kind_comes_and_goes(algorithm: str, more: str, pointer: int) -> None:
+    for tcr in (TCR, TCR | pauth.TBI0 | pauth.TBI1, 25 | 20 << 16):
+        cpu = variant(f"+{algorithm}{more}", tcr)
+        for key in range(4):
+            signed = pauth.pac_add(cpu, key, pointer, 99)
+            back = pauth.pac_auth(cpu, key, signed, 99)
+            wrong = [pauth.pac_auth(cpu, key, signed, modifier) for modifier in range(90, 99)]  # some codes have seven bits only
+            assert back == pointer and any(result != pointer for result in wrong)
+            if "pauth2" in more or "fpac" in more:
+                assert [pauth.pac_failed(cpu, key, result) for result in (back, *wrong)] == [False, *(w != pointer for w in wrong)]
+
+
+def test_algorithms_differ_and_depend_on_every_input() -> None:
+    seen = set()
+    for algorithm in ("pacimp", "pacqarma5", "pacqarma3"):
+        cpu = variant("+" + algorithm)
+        for data, modifier in ((1, 1), (1, 2), (2, 1)):
+            seen.add(pauth.compute_pac(cpu, 0, data, modifier))
+        for slot in pauth.KEY_SLOTS[:2]:
+            cpu.sysreg[slot] ^= 1
+            seen.add(pauth.compute_pac(cpu, 0, 1, 1))
+    assert len(seen) == 15
+
+
+def test_a_pointer_with_high_bits() -> None:
+    """FEAT_EPAC signs it with zero; FEAT_PAuth2 mixes the bits in, so that signing twice and checking twice gives it back."""
+    odd = USER | 1 << 50
+    signed = pauth.pac_add(variant("+epac"), 0, odd, 7)
+    assert signed == USER
+    cpu = variant("+pauth2", TCR | pauth.TBI0 | pauth.TBI1)
+    twice = pauth.pac_add(cpu, 0, pauth.pac_add(cpu, 0, USER, 7), 7)
+    assert twice == USER  # the same code, so its bits cancel
+    assert pauth.pac_auth(cpu, 0, pauth.pac_add(cpu, 0, odd, 7), 7) == odd
+
+
+def test_identification_shows_algorithm_and_kind() -> None:
+    for description, isar1, isar2 in (
+        ("max", 0x1000_0100, 0), ("+pacqarma5", 0x0100_0010, 0), ("+pacqarma3", 0, 0x1100),
+        ("+epac", 0x1000_0200, 0), ("+pauth2", 0x1000_0300, 0), ("+fpac,+qarma5", 0x0100_0040, 0), ("+fpaccombine", 0x1000_0500, 0),
+    ):  # fmt: skip
+        values = {reg.name: int(value) for reg, value in parse(description).id_values().items()}
+        assert values["ID_AA64ISAR1_EL1"] & 0xFF00_0FF0 == isar1 and values["ID_AA64ISAR2_EL1"] & 0xFF00 == isar2, description
+
+
+def test_a_failed_check_is_an_exception() -> None:
+    from tests.differential.machine import MARKERS, Machine
+
+    combined = ("retaa", "braaz x0", "ldraa x1, [x0, #0]")
+    plain = ("autia x0, x1", "autib x0, x1", "autda x0, x1", "autdzb x0")
+    machine = Machine(0x4000, parse("+fpaccombine"))
+    half = Machine(0x4000, parse("+fpac"))
+    for m in (machine, half):
+        at = m.code.address + 0x2000
+        m.put(at + 4, MARKERS[1])
+        m.state.sysreg[SCTLR_EL1.slot] |= sum(pauth.ENABLES)
+        m.state.sysreg[HCR_EL2.slot] |= HCR_EL2.API.mask
+        for text in plain:
+            m.put(at, assemble(text))
+            m.state.x[0] = USER | 1 << 50
+            outcome = m.run(at)
+            assert (outcome.finished, outcome.ec) == (False, 0x1C), text
+            assert m.state.x[0] == USER | 1 << 50
+    for text in combined:
+        machine.put(machine.code.address + 0x2000, assemble(text))
+        machine.state.x[0] = machine.state.x[30] = USER | 1 << 50
+        assert machine.run(machine.code.address + 0x2000).ec == 0x1C, text
+        half.put(half.code.address + 0x2000, assemble(text))
+        half.state.x[0] = half.state.x[30] = USER | 1 << 50
+        assert half.run(half.code.address + 0x2000).ec != 0x1C, text

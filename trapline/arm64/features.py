@@ -48,6 +48,16 @@ def _absent(name: str, doc: str, *shows: IdValue, requires: tuple[str, ...] = ()
     return Feature(name, doc, shows, requires, implemented=False, default=False)
 
 
+def _choice(
+    name: str, doc: str, *shows: IdValue, requires: tuple[str, ...] = (), instead: tuple[str, ...] = ()
+) -> Feature:
+    """A feature that works, and that a machine has only if asked for."""
+    return Feature(name, doc, shows, requires, default=False, instead=instead)
+
+
+PAUTH_LEVELS = {"EPAC": 2, "PAuth2": 3, "FPAC": 4, "FPACCOMBINE": 5}
+"""What the field of the algorithm for addresses shows with these features."""
+
 FEATURES: tuple[Feature, ...] = (
     Feature("FP", "Floating point"),
     Feature("AdvSIMD", "Advanced SIMD", requires=("FP",)),
@@ -67,8 +77,26 @@ FEATURES: tuple[Feature, ...] = (
         ("PAuth",),
         instead=("PACQARMA5", "PACQARMA3"),
     ),
-    _absent("PACQARMA5", "Pointer authentication by QARMA5", (ID_AA64ISAR1_EL1.APA, 1), (ID_AA64ISAR1_EL1.GPA, 1), requires=("PAuth",)),
-    _absent("PACQARMA3", "Pointer authentication by QARMA3", (ID_AA64ISAR2_EL1.APA3, 1), (ID_AA64ISAR2_EL1.GPA3, 1), requires=("PAuth",)),
+    _choice(
+        "PACQARMA5",
+        "Pointer authentication by QARMA5",
+        (ID_AA64ISAR1_EL1.APA, 1),
+        (ID_AA64ISAR1_EL1.GPA, 1),
+        requires=("PAuth",),
+        instead=("PACIMP", "PACQARMA3"),
+    ),
+    _choice(
+        "PACQARMA3",
+        "Pointer authentication by QARMA3",
+        (ID_AA64ISAR2_EL1.APA3, 1),
+        (ID_AA64ISAR2_EL1.GPA3, 1),
+        requires=("PAuth",),
+        instead=("PACIMP", "PACQARMA5"),
+    ),
+    _choice("EPAC", "A pointer with high bits is signed with zero", requires=("PAuth",), instead=("PAuth2",)),
+    _choice("PAuth2", "A pointer's high bits take part in its code", requires=("PAuth",), instead=("EPAC",)),
+    _choice("FPAC", "A check that fails is an exception", requires=("PAuth2",)),
+    _choice("FPACCOMBINE", "Also where it is part of a branch or load", requires=("FPAC",)),
     Feature("PAN", "Privileged access never", ((ID_AA64MMFR1_EL1.PAN, 1),)),
     Feature("PAN2", "AT S1E1RP and S1E1WP", ((ID_AA64MMFR1_EL1.PAN, 2),), ("PAN",)),
     Feature("VHE", "Virtualization host extensions", ((ID_AA64MMFR1_EL1.VH, 1),), ("CONTEXTIDR_EL2",)),
@@ -281,6 +309,10 @@ class Features:
         for name in self.names:
             for field, value in BY_NAME[name].shows:
                 shown[field] = max(shown.get(field, 0), value)
+        level = max((PAUTH_LEVELS[name] for name in self.names & PAUTH_LEVELS.keys()), default=1)
+        for field in (ID_AA64ISAR1_EL1.API, ID_AA64ISAR1_EL1.APA, ID_AA64ISAR2_EL1.APA3):
+            if field in shown:
+                shown[field] = level
         for name, values in WITHOUT.items():
             if name not in self.names:
                 shown.update(values)

@@ -8,7 +8,7 @@ that share one handler. All other fields select the handler: they are the instru
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,8 @@ class Insn:
     operand_fields: tuple[BitField, ...] = field(init=False)
     const: tuple[str, ...] = ()
     split: tuple[tuple[str, int], ...] = ()
+    machine: Container[str] = ()
+    """Features of the machine that this one is for, where a body asks (`cpu.machine`): empty for the plain instruction."""
 
     def __post_init__(self) -> None:
         """`split` names operand values that get shapes of their own, in which the field is a plain int: the common or special
@@ -177,6 +179,7 @@ class Insn:
     def record_word(self, word: int, slot: Callable[[str], int]) -> Recorder:
         """Run the body for one instruction word."""
         recorder = Recorder(slot)
+        recorder.machine = self.machine
         self.body(recorder, self.fields(word))
         return recorder
 
@@ -190,6 +193,7 @@ class Insn:
             imm = Imm(word[f.lo + f.width - 1 : f.lo].zext(64), 0, (1 << f.width) - 1)
             values[f.name] = RegNumber(imm) if _REGISTER.match(f.name) else imm
         recorder = Recorder(slot)
+        recorder.machine = self.machine
         self.body(recorder, Fields(values, self._widths))
         return recorder
 

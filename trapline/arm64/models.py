@@ -17,7 +17,8 @@ HWCAPS: Mapping[str, str] = MappingProxyType(
     {
         "asimd": "AdvSIMD", "neon": "AdvSIMD", "sha2": "SHA256", "atomics": "LSE", "uscat": "LSE2", "fphp": "FP16",
         "asimdhp": "FP16", "asimdrdm": "RDM", "asimddp": "DotProd", "asimdfhm": "FHM", "ilrcpc": "LRCPC2", "dcpop": "DPB",
-        "dcpodp": "DPB2", "paca": "PAuth", "pacg": "PAuth", "frint": "FRINTTS", "epan": "PAN3",
+        "dcpodp": "DPB2", "paca": "PAuth", "pacg": "PAuth", "frint": "FRINTTS", "epan": "PAN3", "qarma5": "PACQARMA5",
+        "qarma3": "PACQARMA3", "pauth-impdef": "PACIMP", "pauth-qarma5": "PACQARMA5", "pauth-qarma3": "PACQARMA3",
     }
 )  # fmt: skip
 """Other names of features: those of Linux (Documentation/arch/arm64/elf_hwcaps.rst) and QEMU that are not the manual's."""

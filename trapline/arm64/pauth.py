@@ -1,15 +1,18 @@
-"""Pointer authentication: where the code goes in a pointer, and the implementation-defined algorithm that computes it.
+"""Pointer authentication: where the code goes in a pointer, and how it is computed, as the ID registers tell it.
 
-The algorithm is three rounds of multiply and fold. It is fast and mixes well, and it is no secret: a guest that could read its
-own keys could compute codes, as on hardware, and one that can't, can't. Pointers have the layout of the plain FEAT_PAuth (no
-FEAT_PAuth2, no FEAT_FPAC): a failed check leaves a non-canonical pointer.
+The algorithm is QARMA5 or QARMA3 (`qarma.py`) or the implementation-defined one, three rounds of multiply and fold, which is the
+quick one. It mixes well, and it is no secret: a guest that could read its own keys could compute codes, as on hardware, and one that
+can't, can't. What happens to a pointer that already has high bits, and to one whose check fails, depends on FEAT_EPAC, FEAT_PAuth2
+and FEAT_FPAC; without those a failed check leaves a non-canonical pointer.
 """
 
 from __future__ import annotations
 
 from trapline.arm64.exceptions import current_sctlr, current_tcr
+from trapline.arm64.qarma import qarma
 from trapline.arm64.regs import TABLE
 from trapline.arm64.regs.el1 import PAUTH_KEYS, SCTLR_EL1, TCR_EL1
+from trapline.arm64.regs.identification import ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR2_EL1
 from trapline.arm64.state import CpuState
 from trapline.bits.native import Ptr, native, u1, u64
 
@@ -27,15 +30,35 @@ GENERIC = 4
 TBI0, TBI1, TBID0, TBID1 = TCR_EL1.TBI0.mask, TCR_EL1.TBI1.mask, TCR_EL1.TBID0.mask, TCR_EL1.TBID1.mask
 T0SZ, T1SZ = TCR_EL1.T0SZ.lo, TCR_EL1.T1SZ.lo
 MIN_SIZE_OFFSET, MAX_SIZE_OFFSET = 16, 39
+TG0_64K, TG1_64K = 1, 3
 ONES = 0xFFFF_FFFF_FFFF_FFFF
+
+
+API, APA, APA3 = ID_AA64ISAR1_EL1.API, ID_AA64ISAR1_EL1.APA, ID_AA64ISAR2_EL1.APA3
+EPAC, PAUTH2, FPAC, FPACCOMBINE = 2, 3, 4, 5
+"""Values of those fields: what more there is than FEAT_PAuth."""
+
+
+@native
+def pac_level(cpu: Ptr[CpuState]) -> u64:
+    """The value of the one field that describes pointer authentication."""
+    isar1 = cpu.sysreg[ID_AA64ISAR1_EL1.slot]
+    return (isar1 >> API.lo | isar1 >> APA.lo | cpu.sysreg[ID_AA64ISAR2_EL1.slot] >> APA3.lo) & 15
 
 
 @native
 def compute_pac(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
     """ComputePAC(): 64 bits that depend on all bits of the key, the data and the modifier."""
-    x = (data ^ cpu.sysreg[KEY_SLOTS[2 * key]]) * 0x9E3779B97F4A7C15
+    low = cpu.sysreg[KEY_SLOTS[2 * key]]
+    high = cpu.sysreg[KEY_SLOTS[2 * key + 1]]
+    if cpu.sysreg[ID_AA64ISAR1_EL1.slot] & API.mask == 0:
+        if cpu.sysreg[ID_AA64ISAR1_EL1.slot] & APA.mask != 0:
+            return qarma(data, modifier, high, low, False)
+        if cpu.sysreg[ID_AA64ISAR2_EL1.slot] & APA3.mask != 0:
+            return qarma(data, modifier, high, low, True)
+    x = (data ^ low) * 0x9E3779B97F4A7C15
     x = (x ^ x >> 32 ^ modifier) * 0xBF58476D1CE4E5B9
-    x = (x ^ x >> 29 ^ cpu.sysreg[KEY_SLOTS[2 * key + 1]]) * 0x94D049BB133111EB
+    x = (x ^ x >> 29 ^ high) * 0x94D049BB133111EB
     return x ^ x >> 31
 
 
@@ -53,7 +76,21 @@ def bottom_pac_bit(cpu: Ptr[CpuState], upper: u64) -> u64:
     """CalculateBottomPACBit(): the number of address bits below the code."""
     tcr = current_tcr(cpu)
     size = tcr >> T1SZ & 63 if upper != 0 else tcr >> T0SZ & 63
-    return 64 - min(max(size, MIN_SIZE_OFFSET), MAX_SIZE_OFFSET)
+    if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
+        size = unusual_size(cpu, tcr, upper, size)
+    return 64 - size
+
+
+@native
+def unusual_size(cpu: Ptr[CpuState], tcr: u64, upper: u64, size: u64) -> u64:
+    """AArch64.PACEffectiveTxSZ(): the sizes of 52-bit addresses and small tables, where there are such, else the nearest."""
+    mmfr2 = cpu.sysreg[ID_AA64MMFR2_EL1.slot]
+    large = tcr >> TCR_EL1.TG1.lo & 3 == TG1_64K if upper != 0 else tcr >> TCR_EL1.TG0.lo & 3 == TG0_64K
+    least: u64 = 12 if tcr & TCR_EL1.DS.mask != 0 or (large and mmfr2 & ID_AA64MMFR2_EL1.VARange.mask != 0) else u64(MIN_SIZE_OFFSET)
+    most: u64 = MAX_SIZE_OFFSET
+    if mmfr2 & ID_AA64MMFR2_EL1.ST.mask != 0:
+        most = 47 if large else u64(48)
+    return min(max(size, least), most)
 
 
 @native
@@ -87,9 +124,15 @@ def pac_add(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     mask = pac_mask(cpu, upper, is_data)
     plain = canonical(cpu, pointer, upper, is_data)
     code = compute_pac(cpu, key, plain, modifier)
+    level = pac_level(cpu)
+    if level >= PAUTH2:
+        return plain & ~mask | (pointer ^ code) & mask
     extension = pointer & (mask | u64(1) << 55)
     if extension != 0 and extension != mask | u64(1) << 55:
-        code = code ^ (u64(1) << 54 if ignores_top_byte(cpu, upper, is_data) else u64(1) << 62)
+        if level == EPAC:
+            code = 0
+        else:
+            code = code ^ (u64(1) << 54 if ignores_top_byte(cpu, upper, is_data) else u64(1) << 62)
     return plain & ~mask | code & mask
 
 
@@ -101,11 +144,24 @@ def pac_auth(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     is_data = key >= 2
     upper = pointer >> 55 & 1
     plain = canonical(cpu, pointer, upper, is_data)
-    if (compute_pac(cpu, key, plain, modifier) ^ pointer) & pac_mask(cpu, upper, is_data) == 0:
+    mask = pac_mask(cpu, upper, is_data)
+    code = compute_pac(cpu, key, plain, modifier)
+    if pac_level(cpu) >= PAUTH2:
+        return pointer ^ code & mask
+    if (code ^ pointer) & mask == 0:
         return plain
     error_code = u64(2) if key & 1 != 0 else u64(1)
     at = 53 if ignores_top_byte(cpu, upper, is_data) else 61
     return plain & ~(u64(3) << at) | error_code << at
+
+
+@native
+def pac_failed(cpu: Ptr[CpuState], key: u64, result: u64) -> u1:
+    """With FEAT_PAuth2: is what `pac_auth` gave the sign of a failed check?"""
+    if not is_enabled(cpu, key):
+        return False
+    upper = result >> 55 & 1
+    return (result ^ canonical(cpu, result, upper, key >= 2)) != 0
 
 
 @native

@@ -7,7 +7,7 @@ done here and never in a body: the zero register, banked SP, zero-extension of W
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from trapline.arm64 import effects as fx
@@ -60,6 +60,8 @@ class Recorder:
         self._slot = slot
         self.effects: list[fx.Effect] = []
         self.writes: list[fx.Write] = []
+        self.machine: Container[str] = ()
+        """Features of the machine, for bodies that are different without being UNDEFINED (`Insn.machine`)."""
         self.uses_fp = False
         self.sp_base = False
         """SP was read: an access to memory then checks that it is aligned (CheckSPAlignment)."""

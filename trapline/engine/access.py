@@ -8,6 +8,7 @@ consequences that the row declares.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -296,6 +297,8 @@ def specialise(isa: InstructionSet, functions: dict[str, Any], features: Feature
     """
     extended = InstructionSet()
     extended.insns = list(isa.insns)
+    if "FPAC" in features:
+        extended.insns = [replace(insn, machine=features.names) if insn.group == "pauth" else insn for insn in isa.insns]
 
     def add(body: Callable[[Any, Any], None], pattern: str, over: str) -> None:
         extended.insns.append(Insn(body.__name__, Pattern.parse(pattern), body, "", None, None, (over,), "system"))

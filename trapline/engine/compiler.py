@@ -30,7 +30,7 @@ _OF_SYSTEM = tuple(
     for name in (
         "mrs", "msr", "sys", "sysl", "trap_el2", "sysreg_trap", "msr_imm", "eret", "eret_auth", "pac_trap", "wfi", "wfe", "wfit",
         "wfet", "relax", "sev", "sevl", "clrex", "dsb", "tlbi", "ic_ivau", "ic_iallu", "dc_ivac", "at", "sp_alignment",
-        "send_sgi",
+        "send_sgi", "pac_fail",
     )
 )  # fmt: skip
 SYSTEM = (*_OF_SYSTEM, mops.disabled, mops.mops_mismatch, mops.mops_copy, mops.mops_set)

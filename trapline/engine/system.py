@@ -22,7 +22,7 @@ from trapline.arm64.exceptions import (
     wait_trap,
 )
 from trapline.arm64.gic_interface import PHYSICAL, signalled_group
-from trapline.arm64.pauth import pac_auth
+from trapline.arm64.pauth import FPACCOMBINE, pac_auth, pac_failed, pac_level
 from trapline.arm64.regs import ELR_EL1, ELR_EL2, HCR_EL2, HFGITR_EL2, PAR_EL1, SCTLR_EL1
 from trapline.arm64.regs.system import Regime, Tlbi, TlbiBy
 from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2_HOST
@@ -72,7 +72,7 @@ sched_yield = extern("sched_yield", u32, ())
 AFTER_MMU, AFTER_TTBR, AFTER_PSTATE, AFTER_FP = AFTER["mmu"], AFTER["ttbr"], AFTER["pstate"], AFTER["fp"]
 AFTER_IRQ, AFTER_TIMER, AFTER_DEBUG = AFTER["irq"], AFTER["timer"], AFTER["debug"]
 EC_WFX, EC_ERET, EC_PAC = int(EC.WFX), int(EC.ERET), int(EC.PAC)
-EC_SP = int(EC.SP_ALIGNMENT)
+EC_SP, EC_FPAC = int(EC.SP_ALIGNMENT), int(EC.FPAC)
 WFI, WFE, WFIT, WFET = range(4)
 """The values of ISS.TI for exception class 0x01."""
 LINE_BYTES = 64
@@ -232,9 +232,20 @@ def eret_auth(cpu: Ptr[EngineState], rec: u64, key: u64, modifier: u64) -> u32:
     elr: u64 = ELR_EL2.slot if cpu.el == 2 else u64(ELR_EL1.slot)
     signed_address = cpu.sysreg[elr]
     cpu.sysreg[elr] = pac_auth(cpu, key, signed_address, modifier)
+    if pac_level(cpu) == FPACCOMBINE and pac_failed(cpu, key, cpu.sysreg[elr]):
+        cpu.sysreg[elr] = signed_address
+        return pac_fail(cpu, rec, key)
     status = eret(cpu, rec)
     cpu.sysreg[elr] = signed_address
     return status
+
+
+@native
+def pac_fail(cpu: Ptr[EngineState], rec: u64, key: u64) -> u32:
+    """A pointer authentication that failed, with FEAT_FPAC."""
+    cpu.pc = current_pc(cpu, rec)
+    enter_exception(cpu, route_sync(cpu), u64(EC_FPAC) << EC_SHIFT | IL | key, 0, V_SYNC, cpu.pc)
+    return 1
 
 
 @native

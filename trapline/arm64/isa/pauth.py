@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from trapline.arm64.insn import insn
-from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
+from trapline.arm64.pauth import pac_add, pac_auth, pac_failed, pac_generic, pac_strip
 from trapline.bits import Bits, const
 
 ENABLE_BITS = (31, 30, 27, 13)
@@ -35,9 +35,17 @@ def enabled(cpu: Any, key: int) -> Bits:
 
 
 def authenticate(cpu: Any, key: int, pointer: Bits, modifier: Bits | int) -> Bits:
-    """Auth() with the trap."""
+    """Auth() with the trap, as part of a branch or load."""
     check_trap(cpu, enabled(cpu, key))
-    return cpu.query(pac_auth, const(key, 64), pointer, modifier if isinstance(modifier, Bits) else const(modifier, 64))
+    result = cpu.query(pac_auth, const(key, 64), pointer, modifier if isinstance(modifier, Bits) else const(modifier, 64))
+    if "FPACCOMBINE" in cpu.machine:
+        require(cpu, key, result)
+    return result
+
+
+def require(cpu: Any, key: int, result: Bits) -> None:
+    """The exception of FEAT_FPAC, if that is what authentication gave."""
+    cpu.system("pac_fail", key, when=cpu.query(pac_failed, const(key, 64), result))
 
 
 def sign_or_authenticate(cpu: Any, register: Any, i: Any, modifier: Bits | int) -> None:
@@ -45,7 +53,10 @@ def sign_or_authenticate(cpu: Any, register: Any, i: Any, modifier: Bits | int) 
     check_trap(cpu, enabled(cpu, i.key))
     operation = pac_auth if i.auth else pac_add
     modifier = modifier if isinstance(modifier, Bits) else const(modifier, 64)
-    cpu.set_X(register, cpu.query(operation, const(i.key, 64), cpu.X(register), modifier))
+    result = cpu.query(operation, const(i.key, 64), cpu.X(register), modifier)
+    if i.auth and "FPAC" in cpu.machine:
+        require(cpu, i.key, result)
+    cpu.set_X(register, result)
 
 
 @insn("11 0 11010110 00001 00 0 auth:1 key:2 Rn:5 Rd:5", feature="FEAT_PAuth",

@@ -19,6 +19,7 @@ wfet, wfit deadline            The same until the virtual counter reaches `deadl
 relax                          YIELD: changes nothing.
 sev, sevl                      Set every PE's, or this PE's, event register.
 clrex                          Clear the local exclusive monitor.
+pac_fail key                   With `when`: the exception of FEAT_FPAC.
 disabled                       With `when`: UNDEFINED after all.
 mops_copy Xd, Xs, Xn, options -> Xn   Copy memory by option A; options: op2, 16 if not forward only. See isa/memory_copy.py.
 mops_set Xd, Xs, Xn, options -> Xn    Set memory, likewise.
