@@ -9,7 +9,8 @@ import os
 
 import pytest
 
-from tests.differential import debug, debug_el2
+from tests.differential import compare, debug, debug_el2
+from tests.differential.runners import Debugged, Qemu
 from tests.differential.translation import missing
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
@@ -31,3 +32,14 @@ def test_random_debugging_with_el2() -> None:
     count, found = debug_el2.compare(SEED)
     print(f"seed {SEED}: {count} cases")
     assert not found, "(trapline/qemu)\n" + "\n".join(found[:40])
+
+
+def test_random_programs_one_instruction_at_a_time() -> None:
+    """What a debugged vCPU runs from a record of its own does what it does elsewhere."""
+    reason = Qemu.missing()
+    if reason:
+        pytest.skip(f"DEBUGGED PROGRAMS NOT COMPARED: {reason}")
+    engine = Debugged()
+    report = compare.compare(100_000, SEED, engine, Qemu())
+    assert engine.cpu.state.debug_active and engine.cpu.state.watching
+    assert not report.mismatches, report.text()

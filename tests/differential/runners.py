@@ -11,7 +11,19 @@ from pathlib import Path
 
 from tests.differential.machine import HCR
 from tests.differential.program import CODE, DATA, PAGE, Program
-from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, SCTLR_EL1, SPSR_EL2
+from trapline.arm64.regs import (
+    CONTEXTIDR_EL1,
+    CPACR_EL1,
+    ELR_EL2,
+    ESR_EL2,
+    FAR_EL2,
+    HCR_EL2,
+    MDSCR_EL1,
+    OSLSR_EL1,
+    SCTLR_EL1,
+    SPSR_EL2,
+)
+from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR, DebugControl, WatchControl
 from trapline.engine import Cpu, Engine
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.install import Linked, Texts
@@ -142,6 +154,20 @@ class Trapline:
         if cpu[ESR_EL2] >> 26 != 0x15 or cpu.state.x[8] != 64:
             raise RunError(f"trapline: ESR {cpu[ESR_EL2]:#x} FAR {cpu[FAR_EL2]:#x} at {cpu[ELR_EL2]:#x}")
         return ctypes.string_at(DATA, len(program.data))
+
+
+class Debugged(Trapline):
+    """The engine again, one instruction at a time and past the TLB: a breakpoint could be anywhere, and all data is watched at EL1."""
+
+    name = "debugged"
+
+    def __init__(self) -> None:
+        super().__init__()
+        cpu = self.cpu
+        cpu[OSLSR_EL1], cpu[MDSCR_EL1], cpu[CONTEXTIDR_EL1] = OSLSR_EL1(OSLM1=1), MDSCR_EL1(MDE=1), 1
+        cpu[DBGBVR[5]], cpu[DBGBCR[5]] = 2, DebugControl(E=1, PMC=3, BT=2, BAS=15)
+        for n, start in enumerate((DATA, DATA + (1 << 30))):
+            cpu[DBGWVR[n]], cpu[DBGWCR[n]] = start & -1 << 30, WatchControl(E=1, PAC=1, LSC=3, BAS=255, MASK=30)
 
 
 class Here:
