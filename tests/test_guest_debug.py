@@ -104,10 +104,10 @@ def test_a_step_over_a_device_access_ends_after_it(guest: Guest) -> None:
 
 
 def test_a_step_over_a_hypercall_and_a_trapped_register(guest: Guest) -> None:
-    vcpu = guest.load("mrs x2, s3_0_c0_c4_0\nmov x0, #0x84000000\nhvc #0\nnop\nsmc #0\nnop")
+    vcpu = guest.load("mrs x9, s3_0_c0_c4_0\nmov x0, #0x84000000\nhvc #0\nnop\nsmc #0\nnop")
     vcpu.set_guest_debug(single_step=True)
     assert [guest.stop() for _ in range(6)] == [(STEP, 4 * n) for n in range(1, 7)]
-    assert vcpu.regs.x2 & 0xFF == 0x11
+    assert vcpu.regs.x9 & 0xFF == 0x11
 
 
 def test_an_exit_in_a_step_is_reported_before_the_step(guest: Guest) -> None:
