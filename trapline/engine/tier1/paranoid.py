@@ -171,7 +171,7 @@ class ParanoidCpu(Cpu):
         tag = linked.built.tag
         pc = self[ELR_EL2]
         reached = [s for s in steps[1:] if s.pc == pc]
-        if exit is not IRQ or not reached:
+        if exit is not IRQ or not reached or self._now() == steps[0].registers:  # an interrupt may have come first
             self.report.inconclusive += 1
             self._passes[tag] += 1  # it takes exceptions, or ends in code that the walker does not know
         else:
@@ -187,10 +187,14 @@ class ParanoidCpu(Cpu):
                 return
         ctypes.c_uint64.from_address(record).value = self.engine.check_address
 
-    def _difference(self, reached: list[Step]) -> str | None:
+    def _now(self) -> bytes:
+        """The guest's state after the run."""
         spsr = self[SPSR_EL2]
         sp = self.state.sp_el[(spsr >> 2 & 3) if spsr & 1 else 0]
-        now = _visible(self.state, sp, spsr & 0xF << 28, tuple(self.state.sysreg[slot] for slot in self._fp))
+        return _visible(self.state, sp, spsr & 0xF << 28, tuple(self.state.sysreg[slot] for slot in self._fp))
+
+    def _difference(self, reached: list[Step]) -> str | None:
+        now = self._now()
         same = [s for s in reached if s.registers == now]
         if not same:
             nearest = min(reached, key=lambda s: sum(a != b for a, b in zip(s.registers, now, strict=True)))
