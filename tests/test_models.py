@@ -118,7 +118,7 @@ def bare() -> Machine:
 def run(m: Machine, text: str) -> tuple[bool, int]:
     """Whether an instruction runs, and the class of the exception else. X28 and SP hold an address."""
     at = m.code.address + 0x2000
-    m.put(at, assemble(text, at))
+    m.put(at, int(text.split()[1], 16) if text.startswith(".word") else assemble(text, at))
     m.put(at + 4, MARKERS[1])
     m.state.x[28] = m.state.sp_el[1] = m.code.address + 0x1000
     outcome = m.run(at)
@@ -129,6 +129,12 @@ def run(m: Machine, text: str) -> tuple[bool, int]:
 def test_an_instruction_is_undefined_without_its_feature(feature: str, full: Machine, bare: Machine) -> None:
     assert run(full, INSTRUCTIONS[feature]) == (True, 0)
     assert run(bare, INSTRUCTIONS[feature]) == (False, EC_UNKNOWN)
+
+
+@pytest.mark.parametrize("word", [0xF83F_D041, 0xF83F_9041, 0xF820_B041, 0xF820_A041])
+def test_64_byte_accesses_are_undefined(word: int, full: Machine) -> None:
+    """LD64B, ST64B, ST64BV and ST64BV0: no feature makes them."""
+    assert run(full, f".word {word:#x}") == (False, EC_UNKNOWN)
 
 
 @pytest.mark.parametrize("text", ["paciasp", "bti c", "add x0, x1, x2", "mrs x0, s3_0_c0_c6_1", "ldar x0, [sp]"])
