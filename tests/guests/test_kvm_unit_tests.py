@@ -12,7 +12,7 @@ FOLDER = os.environ.get("KVM_UNIT_TESTS", "")
 
 MUST_PASS = (
     *("selftest-setup", "selftest-vectors-kernel", "selftest-vectors-user", "selftest-smp", "psci", "timer"),
-    *("gicv3-ipi", "gicv3-active", "cache", "pci-test", "pl031"),
+    *("gicv3-ipi", "gicv3-active", "cache", "pci-test", "pl031", "debug-bp", "debug-wp", "debug-sstep"),
 )
 
 
