@@ -18,9 +18,9 @@ from trapline.vmm import guests
 from trapline.vmm.statehash import state_hash
 
 RACE = """
-        adr   x2, second            // CPU_ON(n, second, n) for 1, 2 and 3
-        movz  x10, #1
+        movz  x10, #1               // CPU_ON(n, second, n) for 1, 2 and 3
 start:  mov   x1, x10
+        adr   x2, second
         mov   x3, x10
         movz  w0, #0xc400, lsl #16
         movk  w0, #3
@@ -94,6 +94,16 @@ def test_four_cpus_race_the_same_way_twice(tmp_path: Path) -> None:
     assert [line["n"] for line in lines] == sorted(line["n"] for line in lines) and lines[-1]["n"] == first.instructions
     assert {line["cpu"] for line in lines} == {0, 1, 2, 3}
     assert sum(line.get("ec") == "DATA_ABORT_LOWER" and int(line["far"], 0) == 0x0900_0000 for line in lines) == 4 * LETTERS
+
+
+def test_a_bare_machine_is_the_same_twice(tmp_path: Path) -> None:
+    options = ("--machine", "bare", "--cpus", "4")
+    first, second = (run(tmp_path, RACE, *options, "--trace", str(tmp_path / f"trace{n}")) for n in (1, 2))
+    assert (first.status, len(first.console)) == (0, 4 * LETTERS), first.errors
+    assert (second.console, second.errors) == (first.console, first.errors)
+    assert (tmp_path / "trace2").read_bytes() == (tmp_path / "trace1").read_bytes()
+    stopped = run(tmp_path, RACE, *options, "--stop-at", "12345")
+    assert (stopped.status, stopped.instructions) == (0, 12345)
 
 
 def test_input_from_a_pipe_is_the_same_however_slowly_it_comes(tmp_path: Path) -> None:
@@ -243,8 +253,8 @@ def test_a_run_that_compiles_everything_is_like_one_that_finds_it(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.needs_guest
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("cpus", [1, 4])
-def test_linux_twice(tmp_path: Path, cpus: int) -> None:
+@pytest.mark.parametrize("cpus,options", [(1, []), (4, []), (4, ["--machine", "bare", "--el2"])])
+def test_linux_twice(tmp_path: Path, cpus: int, options: list[str]) -> None:
     """Console, every exit, and the state at power-off; with another seed the kernel lies elsewhere and its random numbers differ."""
     try:
         files = guests.prepare()
@@ -254,8 +264,8 @@ def test_linux_twice(tmp_path: Path, cpus: int) -> None:
     runs = []
     for seed in (1, 1, 2):
         trace = tmp_path / f"trace{len(runs)}"
-        words = command("run", "--deterministic", "--seed", str(seed), "--cpus", str(cpus), "--trace", str(trace), "--timeout", "300")
-        words += ["--kernel", str(files.kernel), "--initrd", str(files.initrd), "--params", params]
+        words = command("run", *options, "--deterministic", "--seed", str(seed), "--cpus", str(cpus), "--trace", str(trace))
+        words += ["--timeout", "300", "--kernel", str(files.kernel), "--initrd", str(files.initrd), "--params", params]
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=400, check=False)
         runs.append((Run(done), trace.read_bytes()))
     (first, trace), (second, trace2), (third, trace3) = runs

@@ -17,7 +17,7 @@ from trapline.arm64.gic_interface import PHYSICAL
 from trapline.arm64.memory import Region as MemoryRegion
 from trapline.arm64.models import parse
 from trapline.arm64.regs import ELR_EL1, FPCR, FPSR, SPSR_EL1, TABLE
-from trapline.arm64.state import REGIME_EL2_HOST
+from trapline.arm64.state import REGIME_EL2_HOST, CpuState
 from trapline.backends.memory import GuestMemory
 from trapline.backends.vcpu import REGISTER_IDS
 from trapline.bare.processor import Processor
@@ -25,6 +25,8 @@ from trapline.engine.engine import Engine
 from trapline.errors import KvmError
 from trapline.gic.core import Vgic
 from trapline.gic.state import Region
+from trapline.sync import World
+from trapline.turns import Turns
 
 ADDRESS_BITS: Final = 48
 """Physical addresses of the processors."""
@@ -151,16 +153,27 @@ class BareRegisters:
 class BareVm:
     """A machine: memory, processors, interrupt controller."""
 
-    def __init__(self, features: Features | None, el2: bool) -> None:
+    def __init__(self, features: Features | None, el2: bool, turns: Turns | None = None) -> None:
         self.el2 = el2
-        self.engine = Engine(features or features_of("", el2))
+        self.world = World() if turns is None else turns
+        self.engine = Engine(features or features_of("", el2), turns=turns)
         self.gic: Vgic | None = None
         self.vcpus: list[Processor] = []
         self.ipa_bits = ADDRESS_BITS
         self._objects: list[BareVcpu] = []
-        self._memory: list[GuestMemory] = []
+        self.memory: list[GuestMemory] = []
         self._slots: dict[int, tuple[int, int, int, int]] = {}
         self._regions: Any = None
+
+    def state(self) -> Iterator[bytes]:
+        """Everything the machine is, without host addresses: processors and interrupts. Memory is in `memory`."""
+        for processor in self.vcpus:
+            state = CpuState.from_buffer_copy(processor.state)
+            state.regions = 0
+            yield bytes(state) + repr((processor.is_on, processor.lines)).encode()
+        if self.gic is not None:
+            private = [irq for cpu in self.gic.cpus for irq in cpu.private]
+            yield repr((self.gic.group_enable, [irq.state() for irq in (*private, *self.gic.spis)])).encode()
 
     # ---- building -----------------------------------------------------------------------------------------------------------
 
@@ -174,7 +187,7 @@ class BareVm:
     def add_memory(self, guest_phys_addr: int, size: int, flags: int = 0) -> GuestMemory:
         """Memory at a physical address: RAM, or with MEM_READONLY a ROM. Before the first processor."""
         memory = GuestMemory(self, len(self._slots), guest_phys_addr, size, flags)
-        self._memory.append(memory)
+        self.memory.append(memory)
         return memory
 
     def set_user_memory_region(self, slot: int, flags: int, guest_phys_addr: int, size: int, userspace_addr: int) -> None:
@@ -221,22 +234,19 @@ class BareVm:
         for vcpu in self._objects:
             vcpu.close()
         self.engine.close()
-        for memory in self._memory:
+        for memory in self.memory:
             memory.discard()
 
 
 class BareSystem:
     """Where bare machines come from; as `backends.objects.System`."""
 
-    turns = None
-    """Bare machines live in the host's time."""
-
-    def __init__(self, el2: bool = False, features: Features | None = None) -> None:
-        self.el2, self.features = el2, features
+    def __init__(self, el2: bool = False, features: Features | None = None, turns: Turns | None = None) -> None:
+        self.el2, self.features, self.turns = el2, features, turns
 
     def create_vm(self) -> BareVm:
         """A machine with the processors that were asked for."""
-        return BareVm(self.features, self.el2)
+        return BareVm(self.features, self.el2, self.turns)
 
     def close(self) -> None:
         """Nothing is held between machines."""

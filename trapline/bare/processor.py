@@ -28,7 +28,7 @@ from trapline.arm64.state import EL2_ABSENT, EL2_GUEST
 from trapline.arm64.sysreg_functions import LINE_HYP_PHYSICAL, LINE_HYP_VIRTUAL, LINE_MAINTENANCE, LINE_PHYSICAL, LINE_VIRTUAL
 from trapline.bare import firmware
 from trapline.engine.state import Exit
-from trapline.sync import Lock, WaitQueue
+from trapline.sync import Lock
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareVm
@@ -64,7 +64,7 @@ class Processor:
         self.is_on = False
         self._lock = Lock("power", protects="is_on, _start")
         self._start: tuple[int, int] | None = None
-        self._queue = WaitQueue("processor")
+        self._queue = machine.world.wait_queue("processor")
         self._signal = False
         self._inside = False
         self._fresh = True

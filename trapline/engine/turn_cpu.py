@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from trapline.engine.clock import TICK_SHIFT
 from trapline.engine.cpu import IRQ, NEVER, Cpu, EngineExit
-from trapline.engine.state import TURN_GIVEN_UP
+from trapline.engine.state import TURN_GIVEN_UP, Exit
 from trapline.turns import Turns
 
 if TYPE_CHECKING:
     from trapline.engine.engine import Engine
 
 WORD = (1 << 64) - 1
+EXIT_NAMES = {value: name.lower() for name, value in vars(Exit).items() if isinstance(value, int)}
+"""Kinds of exits of a machine without a hypervisor outside, for traces."""
 
 
 class TurnCpu(Cpu):
@@ -23,29 +25,51 @@ class TurnCpu(Cpu):
         self.turns = turns
         self.state.virtual_time = 1
         self.state.random = int.from_bytes(turns.entropy(f"RNDR of PE {index}")(8), "little")
-        self.state.random = turns.random.bits(64)
+        self._launch = False
+        """The state was changed from outside, and has not run since."""
+        self._start = 0
         self._end = 0
         """Where the instruction count stands when the turn ends."""
 
     def enter(self) -> EngineExit:
         """Run until an exception to EL2, which the end of the turn is too."""
+        if not self._begin():
+            return IRQ
+        exit = super().enter()
+        self._end_run(exit.kind)
+        return exit
+
+    def run_here(self, launch: bool) -> int:
+        """Run until something outside is wanted, which the end of the turn is too."""
+        self._launch = self._launch or launch
+        if not self._begin():
+            return Exit.ATTEND
+        launch, self._launch = self._launch, False
+        code = super().run_here(launch)
+        self._end_run(EXIT_NAMES[code])
+        return code
+
+    def _begin(self) -> bool:
+        """Set the limit of the next run; False if the turn is over, and others have run meanwhile."""
         turns, state = self.turns, self.state
         budget = turns.budget()
         if not budget:
             turns.pass_on()
-            return IRQ
+            return False
         self._set_clock()
-        start = state.icount
-        self._end = start + budget
+        self._start = state.icount
+        self._end = state.icount + budget
         state.turns = turns.others_wait()
         self.aim()
-        exit = super().enter()
-        turns.spend(state.icount - start)
+        return True
+
+    def _end_run(self, kind: str) -> None:
+        turns, state = self.turns, self.state
+        turns.spend(state.icount - self._start)
         if state.turns == TURN_GIVEN_UP:
             turns.give_up()
         if turns.trace is not None:
-            turns.trace(self, exit.kind)
-        return exit
+            turns.trace(self, kind)
 
     def instruction_restarts(self) -> None:
         """The abort that ended the last run was none of the guest's business: the instruction counts when it runs again."""

@@ -145,6 +145,12 @@ class Irq:
         flags = [name for name in ("enabled", "latch", "line", "active", "edge") if getattr(self, name)]
         return f"<irq {self.intid} group {self.group} priority {self.priority:#x} {' '.join(flags)} lr {self.lr}>"
 
+    def state(self) -> tuple[object, ...]:
+        """What is known of the interrupt, as plain values."""
+        flags = self.enabled, self.latch, self.line, self.active, self.edge, self.lr_latch, self.drop_pending, self.force_active
+        target, holder = (None if cpu is None else cpu.vcpu.index for cpu in (self.target, self.holder))
+        return (self.intid, *flags, self.priority, self.group, self.affinity, self.lr, target, holder)
+
     def asserted(self) -> bool:
         """Pending as far as this record knows: the latch, or the wire of a level-sensitive interrupt."""
         return self.latch or (self.line and not self.edge)

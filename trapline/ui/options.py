@@ -181,8 +181,6 @@ def deterministic_from(options: argparse.Namespace) -> Deterministic | None:
         name = "--deterministic" if options.deterministic else "--record"
         if options.backend == "kvm":
             raise BadInput(f"{name}: only the software backend can do that; leave --backend out")
-        if options.machine == "bare":
-            raise BadInput(f"{name}: bare machines cannot do that yet; leave --machine out")
         return Deterministic(options.seed, options.stop_at, options.trace, options.record)
     for name in ("seed", "stop_at", "trace"):
         if getattr(options, name) is not None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from trapline.backends.objects import Vm
 from trapline.errors import Timeout
 from trapline.turns import Deadlock, Turns
 from trapline.vmm.console import READ_BYTES, STDIN
@@ -27,7 +26,7 @@ from trapline.vmm.runloop import Ending, Outcome, Runner, VcpuThread
 from trapline.vmm.session import Session
 from trapline.vmm.statehash import state_hash
 
-WATCH_WORK = 50_000_000
+WATCH_WORK = 20_000_000
 """After so much work vCPUs that no device answered meanwhile are asked whether they are lost in their exception vectors."""
 EXIT_WORK = 5000
 """Instructions that take as long as one exit."""
@@ -204,7 +203,6 @@ class TurnSession(Session):
         self.input_ended()
 
     def _machine_ended(self, machine: Machine) -> None:
-        assert isinstance(machine.vm, Vm)
         self.final = state_hash(machine.vm, [window.device for window in machine.bus.windows])
         self.registers = [describe_cpu(vcpu) for vcpu in machine.vcpus]
         self.inspect(machine)

@@ -29,7 +29,7 @@ FORMAT = 1
 SLACK_NS = 1_000_000
 """How far the virtual clock may fall behind the host's before it is moved."""
 FILES = ("kernel", "initrd", "firmware")
-SETTINGS = ("params", "cpus", "cpu", "memory", "virtio_console", "pci_testdev", "reboot")
+SETTINGS = ("params", "cpus", "cpu", "memory", "machine", "el2", "virtio_console", "pci_testdev", "reboot")
 """What of a configuration a recording keeps as it is."""
 
 

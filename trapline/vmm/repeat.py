@@ -8,16 +8,21 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trapline.backends.objects import System
 from trapline.backends.select import open_system
 from trapline.devices.virtio.block import Image
 from trapline.errors import BadInput
+from trapline.turns import Turns
 from trapline.vmm.console import Output
 from trapline.vmm.deterministic import Stdin, TurnSession
 from trapline.vmm.machine import Config, Deterministic, Machine, Software
 from trapline.vmm.recording import Diverged, RecordedImage, Recorder, ReplayedImage, Replayer, header_for, load
 from trapline.vmm.trace import TraceWriter
+
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareSystem
 
 SEED_BYTES = 8
 
@@ -127,9 +132,19 @@ def replay(
     return session
 
 
-def open_turns(stack: ExitStack, config: Config, seed: int, trace: Path | None) -> System:
-    """A deterministic KVM, with its exits written to a file if one is named."""
-    system = stack.enter_context(open_system("software", config.cpu, deterministic=True, seed=seed))
+def make_system(config: Config, seed: int) -> System | BareSystem:
+    """A deterministic KVM, or where bare machines come from."""
+    if config.machine != "bare":
+        return open_system("software", config.cpu, deterministic=True, seed=seed)
+    from trapline.bare.machine import BareSystem, features_of
+
+    return BareSystem(config.el2, features_of(config.cpu, config.el2), Turns(seed))
+
+
+def open_turns(stack: ExitStack, config: Config, seed: int, trace: Path | None) -> System | BareSystem:
+    """What makes a deterministic machine, with its exits written to a file if one is named."""
+    system = make_system(config, seed)
+    stack.callback(system.close)
     if trace is not None:
         assert system.turns is not None
         stack.enter_context(TraceWriter(system.turns, trace))

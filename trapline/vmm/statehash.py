@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from trapline.abi.arm64 import VgicGroup
 from trapline.arm64.sysreg import encode
@@ -16,6 +17,9 @@ from trapline.backends.objects import Device, Vm
 from trapline.backends.vcpu import Vcpu
 from trapline.devices.device import MmioDevice
 from trapline.errors import KvmError
+
+if TYPE_CHECKING:
+    from trapline.bare.machine import BareVm
 
 CHUNK = 1 << 20
 ZEROES = bytes(CHUNK)
@@ -35,10 +39,11 @@ CPU_INTERFACE = tuple(
 LEVELS = range(0, 1024, 32)
 
 
-def state_hash(vm: Vm, devices: Iterable[MmioDevice] = ()) -> str:
-    """The hash of a VM that stands still, and of the devices that userspace gave it."""
+def state_hash(vm: Vm | BareVm, devices: Iterable[MmioDevice] = ()) -> str:
+    """The hash of a machine that stands still, and of the devices that userspace gave it."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for part in (*map(hash_vcpu, vm.vcpus), *map(hash_memory, vm.memory), *(hash_gic(vm, gic) for gic in vm.devices)):
+    inside = (*map(hash_vcpu, vm.vcpus), *(hash_gic(vm, gic) for gic in vm.devices)) if isinstance(vm, Vm) else vm.state()
+    for part in (*inside, *map(hash_memory, vm.memory)):
         digest.update(part)
     for device in devices:
         digest.update(repr((type(device).__name__, device.state())).encode())

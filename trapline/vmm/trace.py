@@ -15,6 +15,10 @@ EC_SHIFT = 26
 NAMES = {int(ec): ec.name for ec in EC}
 
 
+TO_EL2 = ("sync", "irq", "serror")
+"""Exits that are exceptions to the hypervisor; a bare machine has others, and goes on where it was."""
+
+
 class TraceWriter:
     """Writes the trace of a deterministic machine to a file, while the context lasts.
 
@@ -44,4 +48,5 @@ class TraceWriter:
             esr = cpu[ESR_EL2]
             name = NAMES.get(esr >> EC_SHIFT, hex(esr >> EC_SHIFT))
             more = f', "ec": "{name}", "esr": "{esr:#x}", "far": "{cpu[FAR_EL2]:#x}"'
-        self.file.write(f'{{"n": {self.turns.retired}, "cpu": {cpu.index}, "kind": "{kind}", "pc": "{cpu[ELR_EL2]:#x}"{more}}}\n')
+        pc = cpu[ELR_EL2] if kind in TO_EL2 else cpu.state.pc
+        self.file.write(f'{{"n": {self.turns.retired}, "cpu": {cpu.index}, "kind": "{kind}", "pc": "{pc:#x}"{more}}}\n')
