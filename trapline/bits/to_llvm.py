@@ -22,7 +22,8 @@ LIKELY, UNLIKELY = "!prof !0", "!prof !1"
 """On a conditional branch: to its first label, to its second label."""
 
 _VECTOR_ELEMENTS = (8, 16, 32, 64)
-_REAL = {32: "float", 64: "double"}
+REAL = {32: "float", 64: "double"}
+"""LLVM types of floating-point numbers by width."""
 _VECTORS = ("vzext", "vsext", "vtrunc", "insert", "lookup")
 """Structural operators that compute vectors of `esize`."""
 _BITWISE = ("xor", "and", "or")
@@ -48,7 +49,7 @@ def form_of(node: Bits) -> Form:
 
 def real_type(width: int, esize: int) -> str:
     """The LLVM type of `width` bits as floating-point numbers."""
-    return _REAL[esize] if width == esize else f"<{width // esize} x {_REAL[esize]}>"
+    return REAL[esize] if width == esize else f"<{width // esize} x {REAL[esize]}>"
 
 
 class Emitter:
@@ -199,7 +200,7 @@ class Emitter:
 
     def _scalar_op(self, node: Bits, width: int) -> str:
         if ELEMENTWISE[node.op].real:
-            return self._row(node.op, _REAL[width], f"f{width}", [self.real(a, width) for a in node.args])
+            return self._row(node.op, REAL[width], f"f{width}", [self.real(a, width) for a in node.args])
         args = [self(a) for a in node.args]
         t = f"i{width}"
         if node.op in SHIFTS and not _below_width(node.args[1], width):

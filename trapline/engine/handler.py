@@ -14,7 +14,7 @@ from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
 from trapline.arm64.record import Recorder
 from trapline.arm64.state import CpuState
 from trapline.bits import Bits
-from trapline.bits.to_llvm import LIKELY, UNLIKELY, Emitter
+from trapline.bits.to_llvm import LIKELY, REAL, UNLIKELY, Emitter
 from trapline.engine.slots import Slot, SlotLayout
 from trapline.engine.state import (
     GUARDED,
@@ -376,6 +376,9 @@ class Handler:
         if width == 128:
             pair = self.emit.let(f"load <2 x i64>, ptr {pointer}, align {align}")
             return self.emit.let(f"bitcast <2 x i64> {pair} to i128")
+        if self.recording.uses_fp and width in REAL:  # most likely a number, which then needs not pass by a general register
+            number = self.emit.let(f"load {REAL[width]}, ptr {pointer}, align {align}")
+            return self.emit.let(f"bitcast {REAL[width]} {number} to i{width}")
         return self.emit.let(f"load i{width}, ptr {pointer}, align {align}")
 
     def _store(self, e: fx.Store) -> None:
