@@ -11,9 +11,10 @@ from trapline.arm64.regs.el2 import HCRX_EL2
 from trapline.arm64.state import EL2_ABSENT
 from trapline.bits.native import Ptr, extern, native, s64, u1, u32, u64
 from trapline.engine.handler import UNPRIVILEGED, WRITE
-from trapline.engine.runtime import current_pc, current_word, enter_exception, service, undefined
+from trapline.engine.runtime import service
 from trapline.engine.slow import host_page, is_unprivileged
 from trapline.engine.state import TLB_ENTRIES, DataTlb, EngineState
+from trapline.engine.taking import current_pc, current_word, enter_exception, undefined
 from trapline.engine.watch import watchpoint
 
 move_bytes = extern("memmove", u64, (u64, u64, u64))

@@ -21,8 +21,8 @@ from trapline.bits.native import (
     u64,
 )
 from trapline.engine.handler import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
-from trapline.engine.runtime import current_pc, data_abort
 from trapline.engine.state import EngineState
+from trapline.engine.taking import current_pc, data_abort
 from trapline.engine.tlb import fill_data
 from trapline.engine.watch import keep_out, watchpoint
 

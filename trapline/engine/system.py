@@ -33,18 +33,9 @@ from trapline.bits.native import Ptr, extern, native, s64, store8, u1, u32, u64
 from trapline.engine.codemap import reset_everything, reset_line
 from trapline.engine.debug import GOING, STEPPED, debug_changed, may_debug
 from trapline.engine.handler import AFTER
-from trapline.engine.runtime import (
-    current_pc,
-    current_word,
-    data_abort,
-    enter_exception,
-    look_for_interrupts,
-    refresh,
-    settle,
-    undefined,
-)
 from trapline.engine.slow import host_page
 from trapline.engine.state import TURN_GIVEN_UP, EngineState, Exit, Shared
+from trapline.engine.taking import current_pc, current_word, data_abort, enter_exception, look_for_interrupts, refresh, settle, undefined
 from trapline.engine.tlb import (
     ASID,
     ASID_SHIFT,

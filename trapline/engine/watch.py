@@ -5,8 +5,8 @@ from __future__ import annotations
 from trapline.arm64.debug import DEBUG_ISS, LOAD, STORE, WATCH_CACHE, WATCH_WRITE, page_is_watched, watchpoint_hit
 from trapline.arm64.exceptions import EC, EC_SHIFT, IL, V_SYNC, route_debug
 from trapline.bits.native import Ptr, native, u1, u32, u64
-from trapline.engine.runtime import enter_exception
 from trapline.engine.state import EngineState
+from trapline.engine.taking import enter_exception
 
 EC_WATCHPOINT = int(EC.WATCHPOINT_LOWER)
 
