@@ -45,20 +45,25 @@ def main() -> int:
     if options.stored:
         write(Figures.from_json(json.loads(options.stored.read_text())), options.output or options.stored.parent)
         return 0
+    output: Path | None = options.output or (None if options.only else Path("docs"))
+    before = None
+    if output and options.only and (output / NUMBERS).exists():
+        before = Figures.from_json(json.loads((output / NUMBERS).read_text()))
+
+    def keep(figures: Figures) -> None:
+        if output:
+            write(merged(before, figures) if before else figures, output)
+
     try:
         names = select(word for word in options.only.split(",") if word)
-        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None))
+        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None), keep=keep)
         suite.figures.host, suite.figures.load = describe_host(), os.getloadavg()[0]
         suite.figures.peer = peer_version()
         figures = suite.measure()
     except TraplineError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.exit_status
-    output = options.output or (None if options.only else Path("docs"))
-    if output:
-        if options.only and (output / NUMBERS).exists():
-            figures = merged(Figures.from_json(json.loads((output / NUMBERS).read_text())), figures)
-        write(figures, output)
+    keep(figures)
     print(page(figures))
     return 0
 

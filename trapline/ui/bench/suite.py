@@ -1,7 +1,7 @@
 """Runs the rows in turn on every side and keeps all that was measured.
 
-All sides are up at once, each waiting in its guest's shell for a line. A row runs on one side after the other before it is repeated,
-so that what disturbs the host disturbs them alike; the machines that do not have their turn sleep.
+All sides are up at once, each waiting in its guest's shell for a line. A row runs on one side after the other, and all rows have
+run before they are repeated, so that what disturbs the host disturbs them alike; the machines that do not have their turn sleep.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,19 @@ class Team:
 class Suite:
     """One run of the suite: which rows, on which sides, how often."""
 
-    def __init__(self, names: list[str], runs: int, peers: list[Side], rows: tuple[Row, ...] = GUEST_ROWS) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        runs: int,
+        peers: list[Side],
+        rows: tuple[Row, ...] = GUEST_ROWS,
+        keep: Callable[[Figures], None] = lambda figures: None,
+    ) -> None:
         self.names = names
         self.rows = [row for row in rows if row.name in names]
         self.sides = [TRAPLINE, *peers]
         self.figures = Figures(runs, [side.name for side in peers])
+        self._keep = keep
 
     def measure(self) -> Figures:
         """Do it; progress goes to stderr."""
@@ -122,8 +130,7 @@ class Suite:
             start = replace(start, disk=make_disk(folder / "disk"))
         team = Team(self.sides, start)
         try:
-            for row in self.rows:
-                self._repeat(row.name, [(row.name, team, row.command)])
+            self._repeat([[(row.name, team, row.command)] for row in self.rows])
         finally:
             team.close()
 
@@ -131,41 +138,50 @@ class Suite:
         start = with_programs(plain, folder / "smp.cpio", ramdisk([]))
         teams = [(f"{SMP}-{cpus}", Team(self.sides, replace(start, cpus=cpus)), SMP_COMMAND) for cpus in (1, 2)]
         try:
-            self._repeat(SMP, teams)
+            self._repeat([teams])
         finally:
             for _, team, _ in teams:
                 team.close()
 
-    def _repeat(self, what: str, work: list[tuple[str, Team, str]]) -> None:
-        """Rows that belong together, on all sides, after one run that is not counted: it compiles and caches what the row needs."""
-        for turn, side in self._turns(1 + self.figures.runs):
-            for name, team, line in work:
-                try:
-                    sample = team.run(side, line)
-                except Failed as failure:
-                    self.figures.fail(f"{name}: {failure}")
-                    continue
-                if turn:
-                    self.figures.add(name, side.name, sample)
-                    say(turn, side, name, sample.seconds)
+    def _repeat(self, rows: list[list[tuple[str, Team, str]]]) -> None:
+        """All rows on all sides, again and again. The first time is not counted: it compiles and caches what the rows need.
 
-    def _boots(self, plain: Start) -> None:
-        for turn, side in self._turns(1 + self.figures.runs):
+        What has been measured is kept after every turn, so that a suite that is stopped has not been for nothing.
+        """
+        for turn in range(1 + self.figures.runs):
+            for row in rows:
+                for side in self._order(turn):
+                    self._one(turn, side, row)
+            self._keep(self.figures)
+
+    def _one(self, turn: int, side: Side, row: list[tuple[str, Team, str]]) -> None:
+        for name, team, line in row:
             try:
-                sample = boot(side, plain)
+                sample = team.run(side, line)
             except Failed as failure:
-                self.figures.fail(f"{BOOT}: {failure}")
+                self.figures.fail(f"{name}: {failure}")
                 continue
             if turn:
-                self.figures.add(BOOT, side.name, sample)
-                say(turn, side, BOOT, sample.seconds)
+                self.figures.add(name, side.name, sample)
+            say(turn, side, name, sample.seconds)
 
-    def _turns(self, count: int) -> Iterator[tuple[int, Side]]:
-        """The sides in turn; each run begins with another."""
-        for turn in range(count):
-            shift = turn % len(self.sides)
-            for side in (*self.sides[shift:], *self.sides[:shift]):
-                yield turn, side
+    def _boots(self, plain: Start) -> None:
+        for turn in range(1 + self.figures.runs):
+            for side in self._order(turn):
+                try:
+                    sample = boot(side, plain)
+                except Failed as failure:
+                    self.figures.fail(f"{BOOT}: {failure}")
+                    continue
+                if turn:
+                    self.figures.add(BOOT, side.name, sample)
+                say(turn, side, BOOT, sample.seconds)
+            self._keep(self.figures)
+
+    def _order(self, turn: int) -> list[Side]:
+        """The sides in turn, another first each time."""
+        shift = turn % len(self.sides)
+        return self.sides[shift:] + self.sides[:shift]
 
 
 def with_programs(plain: Start, path: Path, more: bytes) -> Start:
