@@ -116,6 +116,33 @@ def test_arithmetic_agrees_with_softfloat(n: int, name: str, compiled: dict[str,
             assert got == int.from_bytes(wanted.to_bytes(), "big"), [hex(v) for v in operands]
 
 
+@pytest.mark.parametrize("n", [32, 64])
+def test_multiply_add_knows_what_is_exact(n: int, compiled: dict[str, Callable[..., Any]]) -> None:
+    """Few significant bits, exponents near each other and at the ends: sums that are exact, or miss it by little."""
+    softfloat = pytest.importorskip("softfloatpy")
+    kind, reference = getattr(softfloat, f"Float{n}"), getattr(softfloat, f"f{n}_mul_add")
+    softfloat.set_rounding_mode(softfloat.RoundingMode(0))
+    softfloat.set_tininess_mode(softfloat.TininessMode.BEFORE_ROUNDING)
+    fraction, top = (23, 255) if n == 32 else (52, 2047)
+    rng, exact = random.Random(f"exact {n}"), 0
+
+    def number(centre: int) -> int:
+        exponent = min(max(centre + rng.randrange(-fraction - 3, fraction + 4), 0), top - 1)
+        bits = rng.getrandbits(fraction) & -1 << fraction - rng.choice((0, 1, 3, fraction // 2, fraction))
+        return rng.getrandbits(1) << n - 1 | exponent << fraction | bits & (1 << fraction) - 1
+
+    for _ in range(6000):
+        centre = rng.choice((top // 2, top // 2, 3 * fraction, 1, top - 1))
+        operands = number(centre), number((centre + top // 2) // 2), number((centre + top // 2) // 2)
+        values = [kind.from_bytes(v.to_bytes(n // 8, "big")) for v in operands]
+        softfloat.set_exception_flags(0)
+        wanted = int.from_bytes(reference(values[1], values[2], values[0]).to_bytes(), "big")
+        flags = sum(bit for flag, bit in SOFTFLOAT_FLAGS.items() if softfloat.test_exception_flags(softfloat.ExceptionFlag(flag)))
+        assert compiled[f"fp_muladd_{n}"](*operands, 0) == (wanted, flags), [hex(v) for v in operands]
+        exact += not flags
+    assert 1000 < exact < 5500
+
+
 def softfloat_is_nan(softfloat: Any, n: int, value: Any) -> bool:
     """Whether a SoftFloat value is a NaN."""
     return bool(getattr(softfloat, f"f{n}_is_nan")(value))

@@ -52,6 +52,12 @@ def has_room(n: u64, a: u64) -> u1:
 
 
 @native
+def can_be_summed(n: u64, a: u64) -> u1:
+    """Whether sums of two or three like this one are finite."""
+    return exponent_of(n, a) < top_exponent(n) - 2
+
+
+@native
 def is_zero(n: u64, a: u64) -> u1:
     """Either zero."""
     return a << (65 - n) == 0
@@ -64,17 +70,22 @@ def functions(word: Any, n: int) -> SimpleNamespace:
     def flags_of(rest: word) -> u32:
         return u32(0) if is_zero(n, u64(rest)) else u32(IXC)
 
+    @native(name=f"two_sum_rest_{n}")
+    def two_sum_rest(a: word, b: word, result: word) -> word:
+        """What a sum leaves over (Knuth's two-sum)."""
+        second = float_sub(result, a)
+        first = float_sub(result, second)
+        return float_add(float_sub(a, first), float_sub(b, second))
+
     @native(name=f"host_add_{n}")
     def add(a: word, b: word, fpcr: u32) -> tuple[word, u32, u1]:
-        """The sum. What it leaves over is a number, and can be had without rounding (Knuth's two-sum)."""
+        """The sum. What it leaves over is a number, and can be had without rounding."""
         result = float_add(a, b)
         if not host_rounds_alike(fpcr) or not is_finite(n, u64(result)):
             return 0, 0, 0
         if fpcr & IXC:
             return result, 0, 1
-        second = float_sub(result, a)
-        first = float_sub(result, second)
-        return result, flags_of(float_add(float_sub(a, first), float_sub(b, second))), 1
+        return result, flags_of(two_sum_rest(a, b, result)), 1
 
     @native(name=f"host_mul_{n}")
     def mul(a: word, b: word, fpcr: u32) -> tuple[word, u32, u1]:
@@ -111,12 +122,21 @@ def functions(word: Any, n: int) -> SimpleNamespace:
 
     @native(name=f"host_muladd_{n}")
     def muladd(addend: word, a: word, b: word, fpcr: u32) -> tuple[word, u32, u1]:
-        """addend + a * b."""
+        """addend + a * b. What it leaves over is the sum of two numbers (Boldo and Muller, "Exact and approximated error of the FMA")."""
         result = float_muladd(a, b, addend)
         if not host_rounds_alike(fpcr):
             return 0, 0, 0
-        if fpcr & IXC and is_ordinary(n, u64(result)):
-            return result, 0, 1
+        if is_ordinary(n, u64(result)):
+            if fpcr & IXC:
+                return result, 0, 1
+            product = float_mul(a, b)
+            if has_room(n, u64(product)) and can_be_summed(n, u64(product)) and can_be_summed(n, u64(addend)):
+                low = float_muladd(a, b, product ^ (word(1) << (n - 1)))
+                middle = float_add(addend, low)
+                middle_rest = two_sum_rest(addend, low, middle)
+                high = float_add(product, middle)
+                high_rest = two_sum_rest(product, middle, high)
+                return result, flags_of(float_add(float_add(float_sub(high, result), high_rest), middle_rest)), 1
         return result, 0, is_finite(n, u64(result)) and (is_zero(n, u64(a)) or is_zero(n, u64(b)))
 
     return SimpleNamespace(add=add, mul=mul, div=div, sqrt=sqrt, muladd=muladd)
