@@ -10,7 +10,7 @@ from trapline.arm64.exceptions import EC, EC_SHIFT, IL, V_SYNC, route_sync
 from trapline.arm64.regs.el2 import HCRX_EL2
 from trapline.arm64.state import EL2_ABSENT
 from trapline.bits.native import Ptr, extern, native, s64, u1, u32, u64
-from trapline.engine.handler import UNPRIVILEGED, WRITE
+from trapline.engine.memory import UNPRIVILEGED, WRITE
 from trapline.engine.runtime import service
 from trapline.engine.slow import host_page, is_unprivileged
 from trapline.engine.state import TLB_ENTRIES, DataTlb, EngineState

@@ -20,7 +20,7 @@ from trapline.bits.native import (
     u32,
     u64,
 )
-from trapline.engine.handler import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
+from trapline.engine.memory import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
 from trapline.engine.state import EngineState
 from trapline.engine.taking import current_pc, data_abort
 from trapline.engine.tlb import fill_data

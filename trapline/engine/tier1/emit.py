@@ -15,16 +15,8 @@ from trapline.arm64.record import FLAG_OFFSETS, Recorder
 from trapline.arm64.regs import TABLE
 from trapline.bits import Bits
 from trapline.bits.to_llvm import METADATA, Emitter, leaves
-from trapline.engine.handler import (
-    AFTER,
-    ATOMIC,
-    CC,
-    MEMORY_EFFECTS,
-    PROTOTYPE,
-    STATE_FUNCTIONS,
-    UPDATE,
-    Handler,
-)
+from trapline.engine.handler import AFTER, CC, PROTOTYPE, STATE_FUNCTIONS, Handler
+from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
 from trapline.engine.state import (
     GUARDED,
     ITLB_BITS,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.record import SP_OFFSET, V_OFFSET, X_OFFSET, Recorder
-from trapline.engine.handler import KEEP_GOING, MEMORY_EFFECTS
+from trapline.engine.handler import KEEP_GOING
+from trapline.engine.memory import MEMORY_EFFECTS
 from trapline.engine.state import PAGE_INSNS
 
 LOOP_LIMIT, TRACE_LIMIT = 128, 64
