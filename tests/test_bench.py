@@ -17,7 +17,7 @@ from trapline.ui.bench.guest import COMPILER, build_binary, ramdisk, script, sou
 from trapline.ui.bench.machine import PEERS, TRAPLINE, Failed, Machine, Sample, Side, Start, boot, command
 from trapline.ui.bench.plot import draw
 from trapline.ui.bench.report import comparison, judged_ratio, main_table, mark, page, scaling
-from trapline.ui.bench.rows import GUEST_ROWS, OTHER_ROWS, SMP, Row, groups, names, program, select
+from trapline.ui.bench.rows import GUEST_ROWS, OTHER_ROWS, SMP, Row, groups, names, program, scaled, select
 from trapline.ui.bench.statistics import metric, ratio, summarise
 from trapline.ui.bench.suite import Figures, Suite, peers_for, with_programs
 from trapline.vmm import guests
@@ -41,6 +41,13 @@ def test_rows_are_selected_by_name_and_by_group() -> None:
     assert not set(groups()) & set(names())
     with pytest.raises(BadInput, match="no row 'sive'"):
         select(["sive"])
+
+
+def test_rows_are_scaled_where_they_have_a_scale() -> None:
+    assert scaled(program("lu", "", "", None, 100), 0.3).command == "trapbench lu 30"
+    assert scaled(program("sieve", "", "", None, 1), 0.3).command == "trapbench sieve 1"
+    disk = GUEST_ROWS[-1]
+    assert scaled(disk, 0.3) == disk
 
 
 def test_every_row_is_a_program_of_the_binary() -> None:

@@ -20,7 +20,7 @@ from trapline.ui.bench.guest import SOURCES
 from trapline.ui.bench.machine import QEMU
 from trapline.ui.bench.plot import draw
 from trapline.ui.bench.report import describe_host, page
-from trapline.ui.bench.rows import select
+from trapline.ui.bench.rows import GUEST_ROWS, scaled, select
 from trapline.ui.bench.suite import Figures, Suite, peers_for
 
 NUMBERS = "performance.json"
@@ -34,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default="", metavar="NAME[,NAME]", help="these rows or groups of rows; prints, writes nothing by itself")
     parser.add_argument("--runs", type=int, default=5, help="runs of each side (5)")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="FACTOR", help="more or less work in each row (1)")
     parser.add_argument("--peer", default="all", choices=("all", "cortex-a57", "max", "none"), help="settings of QEMU's TCG to run (all)")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", dest="stored", help="measure nothing: write the page again from performance.json"
@@ -56,7 +57,8 @@ def main() -> int:
 
     try:
         names = select(word for word in options.only.split(",") if word)
-        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None), keep=keep)
+        rows = tuple(scaled(row, options.scale) for row in GUEST_ROWS)
+        suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None), rows, keep)
         suite.figures.host, suite.figures.load = describe_host(), os.getloadavg()[0]
         suite.figures.peer = peer_version()
         figures = suite.measure()

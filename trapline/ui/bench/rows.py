@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trapline.errors import BadInput
@@ -90,6 +90,14 @@ OTHER_ROWS = {
 """Rows that are not a program in the guest: title and target."""
 
 SMP_COMMAND = "trapbench smp 800"
+
+
+def scaled(row: Row, factor: float) -> Row:
+    """The row with so much more or less work, where its command says how much."""
+    *words, scale = row.command.split()
+    if not scale.isdecimal():
+        return row
+    return replace(row, command=" ".join([*words, str(max(1, round(int(scale) * factor)))]))
 
 
 def names() -> list[str]:
