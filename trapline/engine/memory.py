@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trapline.arm64 import effects as fx
+from trapline.arm64.record import Recorder
 from trapline.bits import Bits
-from trapline.bits.to_llvm import LIKELY, Emitter
+from trapline.bits.to_llvm import LIKELY, REAL, Emitter
 from trapline.engine.state import TLB_BITS, EngineState, TlbEntry
 
 WRITE, ATOMIC, UNPRIVILEGED, ALIGNED, UPDATE = 0x100, 0x200, 0x400, 0x800, 0x1000
@@ -20,6 +21,7 @@ class MemoryAccess:
     """The part of a handler that emits loads, stores and atomic accesses."""
 
     emit: Emitter
+    recording: Recorder
     externs: set[str]
     careful: bool
     """Whether slow paths are called in place, or the instruction is given up."""
