@@ -75,7 +75,7 @@ def taken(vm: BareVm, word: int, el: int, controls: dict[str, int]) -> tuple[int
     """Run an instruction at an exception level: the level and syndrome of the exception; HVC or SVC if it goes through."""
     cpu = vm.vcpus[0]
     cpu.reset(CODE)
-    state, memory = cpu.state, vm._memory[0]
+    state, memory = cpu.state, vm.memory[0]
     memory[0x1000:0x1008] = struct.pack("<II", word, 0xD400_0002 if el else 0xD400_0001)
     vm.engine.drop_code(memory.address + 0x1000, 8)
     state.el = el
