@@ -16,7 +16,7 @@ from tests.differential.compare import compare
 from tests.differential.runners import Here, Regions, Trapline
 from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
-from trapline.arm64.regs import ESR_EL2
+from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1
 from trapline.engine import Cpu
 from trapline.engine.engine import TIER1
 from trapline.engine.tier1.builder import RegionBuilder
@@ -25,6 +25,8 @@ from trapline.engine.tier1.store import SUFFIX
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 RANDOM_INSTRUCTIONS = 1500
+SYNC_FROM_SPX = 0x104
+"""What the vector for a synchronous exception of EL1 passes to HVC."""
 
 
 @pytest.fixture
@@ -203,6 +205,23 @@ def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     report = compare(RANDOM_INSTRUCTIONS, SEED, regions, Trapline())
     assert not report.mismatches, report.text()
     assert regions.instructions > RANDOM_INSTRUCTIONS // 4
+
+
+@pytest.mark.parametrize("address", [1, 2, 3, 7, 8, 0x800, 0xFFF, (1 << 64) - 1, (1 << 64) - 0x800, 1 << 63 | 1])
+@pytest.mark.parametrize("access", ["ldrh w2, [x5]", "ldr x2, [x5]", "ldr q2, [x5]", "str w2, [x5]", "stp x2, x3, [x5]", "ldrb w2, [x5]"])
+def test_an_address_that_nothing_is_mapped_at(bench: Bench, access: str, address: int) -> None:
+    """Nothing that a region remembers of pages matches an address before the first access."""
+    code = bench.load(f"loop: {access}\nadd x0, x0, #1\nadd x4, x4, #1\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    data = bench.memory.page()
+    bench.tables.map(data, data)
+    cpu = bench.cpu(code, x1=3, x5=data)
+    cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
+    cpu.enter()
+    assert hvc_number(cpu) == 1
+    Tier1(bench).install(code)
+    bench.start(cpu, code, x0=0, x1=3, x5=address)
+    cpu.enter()
+    assert (hvc_number(cpu), cpu[FAR_EL1], cpu.state.x[0]) == (SYNC_FROM_SPX, address, 0)
 
 
 SPIN = "loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, #3\nadd x4, x4, x3\nb loop"

@@ -165,6 +165,10 @@ class Engine:
         self._prepare()
 
     def _prepare(self) -> None:
+        with self.code.lock:  # another engine's regions may be linked at this moment
+            self._fill_in_addresses()
+
+    def _fill_in_addresses(self) -> None:
         shared, jit, shapes = self.shared, self.code.jit, self.code.shapes
         shared.handlers = ctypes.addressof(shapes.handlers)
         shared.fills = ctypes.addressof(shapes.fills)

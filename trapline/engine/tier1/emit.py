@@ -23,6 +23,7 @@ from trapline.engine.state import (
     PAGE_GENERATION,
     PAGE_HEADER,
     RECORD_SHIFT,
+    TLB_INVALID,
     EngineState,
     ItlbEntry,
     Shared,
@@ -46,8 +47,8 @@ RELOAD = "; reload"
 SINK = EngineState.xzr_sink.offset
 
 
-NO_PAGE = 1
-"""What no page address equals."""
+NO_PAGE = TLB_INVALID
+"""What no page address with the low bits of a misaligned access equals."""
 
 
 class Cells:
