@@ -61,6 +61,10 @@ def _nameless_prefetch(word: int) -> bool:
     return _bits(word, 3, 2) == 3 or _bits(word, 1, 2) == 3
 
 
+def _no_offset(word: int) -> bool:
+    return _bits(word, 12, 9) == 0 and _bits(word, 22, 1) == 0
+
+
 def _no_register(word: int) -> bool:
     """MRS or MSR of a register that is not in our table."""
     return (_bits(word, 5, 15) | 0x8000) not in _encodings()
@@ -105,7 +109,10 @@ REASONS = (
     Reason("Capstone is wrong: LDTR has no writeback", "capstone refuses", "load_store_unprivileged", _loses_base),
     Reason("unused fields should be ones; ignored here", BOTH_REFUSE, r"(load|store)_(exclusive.*|acquire|release)", _unused_fields),
     Reason(UNPREDICTABLE + "overlapping registers of a copy or set", BOTH_REFUSE, r"(copy|set)_.*", _registers_overlap),
-    Reason("Capstone does not know CSSC", "capstone refuses", r".*maximum_minimum.*"),
+    Reason("Capstone does not know CSSC", "capstone refuses", r".*maximum_minimum.*|absolute_value|count_ones|count_trailing_zeros"),
+    Reason("both are right: an offset of 0 may be shown", f"({EITHER}) operands", "load_authenticated", _no_offset),
+    Reason("both are right: MVN of a vector is an alias of NOT", "objdump mnemonic", "mvn not"),
+    Reason("CRm of CFINV and its like should be zero; ignored here", f"({EITHER}) mnemonic", "(cfinv|axflag|xaflag) msr"),
     Reason("Capstone shows no name for a prefetch that has none", "capstone operands", r"prefetch.*", _nameless_prefetch),
     Reason("objdump is right too: LSL is an alias of UXTW or UXTX with SP", f"({EITHER}) operands", "add_sub_extended_register", _with_sp),
     Reason("LSLV and its like: we show their aliases", "objdump mnemonic", r"(?P<shift>lsl|lsr|asr|ror) (?P=shift)v"),

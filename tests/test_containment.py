@@ -14,6 +14,7 @@ from trapline.arm64.regs import ESR_EL1
 from trapline.engine.state import TLB_INVALID
 
 SECONDS = 10
+ACCESSES = 300_000
 
 
 def test_random_code_stays_inside() -> None:
@@ -24,6 +25,15 @@ def test_random_code_stays_inside() -> None:
     print(done.stdout)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-2000:]}"
     assert "NisvExit" in done.stdout, "the guest never reached outside"
+
+
+def test_hostile_accesses_stay_inside() -> None:
+    """Counted hostile accesses with regions being compiled: canaries, the process's map and its size are watched."""
+    pytest.importorskip("llvmlite")
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.differential.accesses", "--accesses", str(ACCESSES), "--seconds", "40"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=250)
+    print(done.stdout)
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("text", ["ldar x0, [x1]", "ldarh w0, [x1]", "swp x1, x0, [x1]", "ldxp x0, x2, [x1]", "br x1"])
