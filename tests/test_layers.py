@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "trapline"
 
 LAYERS = (
-    ("errors", "paths", "registers", "sync", "turns"),
+    ("errors", "mapping", "paths", "registers", "sync", "turns"),
     ("abi",),
     ("bits",),
     ("arm64",),

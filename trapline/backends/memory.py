@@ -6,8 +6,8 @@ import ctypes
 import mmap
 from typing import Any, Protocol
 
-from trapline.backends.mapping import advise, map_far
 from trapline.errors import BadInput
+from trapline.mapping import advise, map_far
 
 HUGE_PAGE = 2 << 20
 PAGE = mmap.PAGESIZE

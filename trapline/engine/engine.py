@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from trapline.engine.tier1.manager import Regions
 from trapline.engine.timers import Timers
 from trapline.engine.turn_cpu import TurnCpu, TurnTimers
 from trapline.errors import NotSupported
+from trapline.mapping import map_far
 
 if TYPE_CHECKING:
     from trapline.engine.compiler import Compiler
@@ -154,7 +154,7 @@ class Engine:
         """Set while one PE needs all others to stay outside compiled code."""
         self._lock = threading.Lock()
         self._stop = threading.Lock()
-        self._arena = mmap.mmap(-1, CODE_PAGES * PAGE_BYTES)
+        self._arena = map_far(CODE_PAGES * PAGE_BYTES)
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
         self._no_code = (ItlbEntry * ITLB_ENTRIES)()
         ctypes.memset(self._no_code, 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
@@ -179,9 +179,9 @@ class Engine:
         shared.no_code = ctypes.addressof(self._no_code)
         shared.map = ctypes.addressof(self._map)
         shared.map_mask = MAP_ENTRIES - 1
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
+        base = ctypes.addressof(self._arena)
         shared.code_start = shared.code_next = base + -base % 64
-        shared.code_end = base + len(self._arena)
+        shared.code_end = base + ctypes.sizeof(self._arena)
 
     def create_cpu(self) -> Cpu:
         """A new PE, at EL2 and stopped. It stays with the engine: who is done with it may reset it and use it again."""

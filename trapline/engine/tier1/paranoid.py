@@ -23,6 +23,7 @@ from trapline.arm64.walker import Walker
 from trapline.engine.cpu import IRQ, Cpu, EngineExit
 from trapline.engine.state import Exit
 from trapline.engine.tier1.regions import supported
+from trapline.errors import NotSupported
 
 if TYPE_CHECKING:
     from trapline.engine.engine import Engine
@@ -118,6 +119,9 @@ class ParanoidCpu(Cpu):
             self._compare(exit)
         return exit
 
+    def run_here(self, launch: bool) -> int:
+        raise NotSupported("TRAPLINE_TIER1=paranoid is for machines with Trapline's KVM, and not for --machine bare")
+
     def _outside(self, code: int) -> None:
         if code != Exit.CHECK:
             super()._outside(code)
@@ -129,7 +133,7 @@ class ParanoidCpu(Cpu):
             self.report.trusted += 1
             return
         self._current = (linked, record, self._walk())
-        self.state.poll_check = 2  # the first look is that of `proceed`
+        self.state.poll_check = 1
 
     # -- the walker ------------------------------------------------------------------------------------------------------
     @functools.cache  # noqa: B019 - a PE lives as long as its machine

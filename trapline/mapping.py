@@ -13,7 +13,7 @@ import weakref
 from typing import Any
 
 FAR, FAR_SPAN = 0x1000_0000_0000, 0x4000_0000_0000
-"""Where guests' memory is asked for: the middle of a 47-bit address space. A host with less of it chooses a place itself."""
+"""Where memory is asked for: the middle of a 47-bit address space. A host with less of it chooses a place itself."""
 ALIGN = 2 << 20
 MAP_NORESERVE = 0x4000  # not in the mmap module of every supported Python; the same on x86-64 and arm64
 FAILED = ctypes.c_void_p(-1).value
