@@ -61,6 +61,8 @@ def main() -> int:
         suite = Suite(names, options.runs, peers_for(options.peer, lambda: shutil.which(QEMU) is not None), rows, keep)
         suite.figures.host, suite.figures.load = describe_host(), os.getloadavg()[0]
         suite.figures.peer = peer_version()
+        if options.scale != 1:
+            suite.figures.host += f", {options.scale:g} of the usual work in each row"
         figures = suite.measure()
     except TraplineError as error:
         print(f"bench: {error}", file=sys.stderr)
