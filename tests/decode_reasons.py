@@ -65,6 +65,10 @@ def _no_offset(word: int) -> bool:
     return _bits(word, 12, 9) == 0 and _bits(word, 22, 1) == 0
 
 
+def _transfer_register(word: int) -> bool:
+    return _bits(word, 5, 15) | 0x8000 == TABLE["DBGDTRRX_EL0"].encoding
+
+
 def _no_register(word: int) -> bool:
     """MRS or MSR of a register that is not in our table."""
     return (_bits(word, 5, 15) | 0x8000) not in _encodings()
@@ -117,6 +121,7 @@ REASONS = (
     Reason("objdump is right too: LSL is an alias of UXTW or UXTX with SP", f"({EITHER}) operands", "add_sub_extended_register", _with_sp),
     Reason("LSLV and its like: we show their aliases", "objdump mnemonic", r"(?P<shift>lsl|lsr|asr|ror) (?P=shift)v"),
     Reason("Capstone shows an alias", "capstone mnemonic", ALIASES),
+    Reason("one encoding is DBGDTRRX_EL0 to MRS and DBGDTRTX_EL0 to MSR", f"({EITHER}) operands", "msr_register", _transfer_register),
     Reason("a register that is not here, shown by its number", f"({EITHER}) operands", r"mrs|msr_register", _no_register),
 )
 """In order: the first that applies is given."""
