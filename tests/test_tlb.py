@@ -7,6 +7,7 @@ there was something to invalidate.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.regs import ESR_EL1, FAR_EL1, ID_AA64ISAR0_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1
 from trapline.arm64.regs.system import TLBI_OPS, Regime, Shareable, Tlbi, TlbiBy
 from trapline.arm64.sysreg import generic_name
-from trapline.engine.state import BANKS, TLB_ENTRIES
+from trapline.engine.state import BANKS, JOURNAL, TLB_ENTRIES
 
 VA = 0x12_3460_0000
 """A virtual address that is no host address, aligned to 2 MiB."""
@@ -28,9 +29,11 @@ TTBR0 = generic_name(TTBR0_EL1.enc)
 
 
 @pytest.fixture
-def bench() -> Bench:
+def bench() -> Iterator[Bench]:
     pytest.importorskip("llvmlite")
-    return Bench(256)
+    bench = Bench(256)
+    yield bench
+    bench.engine.close()
 
 
 def instruction(op: Any, register: str = "x8") -> str:
@@ -243,6 +246,27 @@ def test_a_range_reaches_its_last_page(bench: Bench, pages: int) -> None:
         bench.tables.map(last, old)
         bench.engine.tlbi_vmalls12e1(0)
         bench.start(cpu, place, x1=last, x2=new | 0x703, x3=bench.tables.entry(last), x8=operand(range_op.action, VA, 0, pages))
+        cpu.enter()
+        assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, OLD, expected)
+
+
+@pytest.mark.parametrize("count", [100, JOURNAL + 100])
+@pytest.mark.parametrize("tlbi", ["tlbi aside1, x8", "tlbi vmalle1"])
+def test_the_last_of_many_pages(bench: Bench, tlbi: str, count: int) -> None:
+    """Whether a TLB is emptied entry by entry or by and large."""
+    old, new = two_pages(bench)
+    last = VA + (count - 1) * 4096
+    flags = PTE_USER | PTE_NONGLOBAL
+    for k in range(count):
+        bench.tables.map(VA + 4096 * k, old, flags)
+    descriptors(bench, bench.tables, last)
+    walk = "more: ldtr x0, [x1]\nadd x1, x1, #1, lsl #12\nsubs x5, x5, #1\nb.ne more\nstr x2, [x3]\n"
+    code = [bench.load(walk + AGAIN.format(tlbi=each) + "ldtr x4, [x6]\nhvc #1") for each in (tlbi, "nop")]
+    cpu = bench.cpu(code[0])
+    for place, expected in zip(code, (NEW, OLD), strict=True):
+        bench.tables.map(last, old, flags)
+        bench.engine.tlbi_vmalls12e1(0)
+        bench.start(cpu, place, x1=VA, x2=new | 0x703 | flags, x3=bench.tables.entry(last), x5=count, x6=last, x8=0)
         cpu.enter()
         assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, OLD, expected)
 

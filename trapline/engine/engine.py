@@ -19,12 +19,11 @@ from trapline.engine.jit import Jit, ObjectCache, source_key
 from trapline.engine.shapes import ShapeTable
 from trapline.engine.state import (
     ALONE,
-    ITLB_ENTRIES,
     MAX_CPUS,
     PAGE_BYTES,
     PAGE_HEADER,
     PAGE_INSNS,
-    ItlbEntry,
+    CodeTlb,
     Shared,
 )
 from trapline.engine.tier1.client import RegionCompiler
@@ -156,8 +155,8 @@ class Engine:
         self._stop = threading.Lock()
         self._arena = map_far(CODE_PAGES * PAGE_BYTES)
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
-        self._no_code = (ItlbEntry * ITLB_ENTRIES)()
-        ctypes.memset(self._no_code, 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
+        self._no_code = CodeTlb()
+        ctypes.memset(ctypes.addressof(self._no_code), 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
         self.shared = Shared()
         self.shared_address = ctypes.addressof(self.shared)
         self.regions: Regions | None = None

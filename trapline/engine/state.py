@@ -6,7 +6,7 @@ Compiled code addresses these structures directly; the layout is declared here o
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_uint8, c_uint32, c_uint64
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 
 from trapline.arm64.state import CpuState
 from trapline.arm64.walk_cache import WalkCache
@@ -15,10 +15,13 @@ TLB_BITS = 13
 TLB_ENTRIES = 1 << TLB_BITS
 """Entries of each data TLB (direct-mapped, one 4 KiB page each): 32 MiB. With an eighth of that a sieve of 16 MiB takes three times as
 long; with twice as much fork takes longer."""
-ITLB_BITS = 10
+ITLB_BITS = 12
 ITLB_ENTRIES = 1 << ITLB_BITS
+"""Entries of each instruction TLB: the text of Linux fits. With a quarter fork and exec refill ten times as often."""
 CHUNKS = 64
 """A TLB is looked through in 64ths: a bit for each tells whether anything was entered there."""
+JOURNAL = 256
+"""How many entries of a TLB are remembered one by one: most processes need fewer."""
 BANKS = 8
 """How many address spaces keep the translations of their EL0 while another one runs."""
 LEVELS = 4
@@ -101,10 +104,18 @@ class Contents(ctypes.Structure):
     """What may be in a TLB, so that an invalidation looks only where it must.
 
     `used` has a bit for each 64th of the entries; `kinds` the nG values and page sizes seen (tlb.py's KIND_ flags); the filters a
-    bit for each (hashed) 2 MiB and 1 GiB frame of which an entry belongs to a translation larger than 64 KiB and 2 MiB.
+    bit for each (hashed) 2 MiB and 1 GiB frame of which an entry belongs to a translation larger than 64 KiB and 2 MiB. `journal`
+    has the numbers of the first `fills` entries that were made: few enough entries are undone one by one.
     """
 
-    _fields_ = [("used", c_uint64), ("kinds", c_uint64), ("large_2m", c_uint64), ("large_1g", c_uint64)]
+    _fields_ = [
+        ("used", c_uint64),
+        ("kinds", c_uint64),
+        ("large_2m", c_uint64),
+        ("large_1g", c_uint64),
+        ("fills", c_uint64),
+        ("journal", c_uint16 * JOURNAL),
+    ]
 
 
 class DataTlb(ctypes.Structure):

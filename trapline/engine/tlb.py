@@ -29,11 +29,12 @@ from trapline.arm64.regs import (
 from trapline.arm64.stage1 import current_asid
 from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE
 from trapline.arm64.walk_cache import forget_stage2, forget_tables, forget_tables_of
-from trapline.bits.native import Ptr, addressof, cas64, ctz, extern, fence, load32, load64, native, store8, store64, u1, u32, u64
+from trapline.bits.native import Ptr, addressof, cas64, ctz, extern, fence, load32, load64, native, store8, store64, u1, u16, u32, u64
 from trapline.engine.state import (
     BANKS,
     CHUNKS,
     ITLB_ENTRIES,
+    JOURNAL,
     LEVELS,
     SYNC_ITEMS,
     TLB_ENTRIES,
@@ -153,7 +154,7 @@ def fill_data(cpu: Ptr[EngineState], tlb: u64, va: u64, host: u64, info: u32) ->
     entry.write_tag = page if info & INFO_WRITE != 0 else u64(TLB_INVALID)
     entry.addend = host - va
     entry.flags = u64(info)
-    note(table.contents, index // DATA_CHUNK, va, info)
+    note(table.contents, index, DATA_CHUNK, va, info)
 
 
 @native
@@ -164,13 +165,16 @@ def fill_code(cpu: Ptr[EngineState], pc: u64, mark: u64, records: u64, info: u32
     entry = table.entries[index]
     entry.records = records
     entry.tag = pc & ~u64(4095) | mark
-    note(table.contents, index // CODE_CHUNK, pc, info)
+    note(table.contents, index, CODE_CHUNK, pc, info)
 
 
 @native
-def note(contents: Ptr[Contents], chunk: u64, va: u64, info: u32) -> None:
-    """Remember what kind of entry was made."""
-    contents.used |= u64(1) << chunk
+def note(contents: Ptr[Contents], index: u64, chunk: u64, va: u64, info: u32) -> None:
+    """Remember which entry was made, and its kind; a 64th of the entries are `chunk`."""
+    if contents.fills < JOURNAL:
+        contents.journal[contents.fills] = u16(index)
+    contents.fills += 1
+    contents.used |= u64(1) << index // chunk
     contents.kinds |= KIND_NONGLOBAL if info & INFO_NONGLOBAL != 0 else u64(KIND_GLOBAL)
     if info >> INFO_SIZE_SHIFT > 12:
         note_size(contents, va >> 12 & FRAME, info >> INFO_SIZE_SHIFT)
@@ -202,6 +206,12 @@ def bloom(frame: u64) -> u64:
 def empty_data(tlb: Ptr[DataTlb]) -> None:
     """Invalidate every entry of a data TLB."""
     used = tlb.contents.used
+    if tlb.contents.fills <= JOURNAL:
+        for n in range(tlb.contents.fills):
+            entry = tlb.entries[tlb.contents.journal[n]]
+            entry.read_tag = TLB_INVALID
+            entry.write_tag = TLB_INVALID
+        used = 0
     while used != 0:
         first = ctz(used) * DATA_CHUNK
         used &= used - 1
@@ -215,6 +225,10 @@ def empty_data(tlb: Ptr[DataTlb]) -> None:
 def empty_code(tlb: Ptr[CodeTlb]) -> None:
     """Invalidate every entry of an instruction TLB."""
     used = tlb.contents.used
+    if tlb.contents.fills <= JOURNAL:
+        for n in range(tlb.contents.fills):
+            tlb.entries[tlb.contents.journal[n]].tag = TLB_INVALID
+        used = 0
     while used != 0:
         first = ctz(used) * CODE_CHUNK
         used &= used - 1
@@ -230,6 +244,7 @@ def forget_contents(contents: Ptr[Contents]) -> None:
     contents.kinds = 0
     contents.large_2m = 0
     contents.large_1g = 0
+    contents.fills = 0
 
 
 @native
@@ -401,11 +416,15 @@ def reset_tlbs(cpu: Ptr[EngineState]) -> None:
     """Start with nothing, whatever the memory held before."""
     for level in range(LEVELS):
         cpu.levels[level].contents.used = ~u64(0)
+        cpu.levels[level].contents.fills = JOURNAL + 1
     for level in range(2):
         cpu.level_codes[level].contents.used = ~u64(0)
+        cpu.level_codes[level].contents.fills = JOURNAL + 1
     for k in range(BANKS):
         cpu.banks[k].data.contents.used = ~u64(0)
+        cpu.banks[k].data.contents.fills = JOURNAL + 1
         cpu.banks[k].code.contents.used = ~u64(0)
+        cpu.banks[k].code.contents.fills = JOURNAL + 1
         cpu.banks[k].key = 0
         cpu.banks[k].stamp = 0
     cpu.space = 0
