@@ -204,7 +204,8 @@ def test_a_table_that_is_taken_away(bench: Bench, tlbi: str) -> None:
         bench.engine.tlbi_vmalls12e1(0)
         bench.start(cpu, place, x1=VA, x2=table | 3, x3=slot, x8=VA >> 12)
         cpu.enter()
-        assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, OLD, expected)
+        allowed = {expected, NEW}  # a table may always be forgotten: the code's, at a host address, may take its place in the cache
+        assert hvc_number(cpu) == 1 and cpu.state.x[0] == OLD and cpu.state.x[4] in allowed
 
 
 @pytest.mark.parametrize("where", [0x3000, 0x1F_F000])
