@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trapline.arm64.sysreg import Sysreg
 from trapline.engine.state import CpuState, EngineState, Exit
+from trapline.mapping import map_far
 
 if TYPE_CHECKING:
     from trapline.engine.engine import Engine
@@ -35,7 +36,7 @@ class Cpu:
     def __init__(self, engine: Engine, index: int) -> None:
         self.engine = engine
         self.index = index
-        self.state = EngineState()
+        self.state = EngineState.from_buffer(map_far(ctypes.sizeof(EngineState)))
         self.address = ctypes.addressof(self.state)
         self._sysreg = self.state.sysreg
         self._entry = engine.entry

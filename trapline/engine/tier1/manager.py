@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PERIOD, IDLE_PERIOD = 0.001, 0.02
 """Seconds between looks: while a vCPU runs, and while none does."""
+ATTENTIVE, PATIENT = 0.005, 0.02
+"""Seconds between the compiler's thread's rounds: while stored regions wait for their code to be run, and else."""
 HOT = 2
 """How often code is met before it is compiled."""
 REGIONS = 8192
@@ -123,8 +125,6 @@ class Regions:
             for built in RegionStore(self.engine.code.cache).all():
                 self._stored.setdefault(_entry_word(built), []).append(built)
         with self._ready:
-            if not self._wanted and not self._closed:
-                self._ready.wait(0.005 if self._bound else 0.05)
             if self._closed:
                 return False
             wanted, self._wanted = self._wanted, {}
@@ -133,6 +133,10 @@ class Regions:
         for spot in sorted(wanted, key=lambda s: -self._counts[s]):
             self._serve(spot, *wanted[spot])
         return True
+
+    def waiting(self) -> tuple[threading.Condition, float]:
+        """What to wait for before the next `work`, and how many seconds at most."""
+        return self._ready, ATTENTIVE if self._bound else PATIENT
 
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:
         """Put a spot's region into service again, or order it."""
@@ -260,4 +264,7 @@ def _compile(reference: weakref.ref[Regions]) -> None:
         regions = reference()
         if regions is None or not regions.work():
             return
-        del regions
+        ready, pause = regions.waiting()
+        del regions  # who waits keeps no machine alive
+        with ready:
+            ready.wait(pause)
