@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from trapline.abi import arm64, device, exits, system, vcpu, vm
+from trapline.abi import arm64, device, exits, irq, system, vcpu, vm
 from trapline.abi.caps import C_NAMES, Cap
 from trapline.abi.document import document
 from trapline.abi.ioctl import Ioctl, declared
 from trapline.abi.struct import Structure, struct, u32, u64
 
-CALLS = declared(system, vm, vcpu, device, arm64)
+CALLS = declared(system, vm, irq, vcpu, device, arm64)
 STRUCTS = sorted(
     {
         value
-        for module in (exits, vm, vcpu, device, arm64)
+        for module in (exits, vm, irq, vcpu, device, arm64)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, ctypes.Structure) and hasattr(value, "c_name")
     },
@@ -32,6 +32,9 @@ CONSTANTS = {
     **{f"KVM_SYSTEM_EVENT_{kind.name}": kind.value for kind in exits.SystemEventType},
     **{f"KVM_ARM_VCPU_{feature.name}": feature.value for feature in arm64.Feature},
     **{f"KVM_DEV_ARM_VGIC_GRP_{group.name}": group.value for group in arm64.VgicGroup},
+    **{f"KVM_IRQFD_FLAG_{flag.name}": flag.value for flag in irq.IrqfdFlag},
+    **{f"KVM_IRQ_ROUTING_{kind.name}": kind.value for kind in irq.RouteType},
+    "KVM_MSI_VALID_DEVID": irq.MSI_VALID_DEVID,
     "KVM_MEM_LOG_DIRTY_PAGES": vm.MEM_LOG_DIRTY_PAGES,
     "KVM_MEM_READONLY": vm.MEM_READONLY,
     "KVM_MEM_GUEST_MEMFD": vm.MEM_GUEST_MEMFD,
@@ -111,6 +114,7 @@ MEASURED = {
     "KVM_SET_GUEST_DEBUG": 0x4208AE9B, "KVM_GET_VCPU_EVENTS": 0x8040AE9F, "KVM_SET_VCPU_EVENTS": 0x4040AEA0, "KVM_ENABLE_CAP": 0x4068AEA3,
     "KVM_GET_ONE_REG": 0x4010AEAB, "KVM_SET_ONE_REG": 0x4010AEAC, "KVM_ARM_VCPU_INIT": 0x4020AEAE,
     "KVM_ARM_PREFERRED_TARGET": 0x8020AEAF, "KVM_GET_REG_LIST": 0xC008AEB0, "KVM_CREATE_DEVICE": 0xC00CAEE0,
+    "KVM_SET_GSI_ROUTING": 0x4008AE6A, "KVM_IRQFD": 0x4020AE76, "KVM_IOEVENTFD": 0x4040AE79, "KVM_SIGNAL_MSI": 0x4020AEA5,
     "KVM_SET_DEVICE_ATTR": 0x4018AEE1, "KVM_GET_DEVICE_ATTR": 0x4018AEE2, "KVM_HAS_DEVICE_ATTR": 0x4018AEE3,
 }  # fmt: skip
 

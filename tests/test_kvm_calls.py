@@ -10,13 +10,13 @@ import pytest
 
 import trapline.backends.software as software
 from tests.fake_engine import mmio, open_fake
-from trapline.abi import arm64, device, system, vcpu, vm
+from trapline.abi import arm64, device, irq, system, vcpu, vm
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import declared
 from trapline.errors import KvmError
 from trapline.host.user import AddressSpace, copy_from_user, copy_to_user
 
-CALLS = declared(system, vm, vcpu, device, arm64)
+CALLS = declared(system, vm, irq, vcpu, device, arm64)
 
 
 def code_of(call, *arguments) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import random
 
 import pytest
 
 from tests.fake_engine import mmio, open_fake
-from trapline.abi import arm64, device, system, vcpu, vm
+from trapline.abi import arm64, device, irq, system, vcpu, vm
 from trapline.abi.ioctl import Ioctl, declared
 from trapline.errors import KvmError
 
-CALLS = [call for call in declared(system, vm, vcpu, device, arm64) if call is not vcpu.KVM_RUN]
+CALLS = [call for call in declared(system, vm, irq, vcpu, device, arm64) if call is not vcpu.KVM_RUN]
 INTERESTING = tuple(
     int(text, 0) for text in "0 1 2 3 4 5 7 8 16 27 31 32 40 63 64 255 0xfff 0x1000 0x7fff 0x8000 0x100000 0x8000000 0x80a0000".split()
 )
@@ -29,6 +30,8 @@ LIKELY = {
     "memory_size": (0, 0x1000, 0x2000),
     "guest_phys_addr": (0, 0x1000, 0x4000, 0x800_0000),
     "target": (5,),
+    "len": (0, 4),
+    "gsi": (0, 8),
 }
 """Values that get past the first checks."""
 
@@ -42,7 +45,12 @@ class Fuzzer:
         self.buffer = ctypes.create_string_buffer(4096)
         self.files: dict[str, list[int]] = {"system": [self.kvm.file], "vm": [], "vcpu": [], "device": []}
         self.outcomes: dict[str, set[int]] = {}
+        self.event = os.eventfd(0, os.EFD_NONBLOCK)
+        self.likely: dict[str, tuple[int, ...]] = {**LIKELY, "fd": (self.event,), "resamplefd": (self.event,)}
         self.make_machine()
+
+    def __del__(self) -> None:
+        os.close(self.event)
 
     def make_machine(self) -> None:
         machine = self.kvm.create_vm()
@@ -75,9 +83,9 @@ class Fuzzer:
                 setattr(value, name, self.address() & (-4096 if name == "userspace_addr" else -1))
             elif name == "id" and self.numbers.random() < 0.8:
                 setattr(value, name, self.numbers.choice(self.register_ids()))
-            elif name == "memory_size" or (name in LIKELY and self.numbers.random() < 0.8):
+            elif name == "memory_size" or (name in self.likely and self.numbers.random() < 0.8):
                 # Never a large slot: its dirty bitmap would not fit into the buffer that the calls write to.
-                setattr(value, name, self.numbers.choice(LIKELY[name]))
+                setattr(value, name, self.numbers.choice(self.likely[name]))
             elif issubclass(kind, ctypes.Array):
                 for index in range(1 if self.numbers.random() < 0.8 else 4):
                     getattr(value, name)[index] = self.numbers.choice((0, 4, 5, self.number(8)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from trapline.abi import arm64, device, exits, system, vcpu, vm
+from trapline.abi import arm64, device, exits, irq, system, vcpu, vm
 from trapline.abi.ioctl import Ioctl, declared
 from trapline.abi.struct import Structure
 
@@ -14,7 +14,7 @@ KINDS = {"system": "The KVM device", "vm": "Virtual machines", "vcpu": "vCPUs", 
 
 def calls_of(kind: str) -> list[Ioctl]:
     """The calls that a kind of file answers."""
-    return [call for call in declared(system, vm, vcpu, device, arm64) if kind in call.kinds]
+    return [call for call in declared(system, vm, irq, vcpu, device, arm64) if kind in call.kinds]
 
 
 def call_section(call: Ioctl) -> Iterator[str]:

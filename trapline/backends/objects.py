@@ -9,6 +9,20 @@ from typing import Any
 
 from trapline.abi import arm64
 from trapline.abi.caps import Cap
+from trapline.abi.irq import (
+    KVM_IOEVENTFD,
+    KVM_IRQFD,
+    KVM_SET_GSI_ROUTING,
+    KVM_SIGNAL_MSI,
+    MSI_VALID_DEVID,
+    Ioeventfd,
+    IoeventfdFlag,
+    Irqfd,
+    IrqfdFlag,
+    Msi,
+    RoutingEntry,
+    routing_table,
+)
 from trapline.abi.system import KVM_CHECK_EXTENSION, KVM_CREATE_VM, KVM_GET_API_VERSION
 from trapline.abi.vm import (
     KVM_CREATE_DEVICE,
@@ -145,6 +159,25 @@ class Vm:
     def set_irq(self, spi_intid: int, level: int) -> None:
         """Set the level of a shared peripheral interrupt, by its interrupt id (32 and up)."""
         self.irq_line(arm64.IrqType.SPI << 24 | spi_intid, level)
+
+    def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, deassign: bool = False) -> None:
+        """Let an eventfd (`os.eventfd`) drive a GSI, as an edge or, with `resamplefd`, until the guest completes the interrupt."""
+        flags = IrqfdFlag.RESAMPLE * (resamplefd is not None) | IrqfdFlag.DEASSIGN * deassign
+        self.backend.ioctl(self.file, KVM_IRQFD, Irqfd(fd, gsi, flags, resamplefd or 0))
+
+    def ioeventfd(self, address: int, length: int, fd: int, *, data: int | None = None, deassign: bool = False, flags: int = 0) -> None:
+        """Let the guest's writes of `length` bytes (0: any) to `address` write an eventfd; with `data` only writes of that."""
+        flags |= IoeventfdFlag.DATAMATCH * (data is not None) | IoeventfdFlag.DEASSIGN * deassign
+        self.backend.ioctl(self.file, KVM_IOEVENTFD, Ioeventfd(data or 0, address, length, fd, flags))
+
+    def set_gsi_routing(self, entries: Iterable[RoutingEntry], flags: int = 0) -> None:
+        """Replace the table of GSIs (`abi.irq.route_to_pin`, `route_to_msi`)."""
+        self.backend.ioctl(self.file, KVM_SET_GSI_ROUTING, routing_table(entries, flags))
+
+    def signal_msi(self, address: int, data: int, devid: int | None = None) -> bool:
+        """Send a message-signalled interrupt; False if the guest has not mapped it."""
+        flags = 0 if devid is None else MSI_VALID_DEVID
+        return bool(self.backend.ioctl(self.file, KVM_SIGNAL_MSI, Msi(address & 0xFFFF_FFFF, address >> 32, data, flags, devid or 0)))
 
     def close(self) -> None:
         """Close the VM and all it holds."""

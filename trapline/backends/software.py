@@ -9,6 +9,8 @@ from typing import Any
 from trapline.abi.ioctl import Ioctl, bodies
 from trapline.errors import KvmError, NotSupported, TraplineError
 from trapline.kvm import device as kvm_device
+from trapline.kvm import eventfd as kvm_eventfd
+from trapline.kvm import irqrouting as kvm_irqrouting
 from trapline.kvm import system as kvm_system
 from trapline.kvm import vcpu as kvm_vcpu
 from trapline.kvm import vm as kvm_vm
@@ -23,7 +25,7 @@ KINDS: Mapping[type, str] = {
 }
 """Which kind of file each kernel object makes."""
 
-CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device)
+CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd)
 
 
 class UndeclaredErrno(TraplineError):

@@ -54,6 +54,8 @@ class Vgic:
         self.implementation = {"revision": REVISIONS[-1], "GICD_STATUSR": 0}
         self.on_eoi: Callable[[int], None] | None = None
         """Called without the lock when a guest has completed an interrupt that `watch_eoi` was asked for."""
+        self.on_init: Callable[[], None] | None = None
+        """Called without the lock when the number of interrupts is fixed."""
         self._told: set[CpuInterface] = set()
         """Who is to be kicked once the lock is released."""
         self._frames: dict[int, tuple[RegisterMap, Access]] = {}
@@ -85,6 +87,8 @@ class Vgic:
                 irq.target = self.cpus[0]
             self._map()
             self.initialized = True
+        if self.on_init is not None:
+            self.on_init()
 
     def first_run(self, _vcpu: HostVcpu) -> None:
         """What must be true before a vCPU may run: ENXIO without addresses, EINVAL if they are bad, EBUSY before INIT."""

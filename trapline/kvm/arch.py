@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from trapline.sync import World
 
 if TYPE_CHECKING:
+    from trapline.abi.irq import Msi
     from trapline.kvm.device import DeviceOps
     from trapline.kvm.memslots import Memslot
     from trapline.kvm.vcpu import Vcpu
@@ -35,6 +36,16 @@ class ArchVm(Protocol):
     """The architecture's part of a VM."""
 
     max_vcpus: int
+    irqchip_pins: int
+    """How many inputs of an interrupt controller a GSI can lead to."""
+
+    @property
+    def has_irqchip(self) -> bool:
+        """There is an in-kernel interrupt controller."""
+
+    @property
+    def irqchip_ready(self) -> bool:
+        """There is one, and it takes interrupts."""
 
     def create_vcpu(self, vcpu: Vcpu) -> ArchVcpu:
         """The architecture's part of a new vCPU."""
@@ -56,6 +67,15 @@ class ArchVm(Protocol):
 
     def irq_line(self, irq: int, level: bool) -> None:
         """KVM_IRQ_LINE."""
+
+    def set_irqchip_pin(self, pin: int, level: bool) -> None:
+        """Drive an input of the interrupt controller."""
+
+    def send_msi(self, msi: Msi) -> int:
+        """Deliver a message: 1 if it was, 0 if the guest does not want it."""
+
+    def watch_irqchip_pins(self, pins: Set[int]) -> None:
+        """Tell `Vm.irqfds` when the guest completes the interrupts of these inputs, and of no others."""
 
     def destroy(self) -> None:
         """The VM is gone: release tables and numbers."""

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
+from trapline.abi.irq import MAX_ROUTES
 from trapline.abi.system import (
     API_VERSION,
     KVM_CHECK_EXTENSION,
@@ -17,6 +18,7 @@ from trapline.abi.system import (
     KVM_GET_VCPU_MMAP_SIZE,
 )
 from trapline.errors import KvmError
+from trapline.host.eventfd import EventWatcher
 from trapline.host.files import FileTable
 from trapline.host.user import PAGE_SIZE, AddressSpace
 from trapline.kvm.arch import Arch
@@ -41,6 +43,11 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.VCPU_ATTRIBUTES: 1,
         Cap.IMMEDIATE_EXIT: 1,
         Cap.SYSTEM_EVENT_DATA: 1,
+        Cap.IRQ_ROUTING: MAX_ROUTES,
+        Cap.IRQFD: 1,
+        Cap.IRQFD_RESAMPLE: 1,
+        Cap.IOEVENTFD: 1,
+        Cap.IOEVENTFD_ANY_LENGTH: 1,
     }
 )
 """What the core does on every architecture. What is not here or with the architecture is 0."""
@@ -52,6 +59,7 @@ class System:
     def __init__(self, arch: Arch) -> None:
         self.arch = arch
         self.files = FileTable()
+        self.events = EventWatcher()
         self.address_space = AddressSpace()
 
     def release(self) -> None:

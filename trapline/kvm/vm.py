@@ -25,6 +25,8 @@ from trapline.abi.vm import (
 from trapline.errors import KvmError
 from trapline.host.user import copy_to_user
 from trapline.kvm.device import Device, DeviceOps
+from trapline.kvm.eventfd import Ioeventfds, Irqfds
+from trapline.kvm.irqrouting import IrqRouter
 from trapline.kvm.memslots import GuestAccess, Memslots
 from trapline.kvm.requests import DEAD
 from trapline.kvm.vcpu import Vcpu
@@ -48,6 +50,9 @@ class Vm:
         self.arch = system.arch.create_vm(self, kind)
         self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize)
         self.memory = GuestAccess(self.memslots, self.srcu.reading)
+        self.routing = IrqRouter(self.arch)
+        self.irqfds = Irqfds(self)
+        self.ioeventfds = Ioeventfds()
 
     @contextmanager
     def stop_vcpus(self) -> Iterator[None]:
@@ -65,6 +70,8 @@ class Vm:
 
     def release(self) -> None:
         """The VM's file was closed: nobody can run it any more."""
+        self.irqfds.release()
+        self.ioeventfds.release()
         self.dead = True
         for vcpu in self.vcpus:
             vcpu.requests.set(DEAD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from trapline.abi.arm64 import (
 )
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
+from trapline.abi.irq import Msi
 from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
     from trapline.kvm.vm import Vm
 
 MAX_VCPUS = 64
+FIRST_SPI = 32
+IRQCHIP_PINS = 988
+"""Inputs that a GSI can lead to: every SPI there can be."""
 
 
 class Arm64Vm:
     """One VM. `config_lock` protects what is fixed by the first vCPU that is initialised or runs."""
 
     max_vcpus = MAX_VCPUS
+    irqchip_pins = IRQCHIP_PINS
     machine: Arm64
     timer: VmTimer
 
@@ -148,8 +153,39 @@ class Arm64Vm:
         from trapline.kvm.arm64.vgic import VgicV3
 
         with self.stop_vcpus():
-            self.vgic = VgicV3(self)
+            self._install(VgicV3(self))
         return self.vgic  # type: ignore[no-any-return]
+
+    def _install(self, vgic: Any) -> None:
+        """Make an interrupt controller the VM's, and connect it to what the core knows of interrupts."""
+        core = self.core
+        vgic.on_init = lambda: core.routing.reset(len(vgic.spis))
+        vgic.on_eoi = lambda intid: core.irqfds.acknowledged(intid - FIRST_SPI)
+        self.vgic = vgic
+
+    @property
+    def has_irqchip(self) -> bool:
+        """There is an in-kernel interrupt controller."""
+        return self.vgic is not None
+
+    @property
+    def irqchip_ready(self) -> bool:
+        """It has been initialised."""
+        return self.vgic is not None and self.vgic.initialized
+
+    def set_irqchip_pin(self, pin: int, level: bool) -> None:
+        """Inputs are the SPIs, from 0."""
+        self._irqchip()
+        self.vgic.inject(None, FIRST_SPI + pin, level)
+
+    def send_msi(self, msi: Msi) -> int:
+        """Messages go to an ITS, and there is none."""
+        raise KvmError(ENODEV)
+
+    def watch_irqchip_pins(self, pins: Set[int]) -> None:
+        """Inputs of level-sensitive interrupts whose completion matters."""
+        for irq in () if self.vgic is None else self.vgic.spis:
+            irq.watched = irq.intid - FIRST_SPI in pins
 
     def irq_line(self, irq: int, level: bool) -> None:
         """KVM_IRQ_LINE: decode the word and drive the line."""
