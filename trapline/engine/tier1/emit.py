@@ -1,6 +1,7 @@
 """Machine code for a region: one LLVM function, entered like a handler and left like one.
 
-Inside, guest registers are LLVM values: they are loaded at the entry and stored where control leaves. Whatever the region cannot
+Inside, guest registers are LLVM values: they are loaded at the entry and stored where control leaves, or, where no loop would do it
+again and again, as soon as they are known, so that leaving costs no code. Whatever the region cannot
 do (a fault, a trap, an instruction that it leaves out) it hands to the interpreter at exactly that instruction, with the state
 before it. The function belongs to the words that it was made from and to nothing else: it holds no address, and the pages it is
 on are compared with those it was installed for each time it is entered.
@@ -87,12 +88,22 @@ class Line(Handler):
     """Emits one instruction of a region, or one way out of it, in place."""
 
     def __init__(
-        self, tag: str, recording: Recorder, page: int, offset: int, way_out: str, cells: Cells, lasting: list[Bits] | None = None
+        self,
+        tag: str,
+        recording: Recorder,
+        place: Place,
+        way_out: str,
+        cells: Cells,
+        *,
+        eager: bool,
+        lasting: list[Bits] | None = None,
     ) -> None:
+        """`eager`: what the instruction writes to registers goes to memory too, at once."""
         super().__init__(tag, recording, far=False)
         self.careful = False
         self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting)
-        self._page, self._offset, self._way_out, self._cells = page, offset, way_out, cells
+        self._page, self._offset, self._way_out, self._cells = place[0], place[1] << 2, way_out, cells
+        self._eager = eager
         self._atomic = False
         self._cell: int | None = None
         self.left = False
@@ -132,6 +143,8 @@ class Line(Handler):
             if kind[0] == "<":
                 value = self.emit.let(f"bitcast i128 {value} to {kind}")
             self.emit.add(f"store {kind} {value}, ptr %s{write.offset}")
+            if self._eager:
+                self.emit.add(f"store {kind} {value}, ptr {self._field(write.offset)}")
 
     # -- leaving ---------------------------------------------------------------------------------------------------------
     def _give_up(self) -> None:
@@ -273,13 +286,18 @@ class RegionEmitter:
         self._lines: list[str] = []
         self._ways_out: list[str] = []
         self._count = 0
+        self._eager = not region.loops
         self._dirty = self._dirty_at_entry()
         self._cycles = region.back_edges()
         self._pages = region.pages
 
     # -- what is modified where ------------------------------------------------------------------------------------------
+    def _written(self, instructions: Iterable[Instruction]) -> set[int]:
+        """Registers that instructions leave different from memory."""
+        return set() if self._eager else self._writes(instructions)
+
     @staticmethod
-    def _written(instructions: Iterable[Instruction]) -> set[int]:
+    def _writes(instructions: Iterable[Instruction]) -> set[int]:
         return {w.offset for i in instructions for w in i.recording.writes if isinstance(w.offset, int)} & PROMOTED.keys()
 
     def _dirty_at_entry(self) -> dict[Place, set[int]]:
@@ -303,9 +321,7 @@ class RegionEmitter:
         blocks = self.region.blocks
         for block in blocks.values():
             self._block(block)
-        touched = set().union(*self._dirty.values()) if blocks else set()
-        for i in self.region.instructions:
-            touched |= self._written([i])
+        touched = self._writes(self.region.instructions)
         touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
         touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
@@ -396,7 +412,7 @@ class RegionEmitter:
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
-        return Line(f"{hint}{self._count}", recording, place[0], place[1] << 2, way_out, self._cells, self._lasting)
+        return Line(f"{hint}{self._count}", recording, place, way_out, self._cells, eager=self._eager, lasting=self._lasting)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""
