@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from trapline.abi.caps import Cap
-from trapline.abi.exits import DebugExit, Exit, IntrExit, MmioExit, NisvExit, SystemEvent
+from trapline.abi.exits import DebugExit, Exit, IntrExit, MmioExit, NisvExit, SysregExit, SystemEvent
 from trapline.backends.memory import GuestMemory
 from trapline.backends.objects import Device, System, Vm
 from trapline.backends.select import open_system as open
@@ -30,6 +30,7 @@ __all__ = [
     "KvmError",
     "MmioExit",
     "NisvExit",
+    "SysregExit",
     "System",
     "SystemEvent",
     "TraplineError",

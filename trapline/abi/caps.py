@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from trapline.abi.extensions import CAP_SYSREG_TO_USER
+
 
 class Cap(IntEnum):
     """KVM_CAP_<name>. The value is the kernel's number; the comment says what a non-zero answer means."""
@@ -75,6 +77,7 @@ class Cap(IntEnum):
     ARM_CACHEABLE_PFNMAP_SUPPORTED = 243
     ARM_SEA_TO_USER = 245
     PMU_V3_STRICT = 251
+    TRAPLINE_SYSREG_TO_USER = CAP_SYSREG_TO_USER  # not Linux's: accesses to implementation-defined registers exit to userspace
 
 
 C_NAMES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from trapline.abi import arm64, device, exits, irq, system, vcpu, vm
+from trapline.abi import arm64, device, exits, extensions, irq, system, vcpu, vm
 from trapline.abi.ioctl import Ioctl, declared
 from trapline.abi.struct import Structure
 
@@ -52,10 +52,11 @@ def exit_section() -> Iterator[str]:
     yield ""
     yield "| number | class | meaning |"
     yield "|---|---|---|"
-    classes = {exits.MmioExit.reason: exits.MmioExit} | {cls.reason: cls for cls in exits.LAYOUTS}
+    special: tuple[type[exits.Exit], ...] = (exits.MmioExit, exits.SysregExit)
+    classes = {cls.reason: cls for cls in (*special, *exits.LAYOUTS)}
     for number, cls in sorted(classes.items()):
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-        yield f"| {number} | `{cls.__name__}` | {summary} |"
+        yield f"| {number if number < extensions.PRIVATE else hex(number)} | `{cls.__name__}` | {summary} |"
     yield ""
 
 
@@ -73,6 +74,7 @@ def document() -> str:
             else:
                 lines += [f"{call.name}: as for {KINDS[call.kinds[0]].lower()}.", ""]
     lines += exit_section()
+    lines += extensions.PAGE.splitlines()
     lines += ["## Structures", ""]
     for name in sorted(structures):
         lines += structure_section(structures[name])

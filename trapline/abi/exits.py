@@ -13,6 +13,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Annotated, Any
 
+from trapline.abi.extensions import EXIT_SYSREG, SysregAction, SysregState
 from trapline.abi.struct import Structure, struct, u8, u16, u32, u64
 
 IMMEDIATE_EXIT_OFFSET = 1
@@ -57,6 +58,7 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
     ARM_SEA = 41
     ARM_LDST64B = 42
+    TRAPLINE_SYSREG = EXIT_SYSREG  # not Linux's: abi/extensions.py
 
 
 class SystemEventType(IntEnum):
@@ -76,6 +78,7 @@ class Exit:
     reason: int = -1
 
 
+_REASON = Struct("<I")
 MMIO_LAYOUT = Struct("<Q8sIB")
 
 
@@ -120,6 +123,80 @@ class MmioExit(Exit):
     def __repr__(self) -> str:
         verb = "write" if self.is_write else "read"
         return f"MmioExit({verb} of {self.length} at {self.phys_addr:#x}, data={self._data.hex()})"
+
+
+SYSREG_LAYOUT = Struct("<8BQ")
+SYSREG_ACTION_OFFSET = UNION_OFFSET + 7
+SYSREG_VALUE_OFFSET = UNION_OFFSET + 8
+
+
+class SysregExit(Exit):
+    """The guest accessed an implementation-defined system register (not in Linux: docs/sysreg-exits.md).
+
+    `value` is what a write wrote. Answer a read by assigning `value`, accept a write by `done()`; an access that is not answered before
+    the vCPU runs again is UNDEFINED to the guest.
+    """
+
+    __slots__ = ("_run", "_value", "crm", "crn", "is_write", "op0", "op1", "op2", "state")
+    __match_args__ = ("name", "is_write", "value")
+    reason = ExitReason.TRAPLINE_SYSREG.value
+
+    def __init__(self, enc: tuple[int, int, int, int, int], is_write: bool, value: int = 0, state: int = 0, run: Any = None) -> None:
+        self.op0, self.op1, self.crn, self.crm, self.op2 = enc
+        self.is_write = is_write
+        self.state = SysregState(state)
+        self._value = value
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """The register's generic name: S3_4_C15_C2_0; P15_0_C15_C2_0 and P15_0_C15 for coprocessor 15's of AArch32 state."""
+        if self.state == SysregState.CP15_64:
+            return f"P15_{self.op1}_C{self.crm}"
+        first = "P15" if self.state == SysregState.CP15_32 else f"S{self.op0}"
+        return f"{first}_{self.op1}_C{self.crn}_C{self.crm}_{self.op2}"
+
+    @property
+    def value(self) -> int:
+        """What the guest wrote, or what its read will get."""
+        return self._value
+
+    @value.setter
+    def value(self, value: int) -> None:
+        if self.is_write:
+            raise AttributeError("the guest wrote this value; accept it with done()")
+        self._value = value & (1 << 64) - 1
+        if self._run is not None:
+            self._run[SYSREG_VALUE_OFFSET : SYSREG_VALUE_OFFSET + 8] = self._value.to_bytes(8, "little")
+        self.done()
+
+    def done(self) -> None:
+        """The access took place."""
+        self._decide(SysregAction.DONE)
+
+    def undefined(self) -> None:
+        """There is no such register: the guest gets an undefined instruction exception."""
+        self._decide(SysregAction.UNDEFINED)
+
+    def _decide(self, action: SysregAction) -> None:
+        if self._run is not None:
+            self._run[SYSREG_ACTION_OFFSET] = int(action)
+
+    def __repr__(self) -> str:
+        verb = f"write of {self._value:#x} to" if self.is_write else "read of"
+        return f"SysregExit({verb} {self.name})"
+
+
+def _decode_sysreg(run: Any) -> Exit:
+    *enc, is_write, state, _, value = SYSREG_LAYOUT.unpack_from(run, UNION_OFFSET)
+    return SysregExit((enc[0], enc[1], enc[2], enc[3], enc[4]), bool(is_write), value, state, run)
+
+
+def encode_sysreg(run: Any, enc: tuple[int, int, int, int, int], state: int, is_write: bool, value: int) -> None:
+    """Write an access to a system register into kvm_run, with nothing left of an earlier exit."""
+    _REASON.pack_into(run, EXIT_REASON_OFFSET, EXIT_SYSREG)
+    run[UNION_OFFSET : UNION_OFFSET + UNION_SIZE] = bytes(UNION_SIZE)
+    SYSREG_LAYOUT.pack_into(run, UNION_OFFSET, *enc, is_write, state, SysregAction.UNDEFINED, value)
 
 
 @dataclass(slots=True)
@@ -289,9 +366,8 @@ DECODERS: dict[int, Callable[[Any], Exit]] = {
     **{cls.reason: _decode_counted(cls) for cls in _COUNTED},
     DebugExit.reason: _decode_debug,
     MmioExit.reason: decode_mmio,
+    SysregExit.reason: _decode_sysreg,
 }
-
-_REASON = Struct("<I")
 
 
 def decode_exit(run: Any) -> Exit:

@@ -51,7 +51,7 @@ def reg_list(room: int) -> Any:
     0x80,
     EINTR="a signal, a kick or kvm_run.immediate_exit ended the run",
     ENOEXEC="the vCPU was never initialised",
-    EINVAL="the argument is not zero, or the vCPU's devices are not configured consistently",
+    EINVAL="the argument is not zero, the vCPU's devices are not configured consistently, or a system register access has no valid answer",
     ENXIO="the interrupt controller is not configured",
     EBUSY="the interrupt controller's addresses clash",
     ENOSYS="an access to a device carries no syndrome and KVM_CAP_ARM_NISV_TO_USER is off",

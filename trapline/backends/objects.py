@@ -9,6 +9,7 @@ from typing import Any
 
 from trapline.abi import arm64
 from trapline.abi.caps import Cap
+from trapline.abi.exits import SysregExit
 from trapline.abi.irq import (
     KVM_IOEVENTFD,
     KVM_IRQFD,
@@ -39,6 +40,7 @@ from trapline.abi.vm import (
 )
 from trapline.backends.base import Backend
 from trapline.backends.memory import GuestMemory
+from trapline.backends.sysregs import Sysregs
 from trapline.backends.vcpu import Vcpu, get_attr, has_attr, set_attr
 from trapline.errors import NotSupported
 
@@ -95,9 +97,21 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.devices: list[Device] = []
         self.memory: list[GuestMemory] = []
+        self._sysregs: Sysregs | None = None
         self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
         if features.get("mte"):
             self.enable_cap(Cap.ARM_MTE)
+
+    @property
+    def sysregs(self) -> Sysregs:
+        """What the guest finds in implementation-defined system registers: policies by name. The first use switches their exits on."""
+        if self._sysregs is None:
+            self._sysregs = Sysregs(self)
+        return self._sysregs
+
+    def answers(self, access: SysregExit, vcpu: Vcpu) -> bool:
+        """Whether a policy has answered an access to a system register, so that nobody else has to."""
+        return self._sysregs is not None and self._sysregs.answer(access, vcpu)
 
     def check_extension(self, cap: int) -> int:
         """0 if this VM lacks the capability, else 1 or the number it stands for."""

@@ -16,6 +16,7 @@ from trapline.abi.exits import (
     IntrExit,
     KvmRun,
     MmioExit,
+    SysregExit,
     decode_exit,
     decode_mmio,
 )
@@ -114,18 +115,26 @@ class Vcpu:
         self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
 
     def run(self) -> Exit:
-        """Run the guest until something needs userspace, and return what. Raises KvmError."""
-        try:
-            self._ioctl(self.file, KVM_RUN, 0)
-        except KvmError as error:
-            if error.errno != errno.EINTR:
-                raise
-            if self._kicked:
-                self._kicked = False
-                self._buffer[IMMEDIATE_EXIT_OFFSET] = 0
-            return IntrExit()
+        """Run the guest until something needs userspace, and return what. Raises KvmError.
+
+        Accesses to system registers that a policy of `vm.sysregs` answers do not end it.
+        """
         buffer = self._buffer
-        return decode_mmio(buffer) if buffer[EXIT_REASON_OFFSET] == MMIO else decode_exit(buffer)
+        while True:
+            try:
+                self._ioctl(self.file, KVM_RUN, 0)
+            except KvmError as error:
+                if error.errno != errno.EINTR:
+                    raise
+                if self._kicked:
+                    self._kicked = False
+                    buffer[IMMEDIATE_EXIT_OFFSET] = 0
+                return IntrExit()
+            if buffer[EXIT_REASON_OFFSET] == MMIO:
+                return decode_mmio(buffer)
+            exit = decode_exit(buffer)
+            if type(exit) is not SysregExit or not self.vm.answers(exit, self):
+                return exit
 
     def kick(self) -> None:
         """Make `run` return `IntrExit` soon: the running one or else the next. Safe from any thread."""

@@ -8,7 +8,7 @@ from errno import E2BIG, EINTR, EINVAL, EIO
 from typing import TYPE_CHECKING, Any
 
 from trapline.abi.arm64 import reg_bytes
-from trapline.abi.exits import EXIT_REASON_OFFSET, IMMEDIATE_EXIT_OFFSET, IntrExit
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, IntrExit, encode_exit
 from trapline.abi.ioctl import implements
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
@@ -59,7 +59,7 @@ class Vcpu:
         """Whether userspace wants its thread back. Consumes the wish, as delivering a signal does."""
         if self.signal:
             self.signal = False
-            self.run[EXIT_REASON_OFFSET] = IntrExit.reason
+            encode_exit(self.run, IntrExit())
             return True
         return False
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trapline.errors import GuestCrash, NotSupported, Timeout, TraplineError
 from trapline.ui import options as opt
@@ -38,6 +38,12 @@ RUN_EPILOG = """
 Keys: Ctrl-A x quits, Ctrl-A h lists the others (when stdin is a terminal).
 Exit status: 0 power-off, 3 reset with --no-reboot, 124 timeout, 125 bad command line or file, 126 guest crash;
 a guest that prints "EXIT: STATUS=n" before power-off ends with n >> 1.
+"""
+
+
+SYSREGS_EPILOG = """
+Registers for which no --sysreg FILE.py has a policy keep what is written to them and start with zero. The list is a policy file:
+edit it, and give it to `trapline run --sysreg`.
 """
 
 
@@ -85,6 +91,11 @@ def make_parser() -> opt.Parser:
     guest.add_argument("--print-files", action="store_true", help="only prepare kernel and initramfs, and print their paths")
     opt.add_machine_options(guest)
 
+    sysregs = add("sysregs", sysregs_command, "boot a guest and list the implementation-defined system registers it uses", SYSREGS_EPILOG)
+    sysregs.add_argument("-o", "--output", type=Path, metavar="FILE.py", help="write the list here, as a policy file (stderr)")
+    opt.add_boot_options(sysregs)
+    opt.add_machine_options(sysregs)
+
     replay = add("replay", replay_command, "repeat a recorded run, exactly")
     replay.add_argument("recording", type=Path, metavar="FILE", help="what `run --record` wrote")
     replay.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
@@ -106,7 +117,23 @@ def make_parser() -> opt.Parser:
 
 def run_command(options: argparse.Namespace) -> int:
     """`trapline run`."""
-    return run_guest(options, kernel=options.kernel, initrd=options.initrd, params=options.params, firmware=options.bios)
+    return run_guest(options, **boot_files(options))
+
+
+def sysregs_command(options: argparse.Namespace) -> int:
+    """`trapline sysregs`."""
+    from trapline.vmm.sysregs import Survey
+
+    survey = Survey(options.output)
+    try:
+        return run_guest(options, prepare=survey.watch, **boot_files(options))
+    finally:
+        survey.write()
+
+
+def boot_files(options: argparse.Namespace) -> dict[str, Any]:
+    """What to boot, by the names that `Config` has for it."""
+    return {"kernel": options.kernel, "initrd": options.initrd, "params": options.params, "firmware": options.bios}
 
 
 def guest_command(options: argparse.Namespace) -> int:

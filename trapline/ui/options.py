@@ -122,6 +122,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="which KVM: the software machine, /dev/kvm, or the best (auto)")
     group.add_argument("--machine", choices=MACHINES, default="virt", help="a VM of a KVM, or the processors without ours (virt)")
     group.add_argument("--el2", action="store_true", help="with --machine bare: the processors have EL2 and start there")
+    sysreg = "Python file with policies for implementation-defined system registers (docs/sysreg-exits.md); may be repeated"
+    group.add_argument("--sysreg", type=Path, action="append", default=[], metavar="FILE.py", help=sysreg)
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
     again = parser.add_argument_group("repeatable runs")
@@ -167,6 +169,7 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         el2=options.el2,
         deterministic=deterministic_from(options),
         cpu=options.cpu,
+        sysreg=options.sysreg,
         **boot,
     )
     config.check()

@@ -104,6 +104,10 @@ class Config:
     timeout: float | None = None
     cpu: str = ""
     """A description for `arm64/models.py`."""
+    sysreg: list[Path] = field(default_factory=list)
+    """Policy files for implementation-defined system registers."""
+    prepare: Callable[[Vm], None] | None = None
+    """Called with each new VM, after its policy files."""
     machine: str = "virt"
     el2: bool = False
     deterministic: Deterministic | None = None
@@ -116,6 +120,10 @@ class Config:
             raise BadInput("--kernel together with --bios needs a fw_cfg device, which is not there yet; give one of them")
         if self.el2 and self.machine != "bare":
             raise BadInput("--el2 needs --machine bare: under KVM, EL2 is the hypervisor's")
+        if (self.sysreg or self.prepare is not None) and self.machine == "bare":
+            raise BadInput("a bare machine has no KVM whose exits for system registers could be answered; leave --machine out")
+        if self.sysreg and self.deterministic is not None and self.deterministic.record is not None:
+            raise BadInput("--sysreg with --record: what policies answer is not recorded; use --deterministic")
         if self.initrd is not None and self.kernel is None:
             raise BadInput("--initrd needs --kernel")
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -173,6 +181,10 @@ class Machine:
         try:
             if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
                 self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
+            for path in config.sysreg:
+                cast(Vm, self.vm).sysregs.load(path)
+            if config.prepare is not None:
+                config.prepare(cast(Vm, self.vm))
             self.memory = self._add_memory()
             self.ram = GuestRam(RAM_BASE, self.memory.view)
             # Linux never looks at the flash; whatever else starts here may be firmware that does.

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from trapline.abi.caps import Cap
-from trapline.abi.exits import Exit, IntrExit, MmioExit, NisvExit, SystemEvent, SystemEventType
+from trapline.abi.exits import Exit, IntrExit, MmioExit, NisvExit, SysregExit, SystemEvent, SystemEventType
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import Timeout
 from trapline.vmm.machine import Machine
@@ -106,6 +106,8 @@ class VcpuThread:
                 )
             case NisvExit():
                 self._nobody_answers()
+            case SysregExit():
+                pass  # no policy answered: UNDEFINED when the vCPU runs again
             case _:
                 self.runner.crash(self, f"KVM returned {exit!r}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from errno import EFAULT, ENOSYS
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from trapline.abi.exits import EXIT_REASON_OFFSET, MMIO_LAYOUT, UNION_OFFSET, Ldst64bExit, MmioExit, NisvExit, encode_exit
 from trapline.arm64.regs import FAR_EL2, HPFAR_EL2
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import inject
+from trapline.kvm.arm64.flags import NISV_TO_USER
 from trapline.kvm.arm64.syndrome import (
     CM,
     EC,
@@ -38,6 +40,7 @@ NISV_ISS: Final = 0x1FF_FFFF & ~FSC_MASK
 MMIO_REASON: Final = MmioExit.reason
 FAR, HPFAR = FAR_EL2.slot, HPFAR_EL2.slot
 NOT_PENDING: Final = -1
+REASON: Final = Struct("<I")
 INSTRUCTION: Final = int(EC.IABT_LOWER)
 DEVICE_MASK: Final = 0x3F << EC_SHIFT | ISV | LST_MASK | CM | S1PTW | FSC_TYPE_MASK
 DEVICE_VALUE: Final = EC.DABT_LOWER << EC_SHIFT | ISV | FSC_TRANSLATION
@@ -107,7 +110,7 @@ def _outside_memory(vcpu: Arm64Vcpu, esr: int, far: int, ipa: int, instruction: 
 
 def _no_syndrome(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
     """The abort does not say which register and size: userspace may decode the instruction itself if it asked for that."""
-    if not vcpu.vm.nisv_to_user:
+    if not vcpu.vm.flags.any() & NISV_TO_USER:
         raise KvmError(ENOSYS)
     encode_exit(vcpu.core.run, NisvExit(esr & NISV_ISS, ipa))
     return False
@@ -139,7 +142,7 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
             return True
         run = vcpu.core.run
         MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, b"", size, 0)
-    run[EXIT_REASON_OFFSET] = MMIO_REASON
+    REASON.pack_into(run, EXIT_REASON_OFFSET, MMIO_REASON)
     vcpu.pending_mmio = esr
     return False
 

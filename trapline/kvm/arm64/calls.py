@@ -72,7 +72,7 @@ def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
         if events.serror_has_esr:
             raise KvmError(EINVAL)
         if events.ext_dabt_pending:
-            vcpu.pending_mmio = NOT_PENDING
+            vcpu.pending_mmio, vcpu.pending_sysreg = NOT_PENDING, None
             inject.external_abort(vcpu, False, vcpu.sysreg[FAR_EL2.slot])
         if events.serror_pending:
             vcpu.sysreg[HCR] |= HCR_EL2.VSE.mask

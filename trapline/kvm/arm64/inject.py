@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PSTATE_EL_MASK: Final = 0b1100
 EL0T, EL1T, EL1H = 0b0000, 0b0100, 0b0101
+M32: Final = 0b1_0000
+USR32: Final = 0b1_0000
+"""AArch32 state, and its user mode."""
 DAIF: Final = 0xF << 6
 BTYPE: Final = 3 << 10
 SSBS: Final = 1 << 12
@@ -35,7 +38,7 @@ UAO: Final = 1 << 23
 TCO: Final = 1 << 25
 M_MASK: Final = 0x1F
 
-VECTOR_SAME_SP0, VECTOR_SAME_SPX, VECTOR_LOWER = 0x000, 0x200, 0x400
+VECTOR_SAME_SP0, VECTOR_SAME_SPX, VECTOR_LOWER, VECTOR_LOWER32 = 0x000, 0x200, 0x400, 0x600
 SYNCHRONOUS, SERROR = 0x000, 0x180
 
 ELR, SPSR = ELR_EL2.slot, SPSR_EL2.slot
@@ -52,7 +55,8 @@ def skip_instruction(vcpu: Arm64Vcpu) -> None:
 
 def in_el0(vcpu: Arm64Vcpu) -> bool:
     """Whether the guest was at EL0."""
-    return not vcpu.sysreg[SPSR_EL2.slot] & PSTATE_EL_MASK
+    mode = vcpu.sysreg[SPSR_EL2.slot] & M_MASK
+    return mode == USR32 if mode & M32 else not mode & PSTATE_EL_MASK
 
 
 def take_to_el1(vcpu: Arm64Vcpu, vector: int, esr: int, far: int | None = None) -> None:
@@ -61,7 +65,7 @@ def take_to_el1(vcpu: Arm64Vcpu, vector: int, esr: int, far: int | None = None) 
     pstate = sysreg[SPSR_EL2.slot]
     sctlr = SCTLR_EL1(sysreg[SCTLR_EL1.slot])
     mode = pstate & M_MASK
-    offset = VECTOR_LOWER if mode == EL0T else VECTOR_SAME_SPX if mode & 1 else VECTOR_SAME_SP0
+    offset = VECTOR_LOWER if mode == EL0T else VECTOR_LOWER32 if mode & M32 else VECTOR_SAME_SPX if mode & 1 else VECTOR_SAME_SP0
     sysreg[SPSR_EL1.slot] = pstate
     sysreg[ELR_EL1.slot] = sysreg[ELR_EL2.slot]
     sysreg[ESR_EL1.slot] = esr

@@ -38,6 +38,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.ARM_INJECT_EXT_DABT: 1,
         Cap.ARM_IRQ_LINE_LAYOUT_2: 1,
         Cap.ARM_SYSTEM_SUSPEND: 1,
+        Cap.TRAPLINE_SYSREG_TO_USER: 1,
         Cap.VCPU_EVENTS: 1,
         Cap.SET_GUEST_DEBUG: 1,
         Cap.SET_GUEST_DEBUG2: GUEST_DEBUG_MASK,

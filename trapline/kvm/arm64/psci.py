@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from trapline.abi.arm64 import SystemEventFlag
 from trapline.abi.exits import SystemEvent, SystemEventType, encode_exit
 from trapline.abi.vcpu import MpState
+from trapline.kvm.arm64.flags import SYSTEM_SUSPEND as SYSTEM_SUSPEND_ENABLED
 from trapline.kvm.requests import RESET
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _system_off2(vcpu: Arm64Vcpu, wide: bool) -> Outcome:
 
 def _system_suspend(vcpu: Arm64Vcpu, wide: bool) -> Outcome:
     """Userspace decides; the registers stay as they are for it to read."""
-    if not vcpu.vm.system_suspend:
+    if not vcpu.vm.flags.any() & SYSTEM_SUSPEND_ENABLED:
         return NOT_SUPPORTED
     encode_exit(vcpu.core.run, SystemEvent(SystemEventType.SUSPEND, ()))
     return LEAVE
@@ -141,7 +142,7 @@ def _features(vcpu: Arm64Vcpu, wide: bool) -> Outcome:
     function = vcpu.x[1] & 0xFFFF_FFFF
     if function == SMCCC_VERSION:
         return SUCCESS
-    if function & ~FAST_64 == SYSTEM_SUSPEND and not vcpu.vm.system_suspend:
+    if function & ~FAST_64 == SYSTEM_SUSPEND and not vcpu.vm.flags.any() & SYSTEM_SUSPEND_ENABLED:
         return NOT_SUPPORTED
     if function & ~FAST_64 == SYSTEM_RESET2 and vcpu.psci_version < VERSION_1_1:
         return NOT_SUPPORTED

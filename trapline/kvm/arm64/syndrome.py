@@ -11,6 +11,8 @@ class EC(IntEnum):
 
     UNKNOWN = 0x00
     WFX = 0x01
+    CP15_32 = 0x03
+    CP15_64 = 0x04
     FP_ACCESS = 0x07
     PAC = 0x09
     ILLEGAL_STATE = 0x0E

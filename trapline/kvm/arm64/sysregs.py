@@ -1,7 +1,7 @@
 """Trapped system instructions: the registers that the hypervisor answers for, one row each.
 
-What the guest reads or writes without a trap is the machine's business. What traps and is not in the table does not exist for
-the guest: it gets an undefined instruction exception.
+What the guest reads or writes without a trap is the machine's business. What traps and is not in the table is userspace's if it is
+implementation defined and userspace asked for that (sysreg_exits.py); else the guest gets an undefined instruction exception.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from trapline.arm64.regs import ACTLR_EL1, ICC_ASGI1R_EL1, ICC_DIR_EL1, ICC_SGI0
 from trapline.arm64.sysreg import encode
 from trapline.kvm.arm64 import debug, inject
 from trapline.kvm.arm64.syndrome import sysreg_encoding
+from trapline.kvm.arm64.sysreg_exits import handle_unknown
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -77,19 +78,20 @@ WRITES: Mapping[int, Write] = MappingProxyType(
 
 
 def handle_sysreg(vcpu: Arm64Vcpu, esr: int) -> bool:
-    """EC 0x18: a trapped MRS, MSR or SYS. Always goes on in the guest."""
+    """EC 0x18: a trapped MRS, MSR or SYS. True to go on in the guest, False when kvm_run holds an exit."""
     encoding = sysreg_encoding(esr)
     register = esr >> 5 & 31
     if esr & READ:
         value = _read(vcpu, encoding)
         if value is None:
-            inject.undefined(vcpu)
-            return True
+            return handle_unknown(vcpu, esr)
         if register != 31:
             vcpu.x[register] = value
     else:
         write = WRITES.get(encoding)
-        if write is None or not write(vcpu, vcpu.x[register]):
+        if write is None:
+            return handle_unknown(vcpu, esr)
+        if not write(vcpu, vcpu.x[register]):
             inject.undefined(vcpu)
             return True
     inject.skip_instruction(vcpu)

@@ -10,6 +10,7 @@ from trapline.kvm.arm64 import hypercalls, inject, timer
 from trapline.kvm.arm64.abort import handle_abort
 from trapline.kvm.arm64.debug import handle_debug_exception
 from trapline.kvm.arm64.syndrome import EC, WFX_RN_SHIFT, WFX_TIMEOUT, WFX_WFE
+from trapline.kvm.arm64.sysreg_exits import handle_cp15
 from trapline.kvm.arm64.sysregs import handle_sysreg
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ Handler = Callable[["Arm64Vcpu", int], bool]
 TRAPS: Mapping[int, Handler] = MappingProxyType(
     {
         int(EC.WFX): _wfx,
+        int(EC.CP15_32): handle_cp15,
+        int(EC.CP15_64): handle_cp15,
         int(EC.HVC64): _hvc,
         int(EC.SMC64): _smc,
         int(EC.SYS64): handle_sysreg,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from errno import EINTR, EINVAL, EIO, ENOEXEC
 from typing import TYPE_CHECKING, Any, Final
 
-from trapline.abi.arm64 import (
-    Feature,
-)
+from trapline.abi.arm64 import REG_PC, Feature
 from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, InternalError, SystemEvent, SystemEventType, encode_exit
 from trapline.abi.vcpu import MpState
 from trapline.arm64.regs import (
@@ -26,9 +24,10 @@ from trapline.arm64.regs import (
     VTTBR_EL2,
 )
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import debug, onereg, psci, timer
+from trapline.kvm.arm64 import debug, onereg, psci, sysreg_exits, timer
 from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio
 from trapline.kvm.arm64.attributes import VcpuAttributes
+from trapline.kvm.arm64.flags import HAS_RUN_ONCE
 from trapline.kvm.arm64.syndrome import EC_SHIFT
 from trapline.kvm.arm64.traps import TRAPS, unknown_trap
 from trapline.kvm.requests import ALL, DEAD, RESET, SLEEP
@@ -90,6 +89,8 @@ class Arm64Vcpu:
         self.in_guest = False
         self.pending_mmio = NOT_PENDING
         """Syndrome of the access that userspace is completing."""
+        self.pending_sysreg: sysreg_exits.Access | None = None
+        """The access to a system register that userspace is completing."""
         self.timer_lines = 0
         self.look_at_timers = True
         self.psci_version = psci.VERSION_0_1
@@ -178,7 +179,7 @@ class Arm64Vcpu:
         if running:
             debug.load(self)
         self.cpu.request_flush()
-        self.pending_mmio = NOT_PENDING
+        self.pending_mmio, self.pending_sysreg = NOT_PENDING, None
         self.look_at_timers = True
         if self.vm.vgic is not None:
             self.vm.vgic.reset_vcpu(self)
@@ -202,7 +203,7 @@ class Arm64Vcpu:
         self.vm.timer.check()
         with self.vm.config_lock:
             self.vm.id_values()
-            self.vm.has_run = True
+            self.vm.flags.set(HAS_RUN_ONCE)
         self.has_run = True
 
     # --- registers -----------------------------------------------------------------------------------------------------------
@@ -226,6 +227,8 @@ class Arm64Vcpu:
     def write_register(self, reg_id: int, value: int) -> None:
         """KVM_SET_ONE_REG."""
         onereg.write(self, reg_id, value)
+        if reg_id == REG_PC:
+            self.pending_sysreg = None  # the guest goes on elsewhere
         self.cpu.request_flush()  # it may have been a register that translation depends on
         self.look_at_timers = True
 
@@ -263,6 +266,8 @@ class Arm64Vcpu:
         core = self.core
         if self.pending_mmio != NOT_PENDING:
             complete_mmio(self)
+        elif self.pending_sysreg is not None:
+            sysreg_exits.complete(self)
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
         cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests

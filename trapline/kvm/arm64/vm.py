@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trapline.abi.arm64 import (
@@ -21,12 +22,13 @@ from trapline.abi.irq import Msi
 from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
+from trapline.kvm.arm64 import flags
 from trapline.kvm.arm64.mmu import Mmu
 from trapline.kvm.arm64.timer import VmTimer
 from trapline.kvm.arm64.vcpu import Arm64Vcpu
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.memslots import Memslot
-from trapline.sync import Lock
+from trapline.sync import Bits, Lock
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.machine import Arm64
@@ -37,6 +39,15 @@ MAX_VCPUS = 64
 FIRST_SPI = 32
 IRQCHIP_PINS = 988
 """Inputs that a GSI can lead to: every SPI there can be."""
+
+SWITCHES: Mapping[int, int] = MappingProxyType(
+    {
+        Cap.ARM_NISV_TO_USER: flags.NISV_TO_USER,
+        Cap.ARM_SYSTEM_SUSPEND: flags.SYSTEM_SUSPEND,
+        Cap.TRAPLINE_SYSREG_TO_USER: flags.SYSREG_TO_USER,
+    }
+)
+"""Capabilities that KVM_ENABLE_CAP switches on, and their flags."""
 
 
 class Arm64Vm:
@@ -51,20 +62,23 @@ class Arm64Vm:
         self.core = core
         self.machine = machine
         self.ipa_bits = ipa_bits
-        self.config_lock = Lock("config_lock", protects="vcpu_features, has_run")
+        self.config_lock = Lock("config_lock", protects="vcpu_features, the step to HAS_RUN_ONCE")
         self.vmid = machine.vmids.take()
         self.mmu = Mmu(ipa_bits, self.vmid, machine.engine, core.system.address_space, lambda: core.memslots.active)
         self.vgic: Any = None
         self.timer = VmTimer(self)
         self.vcpu_features: int | None = None
         """Feature bits that the first KVM_ARM_VCPU_INIT chose for all."""
-        self.has_run = False
-        self.nisv_to_user = False
-        self.system_suspend = False
+        self.flags = Bits("vm_flags")
         self.has_pan = "PAN" in machine.features
         self.has_ssbs = "SSBS" in machine.features
         self.has_mte = "MTE2" in machine.features
         self._id_values: dict[int, int] | None = None
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a vCPU has run."""
+        return bool(self.flags.any() & flags.HAS_RUN_ONCE)
 
     @property
     def vcpus(self) -> list[Arm64Vcpu]:
@@ -130,12 +144,10 @@ class Arm64Vm:
 
     def enable_cap(self, cap: int, args: Sequence[int]) -> int:
         """Capabilities that are off until enabled."""
-        if cap == Cap.ARM_NISV_TO_USER:
-            self.nisv_to_user = True
-        elif cap == Cap.ARM_SYSTEM_SUSPEND:
-            self.system_suspend = True
-        else:
+        flag = SWITCHES.get(cap)
+        if flag is None or (cap == Cap.TRAPLINE_SYSREG_TO_USER and any(args)):
             raise KvmError(EINVAL)
+        self.flags.set(flag)
         return 0
 
     def create_device(self, kind: int, test: bool) -> DeviceOps | None:
