@@ -5,18 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import re
+from pathlib import Path
 
 import pytest
 
 import trapline.backends.software as software
 from tests.fake_engine import mmio, open_fake
-from trapline.abi import arm64, device, irq, system, vcpu, vm
+from trapline.abi import arm64, device, system, vcpu, vm
 from trapline.abi.caps import Cap
-from trapline.abi.ioctl import declared
+from trapline.abi.tables import calls
 from trapline.errors import KvmError
 from trapline.host.user import AddressSpace, copy_from_user, copy_to_user
-
-CALLS = declared(system, vm, irq, vcpu, device, arm64)
 
 
 def code_of(call, *arguments) -> int:
@@ -33,12 +33,22 @@ def kvm():
     return open_fake()[0]
 
 
-def test_every_declared_call_has_a_body(kvm) -> None:
-    assert set(kvm.backend.bodies) == set(CALLS)
+def test_calls_without_a_body_are_listed(kvm) -> None:
+    """docs/CAVEATS.md names them one to a line; who adds a body takes the line away."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "CAVEATS.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^  - (KVM_[A-Z0-9_]+)$", page, re.MULTILINE)
+    assert listed == sorted(call.name for call in kvm.backend.missing())
+    assert set(kvm.backend.bodies) <= set(calls("arm64"))
 
 
-def test_call_on_the_wrong_file_is_enotty(kvm) -> None:
-    assert code_of(kvm.backend.ioctl, kvm.file, vcpu.KVM_RUN, 0) == errno.ENOTTY
+def test_call_without_a_body_is_enotty(kvm) -> None:
+    machine = kvm.create_vm()
+    for call in kvm.backend.missing():
+        assert code_of(kvm.backend.ioctl, machine.file, call) in (errno.ENOTTY, errno.EINVAL)
+
+
+def test_call_on_the_wrong_file(kvm) -> None:
+    assert code_of(kvm.backend.ioctl, kvm.file, vcpu.KVM_RUN, 0) == errno.EINVAL
     assert code_of(kvm.backend.ioctl, 12345, vcpu.KVM_RUN, 0) == errno.EBADF
 
 

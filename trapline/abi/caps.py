@@ -47,6 +47,7 @@ class Cap(IntEnum):
     IMMEDIATE_EXIT = 136  # kvm_run.immediate_exit is honoured
     ARM_USER_IRQ = 144
     ARM_INJECT_SERROR_ESR = 158
+    COALESCED_PIO = 162  # the same for port addresses
     ARM_VM_IPA_SIZE = 165  # largest number of IPA bits of a VM
     MANUAL_DIRTY_LOG_PROTECT2 = 168
     ARM_SVE = 170
@@ -57,6 +58,7 @@ class Cap(IntEnum):
     ARM_INJECT_EXT_DABT = 178  # userspace can inject an external data abort
     HALT_POLL = 182
     STEAL_TIME = 187
+    DIRTY_LOG_RING = 192  # bytes of the largest dirty ring, on hosts with x86 memory order
     SET_GUEST_DEBUG2 = 195
     PTP_KVM = 198
     BINARY_STATS_FD = 203
@@ -70,7 +72,11 @@ class Cap(IntEnum):
     ARM_SUPPORTED_BLOCK_SIZES = 229
     ARM_SUPPORTED_REG_MASK_RANGES = 230
     USER_MEMORY2 = 231
+    MEMORY_FAULT_INFO = 232  # KVM_EXIT_MEMORY_FAULT tells why KVM_RUN failed
+    MEMORY_ATTRIBUTES = 233  # mask of the attributes that pages can have
     GUEST_MEMFD = 234
+    VM_TYPES = 235  # mask of the types of VM
+    PRE_FAULT_MEMORY = 236
     ARM_WRITABLE_IMP_ID_REGS = 239
     ARM_EL2 = 240
     ARM_EL2_E2H0 = 241
@@ -85,3 +91,8 @@ C_NAMES = {
     Cap.ARM_MTE: "KVM_CAP_ARM_MTE",
 }
 """Where the header's name is not KVM_CAP_ and ours."""
+
+
+def c_name(cap: Cap) -> str:
+    """What the kernel's header calls a capability."""
+    return C_NAMES.get(cap, f"KVM_CAP_{cap.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, struct, u32, u64
+from trapline.abi.struct import Structure, UserAddress, struct, u32, u64
 
 
 @struct(size=24, c_name="kvm_device_attr")
@@ -12,7 +12,7 @@ class DeviceAttr(Structure):
     flags: u32
     group: u32
     attr: u64
-    addr: u64
+    addr: UserAddress
 
 
 @ioctl(

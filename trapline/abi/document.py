@@ -1,29 +1,34 @@
-"""Prints docs/api.md, the reference of the KVM calls, from their declarations: `python -m trapline.abi.document > docs/api.md`."""
+"""Prints docs/abi.md, the reference of the KVM calls, from their declarations: `python -m trapline.abi.document > docs/abi.md`."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from enum import Enum, IntFlag
 
-from trapline.abi import arm64, device, exits, extensions, irq, system, vcpu, vm
-from trapline.abi.ioctl import Ioctl, declared
-from trapline.abi.struct import Structure
+from trapline.abi import caps, exits, extensions
+from trapline.abi.ioctl import Ioctl
+from trapline.abi.struct import Meaning, Structure
+from trapline.abi.tables import calls, structures
 
 KINDS = {"system": "The KVM device", "vm": "Virtual machines", "vcpu": "vCPUs", "device": "Devices"}
 
 
+ARCHITECTURES = {"": "", "arm64": " (arm64)", "x86": " (x86)"}
+
+
 def calls_of(kind: str) -> list[Ioctl]:
     """The calls that a kind of file answers."""
-    return [call for call in declared(system, vm, irq, vcpu, device, arm64) if kind in call.kinds]
+    return [call for call in calls() if kind in call.kinds]
 
 
 def call_section(call: Ioctl) -> Iterator[str]:
     """One call: facts, meaning, errors."""
-    yield f"### {call.name}"
+    yield f"### {call.name}{ARCHITECTURES[call.arch]}"
     yield ""
-    argument = f"`struct {call.struct.c_name}` ({call.size} bytes)" if call.struct is not None else "a number"
-    capability = f"`KVM_CAP_{call.cap.name}`" if call.cap is not None else "none"
-    yield f"`{call.number:#010x}` · argument: {argument} · capability: {capability}"
+    capability = f"`{caps.c_name(call.cap)}`" if call.cap is not None else "none"
+    result = " · returns: a file" if call.makes_fd else ""
+    yield f"`{call.number:#010x}` · argument: {call.argument} · capability: {capability}{result}"
     yield ""
     yield call.doc
     yield ""
@@ -34,15 +39,42 @@ def call_section(call: Ioctl) -> Iterator[str]:
         yield ""
 
 
-def structure_section(cls: type[Structure]) -> Iterator[str]:
-    """One structure: offset, size and name of each field."""
-    yield f"### struct {cls.c_name}"
+def meaning_of(meaning: object) -> str:
+    """What a field's number stands for."""
+    if isinstance(meaning, Meaning):
+        return meaning.value
+    if isinstance(meaning, type) and issubclass(meaning, Enum) and len(meaning) <= LISTED_VALUES:
+        number = "{:#x}" if issubclass(meaning, IntFlag) else "{}"
+        return ", ".join(f"{number.format(member.value)} {member.name}" for member in meaning)
+    return getattr(meaning, "__name__", "")
+
+
+LISTED_VALUES = 12
+"""An enumeration of more values is only named."""
+
+
+def structure_section(module: str, cls: type[Structure]) -> Iterator[str]:
+    """One structure: offset, size, name and meaning of each field."""
+    arch = next((text for name, text in ARCHITECTURES.items() if name and module.startswith(name)), "")
+    yield f"### {cls.c_name if ' ' in cls.c_name else f'struct {cls.c_name}'}{arch}"
     yield ""
-    yield "| offset | bytes | field |"
-    yield "|---|---|---|"
+    yield "| offset | bytes | field | values |"
+    yield "|---|---|---|---|"
     for name, *_ in cls._fields_:
         place = getattr(cls, name)
-        yield f"| {place.offset} | {place.size} | {name} |"
+        yield f"| {place.offset} | {place.size} | {name} | {meaning_of(cls.meanings.get(name))} |"
+    yield ""
+
+
+def capability_section() -> Iterator[str]:
+    """What can be asked about."""
+    yield "## Capabilities"
+    yield ""
+    yield "What KVM_CHECK_EXTENSION can be asked about; the software machine answers 0 for what it lacks."
+    yield ""
+    yield "| number | name |"
+    yield "|---|---|"
+    yield from (f"| {cap.value} | {caps.c_name(cap)} |" for cap in sorted(caps.Cap))
     yield ""
 
 
@@ -63,21 +95,20 @@ def exit_section() -> Iterator[str]:
 def document() -> str:
     """The whole page."""
     lines = ["# The KVM calls", "", "Printed from `trapline/abi` by `python -m trapline.abi.document`; do not edit.", ""]
-    structures: dict[str, type[Structure]] = {}
     for kind, title in KINDS.items():
         lines += [f"## {title}", ""]
         for call in calls_of(kind):
             if call.kinds[0] == kind:
                 lines += call_section(call)
-                if call.struct is not None:
-                    structures[call.struct.__name__] = call.struct
             else:
                 lines += [f"{call.name}: as for {KINDS[call.kinds[0]].lower()}.", ""]
+    lines += capability_section()
     lines += exit_section()
     lines += extensions.PAGE.splitlines()
     lines += ["## Structures", ""]
-    for name in sorted(structures):
-        lines += structure_section(structures[name])
+    for module, cls in sorted(structures(), key=lambda entry: (entry[1].c_name, entry[0])):
+        if cls.c_name:
+            lines += structure_section(module, cls)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -5,8 +5,9 @@
         \"\"\"Create, move, re-flag or delete a guest physical memory slot.\"\"\"
 
 The function's name is the call's name, its docstring is the manual's entry, and its body is empty: the decorator replaces it by
-an `Ioctl`. Backends, tracers, tests and documents read these objects; the software hypervisor attaches behaviour to them with
-`implements`, and fails a test when a body raises an errno that has no declared cause.
+an `Ioctl`. A second parameter names what the call takes; a call without one takes nothing. Backends, tracers, the fuzzer, tests and
+documents read these objects (`tables.py` lists them all); the software hypervisor attaches behaviour to them with `implements`, and
+fails a test when a body raises an errno that has no declared cause.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ KVMIO = 0xAE
 DIRECTIONS = MappingProxyType({"": 0, "W": 1, "R": 2, "RW": 3})
 """Direction as encoded. Several calls encode the wrong one for historical reasons: declarations copy it, nobody derives it."""
 
+ARCHITECTURES = ("arm64", "x86")
+
+BAD_ARGUMENT = "the argument's structure cannot be read or written"
+"""Why every call that takes a structure can fail with EFAULT."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,6 +50,11 @@ class Ioctl:
     causes: Mapping[int, str]
     makes_fd: bool
     doc: str
+    arch: str
+    """The architecture that has the call, "" if all do: said by the name of the module that declares it."""
+
+    takes: str
+    """What the argument is called, "" if there is none."""
 
     @property
     def size(self) -> int:
@@ -55,12 +66,19 @@ class Ioctl:
         """The request number as the kernel's headers compute it."""
         return DIRECTIONS[self.direction] << 30 | self.size << 16 | KVMIO << 8 | self.nr
 
+    @property
+    def argument(self) -> str:
+        """What the call takes, in words."""
+        if self.struct is not None:
+            return f"struct {self.struct.c_name} ({self.size} bytes)" if self.struct.c_name else f"{self.size} bytes, {self.takes}"
+        return f"a number, {self.takes}" if self.takes else "none"
+
     def describe(self) -> str:
         """The manual's entry: number, capability, argument, and one line for each errno."""
-        argument = self.struct.__name__ if self.struct is not None else "none or a number"
         lines = [
             f"{self.name} ({self.number:#010x})",
-            f"    on: {', '.join(self.kinds)}; capability: {self.cap.name if self.cap else 'basic'}; argument: {argument}",
+            f"    on: {', '.join(self.kinds)}{f' of {self.arch}' if self.arch else ''}; "
+            f"capability: {self.cap.name if self.cap else 'basic'}; argument: {self.argument}",
             f"    {self.doc}",
         ]
         lines += [f"    {errno.errorcode[code]}: {cause}" for code, cause in self.causes.items()]
@@ -81,9 +99,12 @@ def ioctl(
     **causes: str,
 ) -> Callable[[Callable[..., Any]], Ioctl]:
     """Declare a call. Keyword arguments named like an errno state when the call fails with it."""
+    if struct is not None:
+        causes["EFAULT"] = f"{causes['EFAULT']}, or {BAD_ARGUMENT}" if "EFAULT" in causes else BAD_ARGUMENT
 
     def declare(stub: Callable[..., Any]) -> Ioctl:
-        by_number = {getattr(errno, name): cause for name, cause in causes.items()}
+        module = stub.__module__.rpartition(".")[2]
+        parameters = stub.__code__.co_varnames[1 : stub.__code__.co_argcount]
         return Ioctl(
             name=stub.__name__,
             kinds=(kinds,) if isinstance(kinds, str) else kinds,
@@ -91,9 +112,11 @@ def ioctl(
             struct=struct,
             direction=direction,
             cap=cap,
-            causes=MappingProxyType(by_number),
+            causes=MappingProxyType({getattr(errno, name): cause for name, cause in causes.items()}),
             makes_fd=makes_fd,
             doc=" ".join((stub.__doc__ or "").split()),
+            arch=next((arch for arch in ARCHITECTURES if module.startswith(arch)), ""),
+            takes=parameters[0] if parameters else "",
         )
 
     return declare

@@ -8,13 +8,29 @@
 is a `ctypes.Structure` with those fields, in C layout. The declared size is checked when the class is made, so that a slip
 in a field's width cannot go unnoticed. (A decorator does it, because on CPython 3.11 `ctypes` cannot take a structure's fields in
 `__init_subclass__`.)
+
+An annotation may also say what a number means, as its third part: the IntEnum or IntFlag of its values, or one of the words of
+`Meaning`. Traces print it by that, and the fuzzer chooses values by it.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
+
+
+class Meaning(Enum):
+    """What a number stands for where no enumeration says it."""
+
+    USER = "an address of the calling process"
+    GUEST = "a guest physical address"
+    FD = "an open file"
+    PAGES = "a number of pages"
+    SLOT = "a memory slot: the address space in the upper half, the number in the lower"
+
 
 u8 = Annotated[int, ctypes.c_uint8]
 u16 = Annotated[int, ctypes.c_uint16]
@@ -24,11 +40,20 @@ s32 = Annotated[int, ctypes.c_int32]
 u8x8 = Annotated[Any, ctypes.c_uint8 * 8]
 u8x12 = Annotated[Any, ctypes.c_uint8 * 12]
 u8x15 = Annotated[Any, ctypes.c_uint8 * 15]
+u8x16 = Annotated[Any, ctypes.c_uint8 * 16]
 u8x36 = Annotated[Any, ctypes.c_uint8 * 36]
 u8x64 = Annotated[Any, ctypes.c_uint8 * 64]
+u32x3 = Annotated[Any, ctypes.c_uint32 * 3]
 u32x7 = Annotated[Any, ctypes.c_uint32 * 7]
+u32x8 = Annotated[Any, ctypes.c_uint32 * 8]
 u64x4 = Annotated[Any, ctypes.c_uint64 * 4]
 u64x16 = Annotated[Any, ctypes.c_uint64 * 16]
+
+UserAddress = Annotated[int, ctypes.c_uint64, Meaning.USER]
+GuestAddress = Annotated[int, ctypes.c_uint64, Meaning.GUEST]
+Fd = Annotated[int, ctypes.c_int32, Meaning.FD]
+PageCount = Annotated[int, ctypes.c_uint32, Meaning.PAGES]
+SlotId = Annotated[int, ctypes.c_uint32, Meaning.SLOT]
 
 T = TypeVar("T", bound="Structure")
 
@@ -51,6 +76,7 @@ def struct(*, size: int, c_name: str) -> Callable[[type[T]], type[T]]:
         own = cls.__dict__.get("__annotations__", {})
         cls._fields_ = [(name, c_type(hints[name])) for name in own]
         cls.c_name = c_name
+        cls.meanings = MappingProxyType({name: parts[2] for name in own if len(parts := get_args(hints[name])) > 2})
         if ctypes.sizeof(cls) != size:
             raise TypeError(f"{cls.__name__}: {ctypes.sizeof(cls)} bytes, declared as {size}")
         return cls
@@ -62,6 +88,8 @@ class Structure(ctypes.Structure):
     """Base of the declared structures."""
 
     c_name: ClassVar[str]
+    meanings: ClassVar[Mapping[str, Any]]
+    """What the numbers in the fields mean, where that is more than a number: an enumeration or a `Meaning`."""
 
     def __repr__(self) -> str:
         """Field by field, numbers in hexadecimal, padding left out."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, struct, u32, u64
+from trapline.abi.struct import Structure, UserAddress, struct, u32, u64
 
 
 class MpState(IntEnum):
@@ -22,12 +23,19 @@ class MpState(IntEnum):
 @struct(size=16, c_name="kvm_one_reg")
 class OneReg(Structure):
     id: u64
-    addr: u64
+    addr: UserAddress
 
 
 @struct(size=4, c_name="kvm_mp_state")
 class MpStateArgument(Structure):
-    mp_state: u32
+    mp_state: Annotated[int, ctypes.c_uint32, MpState]
+
+
+@struct(size=4, c_name="kvm_signal_mask")
+class SignalMask(Structure):
+    """The head of the mask: `len` bytes follow. `signal_mask` makes a whole one."""
+
+    len: u32
 
 
 @struct(size=8, c_name="kvm_reg_list")
@@ -35,6 +43,19 @@ class RegList(Structure):
     """The head of the list: `n` ids of 8 bytes follow. `reg_list` makes a whole one."""
 
     n: u64
+
+
+SIGSET_BYTES = 8
+
+
+def signal_mask(signals: Iterable[int]) -> Any:
+    """A KVM_SET_SIGNAL_MASK argument that blocks these signals during KVM_RUN."""
+
+    class WholeSignalMask(ctypes.Structure):
+        _pack_ = 1
+        _fields_ = [("len", ctypes.c_uint32), ("sigset", ctypes.c_uint64)]
+
+    return WholeSignalMask(SIGSET_BYTES, sum(1 << number - 1 for number in signals))
 
 
 def reg_list(room: int) -> Any:
@@ -61,6 +82,11 @@ def reg_list(room: int) -> Any:
 )
 def KVM_RUN(vcpu):  # type: ignore[no-untyped-def]
     """Run the guest until something needs userspace; kvm_run says what. A pending MMIO or hypercall is completed first."""
+
+
+@ioctl("vcpu", 0x8B, SignalMask, "W", EINVAL="the mask is not 8 bytes long", EFAULT="the mask cannot be read")
+def KVM_SET_SIGNAL_MASK(vcpu, mask):  # type: ignore[no-untyped-def]
+    """Say which signals are blocked during KVM_RUN, instead of those that the thread blocks. A null pointer: none said."""
 
 
 @ioctl("vcpu", 0x98, MpStateArgument, "R", cap=Cap.MP_STATE)

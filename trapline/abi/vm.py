@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+from enum import IntFlag
+from typing import Annotated
+
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, struct, u8x64, u32, u64, u64x4
+from trapline.abi.struct import GuestAddress, SlotId, Structure, UserAddress, struct, u8x64, u32, u64, u64x4
 
-MEM_LOG_DIRTY_PAGES = 1 << 0
-MEM_READONLY = 1 << 1
-MEM_GUEST_MEMFD = 1 << 2
+
+class MemoryFlag(IntFlag):
+    """Flags of a memory slot."""
+
+    LOG_DIRTY_PAGES = 1 << 0
+    READONLY = 1 << 1
+    GUEST_MEMFD = 1 << 2
+
+
+MEM_LOG_DIRTY_PAGES = MemoryFlag.LOG_DIRTY_PAGES.value
+MEM_READONLY = MemoryFlag.READONLY.value
+MEM_GUEST_MEMFD = MemoryFlag.GUEST_MEMFD.value
+
+MemoryFlags = Annotated[int, ctypes.c_uint32, MemoryFlag]
 
 CREATE_DEVICE_TEST = 1 << 0
 """Flag of KVM_CREATE_DEVICE: only tell whether the type is known."""
@@ -16,18 +31,18 @@ CREATE_DEVICE_TEST = 1 << 0
 
 @struct(size=32, c_name="kvm_userspace_memory_region")
 class UserspaceMemoryRegion(Structure):
-    slot: u32
-    flags: u32
-    guest_phys_addr: u64
+    slot: SlotId
+    flags: MemoryFlags
+    guest_phys_addr: GuestAddress
     memory_size: u64
-    userspace_addr: u64
+    userspace_addr: UserAddress
 
 
 @struct(size=16, c_name="kvm_dirty_log")
 class DirtyLog(Structure):
-    slot: u32
+    slot: SlotId
     padding1: u32
-    dirty_bitmap: u64
+    dirty_bitmap: UserAddress
 
 
 @struct(size=8, c_name="kvm_irq_level")
@@ -38,7 +53,7 @@ class IrqLevel(Structure):
 
 @struct(size=104, c_name="kvm_enable_cap")
 class EnableCap(Structure):
-    cap: u32
+    cap: Annotated[int, ctypes.c_uint32, Cap]
     flags: u32
     args: u64x4
     pad: u8x64
@@ -115,6 +130,8 @@ def KVM_IRQ_LINE(vm, irq):  # type: ignore[no-untyped-def]
     cap=Cap.ENABLE_CAP_VM,
     EINVAL="the capability cannot be enabled, a flag is set, or an argument is not valid for it",
     EBUSY="it is too late: vCPUs exist",
+    E2BIG="the dirty rings are to be larger than they can be",
+    ENOMEM="no memory",
 )
 def KVM_ENABLE_CAP(vm, request):  # type: ignore[no-untyped-def]
     """Switch on a capability that is off until asked for."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from errno import EINVAL, ENOTTY
+from errno import EFAULT, EINVAL, ENOTTY
 from typing import Any
 
-from trapline.abi.ioctl import Ioctl, bodies
+from trapline.abi.ioctl import BAD_ARGUMENT, Ioctl, bodies
+from trapline.abi.tables import calls
 from trapline.errors import KvmError, NotSupported, TraplineError
+from trapline.host.user import copy_from_user, copy_to_user
 from trapline.kvm import device as kvm_device
 from trapline.kvm import eventfd as kvm_eventfd
 from trapline.kvm import irqrouting as kvm_irqrouting
@@ -25,11 +27,26 @@ KINDS: Mapping[type, str] = {
 }
 """Which kind of file each kernel object makes."""
 
+UNKNOWN_CALL = {"system": EINVAL, "vm": EINVAL, "vcpu": EINVAL, "device": ENOTTY}
+"""What a file of each kind answers to a call that it does not know: on arm64 only devices say ENOTTY."""
+
 CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd)
 
 
 class UndeclaredErrno(TraplineError):
     """A body failed with an errno that its declaration has no cause for: a mistake of this package, not of the caller."""
+
+
+def _structure_at(address: int, call: Ioctl) -> Any:
+    """The call's structure in the caller's memory. KvmError(EFAULT) if it is not there, or is to be written and cannot be."""
+    assert call.struct is not None
+    try:
+        content = copy_from_user(address, call.size)
+        if "R" in call.direction:
+            copy_to_user(address, content)
+    except KvmError as error:
+        raise KvmError(EFAULT, f"{call.name}: {BAD_ARGUMENT}") from error
+    return call.struct.from_address(address)
 
 
 def arch_of(cpu: str, turns: Turns | None = None) -> Arch:
@@ -51,6 +68,10 @@ class Software:
         self.system = kvm_system.System(arch if arch is not None else arch_of(cpu, turns))
         self.bodies: Mapping[Ioctl, Callable[..., int]] = bodies((*CORE, *self.system.arch.modules))
 
+    def missing(self) -> list[Ioctl]:
+        """Declared calls of this architecture that have no body: they answer ENOTTY."""
+        return [call for call in calls("arm64") if call not in self.bodies]
+
     def with_cpu(self, cpu: str) -> Software:
         """The same hypervisor on another software machine."""
         if self.turns is not None:
@@ -62,11 +83,16 @@ class Software:
         return self.system.files.install(self.system)
 
     def ioctl(self, file: int, call: Ioctl, argument: Any = 0) -> int:
-        """Find the body and run it."""
+        """Find the body and run it. A structure can be given as such or by its address."""
         target = self.system.files.get(file)
+        kind = KINDS[type(target)]
+        if kind not in call.kinds:
+            raise KvmError(UNKNOWN_CALL[kind], f"{call.name} is not for a file of this kind")
         body = self.bodies.get(call)
-        if body is None or KINDS[type(target)] not in call.kinds:
-            raise KvmError(ENOTTY)
+        if body is None:
+            raise KvmError(ENOTTY, f"{call.name} does not exist here")
+        if call.struct is not None and isinstance(argument, int):
+            argument = _structure_at(argument, call)
         try:
             return body(target, argument)
         except KvmError as error:

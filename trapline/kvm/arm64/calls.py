@@ -14,6 +14,15 @@ from trapline.abi.arm64 import (
     VcpuEvents,
     VcpuInit,
 )
+from trapline.abi.arm64_vm import (
+    KVM_GET_FPU,
+    KVM_GET_REGS,
+    KVM_GET_SREGS,
+    KVM_SET_FPU,
+    KVM_SET_REGS,
+    KVM_SET_SREGS,
+    KVM_TRANSLATE,
+)
 from trapline.abi.ioctl import implements
 from trapline.arm64.regs import FAR_EL2, HCR_EL2
 from trapline.errors import KvmError
@@ -77,3 +86,9 @@ def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
         if events.serror_pending:
             vcpu.sysreg[HCR] |= HCR_EL2.VSE.mask
     return 0
+
+
+@implements(KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_FPU, KVM_SET_FPU, KVM_TRANSLATE)
+def refused(core: Vcpu, argument: object) -> int:
+    """Calls of other architectures that arm64's KVM knows and always refuses."""
+    raise KvmError(EINVAL)
