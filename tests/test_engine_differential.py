@@ -11,13 +11,15 @@ import random
 
 import pytest
 
-from tests.differential.compare import BLOCK, VECTORS, Mismatch, compare, locate
+from tests.differential.compare import BLOCK, VECTORS, Comparison, Mismatch, Report, compare, locate
+from tests.differential.coverage import Coverage
 from tests.differential.generate import Generator
-from tests.differential.program import NOP, RECORD, Program, build, comparable, random_record
-from tests.differential.runners import Qemu, Trapline, Unicorn
+from tests.differential.program import NOP, RECORD, Program, States, build
+from tests.differential.runners import Qemu, Regions, Trapline, Unicorn
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
-QEMU_INSTRUCTIONS, UNICORN_INSTRUCTIONS = 1_000_000, 200_000
+SETS, SLOW_SETS, UNICORN_INSTRUCTIONS = 1000, 20_000, 200_000
+"""Operand sets of every instruction; `python -m tests.differential --coverage 1000 --count 20000000` is the whole proof."""
 FMUL_D0_D1_D2 = 0x1E62_0820
 
 
@@ -33,11 +35,26 @@ def need(oracle: type[Qemu] | type[Unicorn]) -> Qemu | Unicorn:
     return oracle()
 
 
-def test_against_qemu(engine: Trapline) -> None:
-    report = compare(QEMU_INSTRUCTIONS, SEED, engine, need(Qemu))
-    print(report.text())
-    assert not report.mismatches, report.text()
-    assert not report.unreached, f"never generated: {report.unreached}"
+@pytest.mark.parametrize("wanted", [SETS, pytest.param(SLOW_SETS, marks=pytest.mark.slow)])
+def test_against_qemu(engine: Trapline, wanted: int) -> None:
+    cover(engine, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_regions_against_qemu(engine: Trapline) -> None:
+    """The same with every block compiled as regions."""
+    cover(Regions(), SETS)
+
+
+def cover(ours: Trapline, wanted: int) -> None:
+    """Compare until every instruction had enough operand sets, or one was wrong."""
+    coverage = Coverage(Comparison(ours, need(Qemu)), Report(Qemu.name, SEED))
+    coverage.run(wanted, 0, 1e9, None)
+    print(coverage.text())
+    assert not coverage.report.mismatches, coverage.report.text()
+    assert not coverage.below(wanted)
+    assert coverage.least_shapes()[0][1] > 0
 
 
 def test_against_unicorn(engine: Trapline) -> None:
@@ -57,7 +74,7 @@ def test_what_is_left_out_has_a_reason() -> None:
 class Wrong:
     """An emulator with one mistake: results of FMUL differ in the last bit."""
 
-    name, wrong, lacks = "mistaken", {}, ()
+    name, wrong, lacks, compiled = "mistaken", {}, (), None
 
     def __init__(self, correct: Trapline) -> None:
         self.correct = correct
@@ -71,13 +88,11 @@ class Wrong:
 
 def test_a_planted_mistake_is_narrowed_to_its_instruction(engine: Trapline) -> None:
     """The comparison itself works: a wrong result is found, and its instruction named."""
-
-
     rng = random.Random(5)
-    block = Generator().block(rng, BLOCK)
-    block[40] = FMUL_D0_D1_D2
-    block[41:] = [NOP] * (BLOCK - 41)
-    record = random_record(rng, 0, rng.randbytes(4096))
+    block = Generator().block(rng, BLOCK).words
+    block[15] = FMUL_D0_D1_D2
+    block[16:] = [NOP] * (BLOCK - 16)
+    record = States(rng).record(0)
     found = locate(block, record, Wrong(engine), engine)
     assert found is not None and found.word == FMUL_D0_D1_D2
     assert any(line.startswith("v0:") for line in found.differences())
@@ -89,7 +104,7 @@ def test_recorded_vectors(engine: Trapline) -> None:
     for line in VECTORS.read_text().splitlines() if VECTORS.exists() else ():
         row = json.loads(line)
         before, after = bytes.fromhex(row["before"]), bytes.fromhex(row["after"])
-        got = bytes(comparable(engine.run(build([[int(row["word"], 16)]], [before])))[:RECORD])
+        got = engine.run(build([[int(row["word"], 16)]], [before]))[:RECORD]
         if got != after:
             failures.append(Mismatch(int(row["word"], 16), before, got, after, row["oracle"]).text())
     assert not failures, "\n\n".join(failures)

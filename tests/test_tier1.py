@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential.compare import compare
+from tests.differential.compare import STATES, compare
 from tests.differential.runners import Here, Regions, Trapline
 from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
@@ -24,7 +24,7 @@ from trapline.engine.tier1.install import Linked, Texts
 from trapline.engine.tier1.store import SUFFIX
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
-RANDOM_INSTRUCTIONS = 1500
+RANDOM_INSTRUCTIONS = 4000
 SYNC_FROM_SPX = 0x104
 """What the vector for a synchronous exception of EL1 passes to HVC."""
 
@@ -204,7 +204,7 @@ def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     regions = Regions()
     report = compare(RANDOM_INSTRUCTIONS, SEED, regions, Trapline())
     assert not report.mismatches, report.text()
-    assert regions.instructions > RANDOM_INSTRUCTIONS // 4
+    assert STATES * regions.instructions > RANDOM_INSTRUCTIONS // 2
 
 
 @pytest.mark.parametrize("address", [1, 2, 3, 7, 8, 0x800, 0xFFF, (1 << 64) - 1, (1 << 64) - 0x800, 1 << 63 | 1])

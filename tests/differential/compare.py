@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tests.differential.generate import Generator
-from tests.differential.program import NOP, RECORD, SP_AT, WINDOW, Program, build, comparable, describe, random_record
+from tests.differential.generate import Block, Generator, Key
+from tests.differential.program import NOP, RECORD, SP_AT, WINDOW, Program, States, build, describe
 from tests.differential.templates import POINTERS
 from trapline.arm64.features import Features
 
-BLOCK, BATCH = 64, 2000
+BLOCK, STATES = 24, 8
+"""Instructions of a block, and how many different states it runs with: making blocks and translating them is what costs."""
+BATCH = 6000
+"""States of one program at most."""
 VECTORS = Path(__file__).parents[1] / "vectors" / "differential.jsonl"
 
 
@@ -31,6 +36,8 @@ class Runner(Protocol):
     """Instructions that the runner is known to get wrong: by name, a test of their shape."""
     lacks: Sequence[str]
     """Features that the runner does not have."""
+    compiled: Container[int] | None
+    """Addresses of the last program's instructions that are of interest; None if all are."""
 
     def run(self, program: Program) -> bytes: ...
 
@@ -73,18 +80,24 @@ class Mismatch:
 class Report:
     """What a comparison did and found."""
 
-    seed: int
     oracle: str
+    seed: int
+    """The first pass that was not run."""
     instructions: int = 0
+    sets: Counter[Key] = field(default_factory=Counter)
+    """How many operand sets each shape was executed with."""
     mismatches: list[Mismatch] = field(default_factory=list)
-    unreached: list[str] = field(default_factory=list)
-    fewest: tuple[str, int] = ("", 0)
-    """The instruction that was generated least often, and how often."""
+
+    def instruction_sets(self) -> Counter[str]:
+        """How many operand sets each instruction was executed with."""
+        total: Counter[str] = Counter()
+        for (name, _), count in self.sets.items():
+            total[name] += count
+        return total
 
     def text(self) -> str:
-        lines = [f"seed {self.seed}, {self.oracle}: {self.instructions} instructions, {len(self.mismatches)} mismatches"]
-        lines[0] += f", each instruction at least {self.fewest[1]} times ({self.fewest[0]})"
-        return "\n\n".join([*lines, *(m.text() for m in self.mismatches[:10])])
+        head = f"{self.oracle}, seeds below {self.seed}: {self.instructions} instructions, {len(self.mismatches)} mismatches"
+        return "\n\n".join([head, *(m.text() for m in self.mismatches[:10])])
 
 
 def objdump(word: int) -> str:
@@ -105,7 +118,7 @@ def locate(block: Sequence[int], record: bytes, ours: Runner, theirs: Runner) ->
 
     def after(runner: Runner, length: int) -> bytes:
         words = [*block[:length], *[NOP] * (len(block) - length)]
-        return bytes(comparable(runner.run(build([words], [record])))[:RECORD])
+        return runner.run(build([words], [record]))[:RECORD]
 
     low, high = 0, len(block)
     if after(ours, high) == after(theirs, high):
@@ -119,34 +132,57 @@ def locate(block: Sequence[int], record: bytes, ours: Runner, theirs: Runner) ->
     return Mismatch(block[low], after(theirs, low), after(ours, high), after(theirs, high), theirs.name, tuple(block[:low]))
 
 
-def compare(count: int, seed: int, ours: Runner, oracle: Runner, limit: int = 10, only: str = "") -> Report:
-    """Run about `count` random instructions on both; stops after `limit` mismatching blocks. `only` is as in `Generator`."""
-    report = Report(seed, oracle.name)
-    generator = Generator(Features().without(*oracle.lacks), oracle.wrong, only)
-    rng = random.Random(seed)
-    pattern = rng.randbytes(1 << 20)
-    while report.instructions < count and len(report.mismatches) < limit:
-        size = min(BATCH, -(-(count - report.instructions) // BLOCK))
-        blocks = [generator.block(rng, BLOCK) for _ in range(size)]
-        records = [random_record(rng, k, pattern) for k in range(size)]
-        program = build(blocks, records)
-        expected, got = comparable(oracle.run(program)), comparable(ours.run(program))
+class Comparison:
+    """Random programs on two runners; passes are named by their seeds, and each can be repeated alone."""
+
+    def __init__(self, ours: Runner, oracle: Runner, *, only: str = "", states: int = STATES, limit: int = 10) -> None:
+        """`only` is as in `Generator`; the comparison is over after `limit` mismatching blocks."""
+        self.ours, self.oracle, self.states, self.limit = ours, oracle, states, limit
+        self.generator = Generator(Features().without(*oracle.lacks), oracle.wrong, only)
+
+    def one_pass(self, report: Report, count: int | None = None) -> None:
+        """One pass over all shapes, by the seed `report.seed`; only about `count` instructions of it, if that is said."""
+        rng = random.Random(report.seed)
+        states = States(rng)
+        blocks = self.generator.blocks(rng, BLOCK)
+        size, left = BATCH // self.states, None if count is None else -(-count // (BLOCK * self.states))
+        while len(report.mismatches) < self.limit and (left is None or left > 0):
+            batch = list(itertools.islice(blocks, size if left is None else min(left, size)))
+            if not batch:
+                break
+            self._batch(batch, states, report)
+            left = None if left is None else left - len(batch)
+        report.seed += 1
+
+    def _batch(self, blocks: Sequence[Block], states: States, report: Report) -> None:
+        words = [b.words for b in blocks]
+        records = [states.record(k) for k in range(self.states * len(words))]
+        program = build(words, records, self.states)
+        expected, got = self.oracle.run(program), self.ours.run(program)
         if got != expected:
-            _examine(report, blocks, records, (got, expected), (ours, oracle), limit)
-        report.instructions += sum(len(b) for b in blocks)
-    report.unreached = generator.missing()
-    report.fewest = min(generator.counts.items(), key=lambda item: item[1])
+            self._examine(words, records, got, expected, report)
+        report.instructions += self.states * sum(len(w) for w in words)
+        compiled = self.ours.compiled
+        for k, block in enumerate(blocks):
+            for at, key in block.certain:
+                if compiled is None or program.starts[k] + 4 * at in compiled:
+                    report.sets[key] += self.states
+
+    def _examine(self, blocks: Sequence[Sequence[int]], records: Sequence[bytes], got: bytes, expected: bytes, report: Report) -> None:
+        for k, record in enumerate(records):
+            at = slice(RECORD * k, RECORD * (k + 1))
+            if got[at] != expected[at] and len(report.mismatches) < self.limit:
+                found = locate(blocks[k // self.states], _moved(record, k), self.ours, self.oracle)
+                if found is not None:
+                    report.mismatches.append(found)
+
+
+def compare(count: int, seed: int, ours: Runner, oracle: Runner, only: str = "") -> Report:
+    """Run about `count` random instructions on both."""
+    report, comparison = Report(oracle.name, seed), Comparison(ours, oracle, only=only)
+    while report.instructions < count and len(report.mismatches) < comparison.limit:
+        comparison.one_pass(report, count - report.instructions)
     return report
-
-
-def _examine(report: Report, blocks: Sequence[Sequence[int]], records: Sequence[bytes], data: tuple[bytearray, bytearray],
-             runners: tuple[Runner, Runner], limit: int) -> None:  # fmt: skip
-    for k, block in enumerate(blocks):
-        at = slice(RECORD * k, RECORD * (k + 1))
-        if data[0][at] != data[1][at] and len(report.mismatches) < limit:
-            found = locate(block, _moved(records[k], k), *runners)
-            if found is not None:
-                report.mismatches.append(found)
 
 
 def _moved(record: bytes, index: int) -> bytes:

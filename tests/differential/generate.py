@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tests.differential.program import POINTER_START
 from tests.differential.templates import REACH, Template, Variant, make_template
@@ -49,16 +50,45 @@ MOVES = {
 """Moves of the system registers of floating point and flags: the word without Rt, and whether Rt is written."""
 
 ADR = 0x1000_0000
-REGISTER_BRANCHES = (0xD61F_0000, 0xD63F_0000, 0xD65F_0000)
 CLREX = 0xD503_3F5F
 UBFX_28 = 0xD340_6C00
 """UBFX Xd, Xn, #0, #28."""
+MOVE_FROM_SP = 0x9100_03E0
+"""MOV Xd, SP."""
+RESTORE_SP = 0x9100_0000 | POINTER_START[31] - POINTER_START[26] << 10 | 26 << 5 | 31
+"""ADD SP, X26, #n: SP points to where it began."""
+ATTEMPTS = 40
+"""How often operands are drawn for a shape before it is given up."""
+EVEN = 16
+"""Words of every instruction at least that one pass has, however few shapes the instruction has."""
+
+EXCLUSIVES = {
+    "load_exclusive": "store_exclusive", "store_exclusive": "load_exclusive",
+    "load_exclusive_pair": "store_exclusive_pair", "store_exclusive_pair": "load_exclusive_pair",
+}  # fmt: skip
+"""Instructions that come in pairs, and their partners."""
 
 assert max(POINTER_START.values()) < HIGH and REACH + HIGH <= 1024
 
+Key = tuple[str, int]
+"""An instruction's name and a shape of it."""
+
+
+@dataclass
+class Block:
+    """Words, and which of them are executed for certain: their place and shape."""
+
+    words: list[int] = field(default_factory=list)
+    certain: list[tuple[int, Key]] = field(default_factory=list)
+
+    def add(self, word: int, key: Key | None = None) -> None:
+        if key is not None:
+            self.certain.append((len(self.words), key))
+        self.words.append(word)
+
 
 class Generator:
-    """Makes blocks; counts what it used."""
+    """Makes blocks out of every shape there is."""
 
     def __init__(
         self,
@@ -66,11 +96,15 @@ class Generator:
         avoid: Mapping[str, Callable[[dict[str, int]], bool]] | None = None,
         only: str = "",
     ) -> None:
-        """`only` is a regular expression: blocks then hold instructions whose names contain it, and moves of FPCR and the like."""
+        """`only` is a regular expression: blocks then hold instructions whose names contain it."""
         self.features = features or Features()
-        self.counts: Counter[str] = Counter()
         self.templates: dict[str, list[Template]] = {}
         self.unused: dict[str, str] = {}
+        """Instructions that are in no block, and why."""
+        self.skipped: Counter[str] = Counter()
+        """How many shapes of an instruction are left out because the oracle has them wrong."""
+        self.given_up: Counter[Key] = Counter()
+        """Shapes for which no operands were found."""
         self._avoid = avoid or {}
         isa = load_a64()
         self._over: dict[str, list[Insn]] = {}
@@ -82,64 +116,66 @@ class Generator:
                 self.unused[insn.name] = "in no oracle"
             elif insn.feature is None or insn.feature in self.features:
                 self._add(insn)
-        self._slow = {"exclusive": self._exclusives, "branch": self._branch, "register branch": self._register_branch,
-                      "move": self._move}  # fmt: skip
-        if only:
-            self._slow = {"move": self._move}
-        by_group: dict[str, list[list[Template]]] = {}
+        self._deck: list[Template | str] = []
         for name, ts in self.templates.items():
-            if name not in self._special and re.search(only, name):
-                by_group.setdefault(ts[0].insn.group, []).append(ts)
-        self._groups = list(by_group.values())
-        assert self._groups, f"no instruction is called {only!r}"
-
-    _special = frozenset({"load_exclusive", "store_exclusive", "load_exclusive_pair", "store_exclusive_pair"})
+            if re.search(only, name):
+                self._deck += ts * -(-EVEN // len(ts))
+        self._deck += [name for name in MOVES if re.search(only, name)] * EVEN
+        assert self._deck, f"no instruction is called {only!r}"
+        self._plain = [t for ts in self.templates.values() for t in ts if self._maker(t) == self._alone]
 
     def _add(self, insn: Insn) -> None:
         if insn.group in NOT_IN_PROGRAMS and insn.name not in SYSTEM_DATA:
             self.unused[insn.name] = NOT_IN_PROGRAMS[insn.group]
             return
         avoid = self._avoid.get(insn.name, lambda shape: False)
-        shapes = [k for k in range(1 << insn.shape_bits) if insn.allows(k) and not avoid(insn.shape_values(k))]
-        made = [t for t in (make_template(insn, k) for k in shapes) if t is not None]
-        if not made:
-            self.unused[insn.name] = "wrong in the oracle" if not shapes else NAMED_NOT.get(insn.name, "raises an exception")
-        elif insn.group == "branches":
-            self._branches = [*getattr(self, "_branches", ()), *(t for t in made if _is_direct(t))]
-        else:
+        allowed = [k for k in range(1 << insn.shape_bits) if insn.allows(k)]
+        shapes = [k for k in allowed if not avoid(insn.shape_values(k))]
+        self.skipped[insn.name] += len(allowed) - len(shapes)
+        made = [t for t in (make_template(insn, k) for k in shapes) if t is not None and not self._taken(insn, t)]
+        if made:
             self.templates.setdefault(insn.name, []).extend(made)
+        else:
+            self.unused[insn.name] = "wrong in the oracle" if not shapes else NAMED_NOT.get(insn.name, "raises an exception")
 
-    def missing(self) -> list[str]:
-        """Instructions that could be in programs and were not so far."""
-        names = set(self.templates) | {t.insn.name for t in self._branches} | set(MOVES)
-        return sorted(names - self.counts.keys())
+    def _taken(self, insn: Insn, t: Template) -> bool:
+        """Whether a shape without operands is another instruction's."""
+        return not insn.operand_fields and any(other.matches(t.base) for other in self._over.get(insn.name, ()))
 
-    # -- words -----------------------------------------------------------------------------------------------------------
-    def block(self, rng: random.Random, length: int) -> list[int]:
-        """`length` random words."""
+    def keys(self) -> Iterator[Key]:
+        """Every shape that blocks can have."""
+        yield from {(deal.insn.name, deal.shape) if isinstance(deal, Template) else (deal, 0) for deal in self._deck}
+
+    # -- blocks ----------------------------------------------------------------------------------------------------------
+    def blocks(self, rng: random.Random, length: int) -> Iterator[Block]:
+        """A pass: blocks of about `length` words that have every shape at least once, in random order."""
+        deck = rng.sample(self._deck, len(self._deck))
+        while deck:
+            yield self.block(rng, length, deck)
+
+    def block(self, rng: random.Random, length: int, deck: list[Template | str] | None = None) -> Block:
+        """About `length` words from the end of a deck."""
+        deck = deck if deck is not None else rng.choices(self._deck, k=length)
         self._pointers = dict(POINTER_START)
-        self._shadow = 0
-        words: list[int] = []
-        while len(words) < length:
-            left = length - len(words)
-            choice = rng.randrange(24)
-            if choice < 4 and left > 8 and not self._shadow:
-                words += rng.choice(list(self._slow.values()))(rng)
-                continue
-            word = self._plain(rng)
-            if word is not None:
-                words.append(word)
-                self._shadow = max(0, self._shadow - 1)
-        return words
+        block = Block()
+        while deck and len(block.words) < length:
+            deal = deck.pop()
+            make = self._move if isinstance(deal, str) else self._maker(deal)
+            for _ in range(ATTEMPTS):
+                if make(deal, block, rng):  # type: ignore[arg-type]
+                    break
+            else:
+                self.given_up[(deal.insn.name, deal.shape) if isinstance(deal, Template) else (deal, 0)] += 1
+        return block
 
-    def _plain(self, rng: random.Random) -> int | None:
-        template = rng.choice(rng.choice(rng.choice(self._groups)))
-        word = self._word(template, rng)
-        if word is not None:
-            self.counts[template.insn.name] += 1
-        return word
+    def _maker(self, t: Template) -> Callable[[Template, Block, random.Random], bool]:
+        if t.insn.name in EXCLUSIVES:
+            return self._exclusives
+        if t.insn.group == "branches":
+            return self._branch if _is_direct(t) else self._register_branch
+        return self._alone
 
-    def _word(self, t: Template, rng: random.Random, at: tuple[int, Variant] | None = None) -> int | None:
+    def _word(self, t: Template, rng: random.Random, at: tuple[int, Variant] | None = None, to_sp: bool = False) -> int | None:
         word = t.base
         step_of = None
         if t.pointer is not None:
@@ -150,15 +186,19 @@ class Generator:
             word |= variant.bits | pointer << t.pointer.lo
             if variant.step is not None:
                 step_of = pointer
-        results = [rng.choice(FREE) for _ in t.results]
+        results = [_register(rng, FREE, ()) for _ in t.results]
         if t.sp_results:
-            results = [r % 31 for r in results]
+            results = [31 if to_sp else r % 31 for r in results]
         if t.insn.name == "compare_and_swap_pair":
             results = [2 * rng.randrange(11)]
-        sources = [rng.choice((rng.randrange(29), 30, 31)) for _ in t.sources]
+        sources: list[int] = []
+        for _ in t.sources:
+            sources.append(_register(rng, SOURCES, (*results, *sources)))
         if t.insn.name == "compare_and_swap_pair":
             sources = [2 * rng.randrange(14)]
-        vectors = [rng.randrange(32) for _ in t.vectors]
+        vectors: list[int] = []
+        for _ in t.vectors:
+            vectors.append(_register(rng, VECTORS, vectors))
         taken = [*results, *vectors] if t.is_load else [*results, *sources]
         if t.apart and len(set(taken)) < len(taken) or step_of is not None and step_of in sources:
             return None
@@ -183,10 +223,10 @@ class Generator:
             return rng.randrange(-16, 32) & top
         return rng.choice((0, 1, top, top >> 1, rng.getrandbits(width), rng.getrandbits(width), rng.getrandbits(width)))
 
-    def _place(self, t: Template, rng: random.Random) -> tuple[int, Variant] | None:
-        """A pointer and an address form that stays inside the window."""
+    def _place(self, t: Template, rng: random.Random, fixed: bool = False) -> tuple[int, Variant] | None:
+        """A pointer and an address form that stays inside the window; with `fixed`, one that does not move the pointer."""
         variant = rng.choice(t.variants)
-        if variant.step is not None and self._shadow:
+        if variant.step is not None and fixed:
             return None
         pointer = 26 if t.aligned else rng.choice((26, 27, 28, 31))
         if variant.step is not None and pointer in (26, 31):
@@ -197,57 +237,91 @@ class Generator:
             return None
         return pointer, variant
 
-    # -- sequences -------------------------------------------------------------------------------------------------------
-    def _exclusives(self, rng: random.Random) -> list[int]:
+    # -- what is made of a shape -----------------------------------------------------------------------------------------
+    def _alone(self, t: Template, block: Block, rng: random.Random) -> bool:
+        to_sp = t.sp_results and t.pointer is None and rng.randrange(6) == 0
+        word = self._word(t, rng, to_sp=to_sp)
+        if word is None:
+            return False
+        block.add(word, _key(t))
+        if to_sp:
+            block.add(MOVE_FROM_SP | rng.choice(FREE[:-1]))
+            block.add(RESTORE_SP)
+            self._pointers[31] = POINTER_START[31]
+        return True
+
+    def _shadow(self, block: Block, rng: random.Random, count: int) -> None:
+        """Words that a branch may leave out."""
+        while count:
+            t = rng.choice(self._plain)
+            place = self._place(t, rng, fixed=True) if t.pointer is not None else None
+            word = None if t.pointer is not None and place is None else self._word(t, rng, place)
+            if word is not None:
+                block.add(word)
+                count -= 1
+
+    def _exclusives(self, t: Template, block: Block, rng: random.Random) -> bool:
         """Load exclusive, something, store exclusive; sometimes with the monitor cleared between."""
-        kind = rng.choice(("", "_pair"))
-        loads, stores = self.templates["load_exclusive" + kind], self.templates["store_exclusive" + kind]
-        first = rng.choice(loads)
-        size = first.variants[0].high
-        second = rng.choice([t for t in stores if t.variants[0].high == size])
+        size = t.variants[0].high
+        partner = rng.choice([p for p in self.templates[EXCLUSIVES[t.insn.name]] if p.variants[0].high == size])
+        pair = (t, partner) if t.is_load else (partner, t)
         place = (26, Variant(0, 0, size, None))
-        a, b = self._word(first, rng, place), self._word(second, rng, place)
-        if a is None or b is None:
-            return []
-        middle = [CLREX] if rng.randrange(5) == 0 else [w for w in (self._register_only(rng),) if w is not None]
-        self.counts[first.insn.name] += 1
-        self.counts[second.insn.name] += 1
-        return [a, *middle, b]
+        words = [self._word(each, rng, place) for each in pair]
+        middle = CLREX if rng.randrange(5) == 0 else self._register_only(rng)
+        if None in words:
+            return False
+        for each, word in zip(pair, words, strict=True):
+            assert word is not None
+            block.add(word, _key(each))
+            if each.is_load and middle is not None:
+                block.add(middle)
+        return True
 
     def _register_only(self, rng: random.Random) -> int | None:
-        t = rng.choice(rng.choice(rng.choice(self._groups)))
+        t = rng.choice(self._plain)
         if t.pointer is not None or t.variants or t.insn.name == "yield_":  # YIELD clears QEMU's monitor
             return None
         return self._word(t, rng)
 
-    def _branch(self, rng: random.Random) -> list[int]:
-        """A direct branch over up to three instructions; they follow as ordinary ones."""
-        t = rng.choice(self._branches)
+    def _branch(self, t: Template, block: Block, rng: random.Random) -> bool:
+        """A direct branch over up to three instructions; the register of a test is any."""
         offset = next(f for f in t.immediates if f.width >= 14)
         distance = rng.randrange(1, 5)
         word = self._word(t, rng)
         if word is None:
-            return []
-        self._shadow = distance
-        self.counts[t.insn.name] += 1
+            return False
         mask = (1 << offset.width) - 1
-        return [word & ~(mask << offset.lo) | distance << offset.lo]
+        block.add(word & ~(mask << offset.lo) | distance << offset.lo, _key(t))
+        self._shadow(block, rng, distance - 1)
+        return True
 
-    def _register_branch(self, rng: random.Random) -> list[int]:
-        register = rng.choice(FREE[:-1])
-        distance = rng.randrange(2, 5)
-        self._shadow = distance
-        self.counts["register branch"] += 1
-        return [ADR | distance << 5 | register, rng.choice(REGISTER_BRANCHES) | register << 5]
+    def _register_branch(self, t: Template, block: Block, rng: random.Random) -> bool:
+        register, distance = rng.choice(FREE[:-1]), rng.randrange(2, 5)
+        block.add(ADR | distance << 5 | register)
+        block.add(t.base | register << 5, _key(t))
+        self._shadow(block, rng, distance - 2)
+        return True
 
-    def _move(self, rng: random.Random) -> list[int]:
-        name = rng.choice(list(MOVES))
+    def _move(self, name: str, block: Block, rng: random.Random) -> bool:
         word, written = MOVES[name]
-        self.counts[name] += 1
+        register = rng.choice(FREE) if written else rng.randrange(32)
         if name == "msr FPSR":  # its AArch32 flags are RES0 here and exist in the oracles
             register = rng.choice(FREE[:-1])
-            return [UBFX_28 | rng.randrange(32) << 5 | register, word | register]
-        return [word | (rng.choice(FREE) if written else rng.randrange(32))]
+            block.add(UBFX_28 | rng.randrange(32) << 5 | register)
+        block.add(word | register, (name, 0))
+        return True
+
+
+SOURCES, VECTORS = (*range(29), 30, 31), tuple(range(32))
+
+
+def _register(rng: random.Random, numbers: Sequence[int], taken: Sequence[int]) -> int:
+    """A register, often one that the word names already."""
+    return rng.choice(taken) if taken and rng.randrange(6) == 0 else rng.choice(numbers)
+
+
+def _key(t: Template) -> Key:
+    return t.insn.name, t.shape
 
 
 def _is_direct(t: Template) -> bool:

@@ -1,7 +1,8 @@
 """The program that all emulators run: blocks of random instructions, each between loading and storing all registers.
 
-One static image: code, then an array of records. Block k loads its state from record k, runs, stores the state there, and uses
-the record's memory window for its loads and stores. The image exits like a Linux process, after writing the records out.
+One static image: code, then an array of records. Each record has the address of a block, which loads its state from the record,
+runs, stores the state there, and uses the record's memory window for its loads and stores. Several records may have the same
+block. The image exits like a Linux process, after writing the records out.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ PAGE = 4096
 CODE, DATA = 0x10_0000_0000, 0x10_2000_0A00
 """Where code and records lie; the windows of every other record have a page boundary in the middle."""
 RECORD, WINDOW, WINDOW_BYTES = 2048, 1024, 1024
-SP_AT, V_AT, NZCV_AT, FPCR_AT, FPSR_AT, LINK_AT = 248, 256, 768, 776, 784, 792
+SP_AT, V_AT, NZCV_AT, FPCR_AT, FPSR_AT, BLOCK_AT = 248, 256, 768, 776, 784, 792
 POINTER_START = {26: 512, 27: 400, 28: 611, 31: 560}
 """Offsets into the window that pointers start with; odd ones make unaligned accesses."""
 
 CONTROLS = (("s3_3_c4_c2_0", NZCV_AT), ("s3_3_c4_c4_0", FPCR_AT), ("s3_3_c4_c4_1", FPSR_AT))
 """NZCV, FPCR and FPSR, and where a record keeps them."""
 
-BL = 0x9400_0000
+B = 0x1400_0000
+ISB = 0xD503_3FDF
+"""Stands behind every block, so that compiled regions end there; a branch follows."""
+TAIL_BYTES = 8
 NOP = 0xD503_201F
 
 
@@ -34,7 +38,7 @@ def _driver() -> str:
     """Load, run, store: the routine that stands before the blocks."""
     pairs_x = [(n, 8 * n) for n in range(0, 28, 2)]
     pairs_v = [(n, V_AT + 16 * n) for n in range(0, 32, 2)]
-    lines = ["start:", "str x30, [x29, #792]", "b enter", "leave:", f"str x30, [x29, #{RECORD + LINK_AT}]"]
+    lines = ["leave:", "str x30, [x29, #240]"]
     lines += [f"stp x{n}, x{n + 1}, [x29, #{at}]" for n, at in pairs_x]
     lines += ["str x28, [x29, #224]", "mov x30, sp", f"str x30, [x29, #{SP_AT}]"]
     lines += [f"stp q{n}, q{n + 1}, [x29, #{at}]" for n, at in pairs_v]
@@ -46,7 +50,7 @@ def _driver() -> str:
     lines += [f"ldr x30, [x29, #{SP_AT}]", "mov sp, x30"]
     lines += [f"ldp q{n}, q{n + 1}, [x29, #{at}]" for n, at in pairs_v]
     lines += [f"ldp x{n}, x{n + 1}, [x29, #{at}]" for n, at in pairs_x]
-    lines += ["ldr x28, [x29, #224]", f"ldr x30, [x29, #{LINK_AT}]", "clrex", "br x30"]
+    lines += ["ldr x28, [x29, #224]", f"ldr x30, [x29, #{BLOCK_AT}]", "clrex", "br x30"]
     return "\n".join(lines)
 
 
@@ -77,53 +81,57 @@ class Program:
         return (head + text + data).ljust(4096, b"\0") + rounded + self.data
 
 
-def build(blocks: Sequence[Sequence[int]], records: Sequence[bytes]) -> Program:
-    """An image of blocks (instruction words) and the records they start with."""
-    assert len(blocks) == len(records)
-    data = b"".join(records) + bytes(2 * RECORD)
+def build(blocks: Sequence[Sequence[int]], records: Sequence[bytes], states: int = 1) -> Program:
+    """An image of blocks (instruction words) and the records they start with, `states` in a row for each block."""
+    assert states * len(blocks) == len(records)
     prologue = "\n".join(("b begin", _driver(), "begin:", _constant("x29", DATA)))
-    code, labels = assemble_with_labels(f"{prologue}\nadr x30, blocks\nb start\nblocks:", CODE)
+    code, labels = assemble_with_labels(f"{prologue}\nb enter\nblocks:", CODE)
     leave, words, at = labels["leave"], [], labels["blocks"]
     starts = []
     for block in blocks:
         starts.append(at)
-        words += [*block, BL | (leave - (at + 4 * len(block))) >> 2 & 0x3FF_FFFF]
-        at += 4 * len(block) + 4
+        words += [*block, ISB, B | (leave - (at + 4 * len(block) + 4)) >> 2 & 0x3FF_FFFF]
+        at += 4 * len(block) + TAIL_BYTES
+    data = bytearray(b"".join(records) + bytes(RECORD))
+    for k in range(len(records) + 1):
+        struct.pack_into("<Q", data, RECORD * k + BLOCK_AT, starts[k // states] if k < len(records) else at)
     tail = ["movz x0, #1", _constant("x1", DATA), _constant("x2", len(data)), "movz x8, #64", "svc #0"]
     tail += ["movz x0, #0", "movz x8, #93", "svc #0"]
     exit_code = assemble_with_labels("\n".join(tail), at)[0]
-    return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, data, at, tuple(starts))
+    return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, bytes(data), at, tuple(starts))
 
 
-def random_record(rng: random.Random, index: int, pattern: bytes) -> bytes:
-    """State for a block to start with: special values, pointers into the record's own window."""
-    window = DATA + RECORD * index + WINDOW
-    x = [values.integer(rng) for _ in range(31)]
-    for number, value in INDEX_VALUES.items():
-        x[number] = value
-    for number in POINTERS[:-1]:
-        x[number] = window + POINTER_START[number]
-    x[29] = DATA + RECORD * index
-    v = b"".join(values.vector(rng).to_bytes(16, "little") for _ in range(32))
-    control = (rng.getrandbits(4) << 28, values.fpcr(rng), rng.getrandbits(32) & values.FPSR_BITS if rng.getrandbits(1) else 0)
-    head = struct.pack("<31QQ", *x, window + POINTER_START[31]) + v + struct.pack("<3Q", *control)
-    start = rng.randrange(len(pattern) - WINDOW_BYTES)
-    return head.ljust(WINDOW, b"\0") + pattern[start : start + WINDOW_BYTES]
+class States:
+    """Makes states to start with: special values, and memory, from a stock that is made once."""
+
+    def __init__(self, rng: random.Random, stock: int = 8192) -> None:
+        self._rng = rng
+        self._memory = rng.randbytes(1 << 20)
+        self._integers = [values.integer(rng) for _ in range(stock)]
+        self._vectors = [values.vector(rng).to_bytes(16, "little") for _ in range(stock)]
+
+    def record(self, index: int) -> bytes:
+        """State number `index` of a program, with pointers into its own window."""
+        rng = self._rng
+        window = DATA + RECORD * index + WINDOW
+        x = rng.choices(self._integers, k=31)
+        for number, value in INDEX_VALUES.items():
+            x[number] = value
+        for number in POINTERS[:-1]:
+            x[number] = window + POINTER_START[number]
+        x[29] = DATA + RECORD * index
+        v = b"".join(rng.choices(self._vectors, k=32))
+        control = (rng.getrandbits(4) << 28, values.fpcr(rng), rng.getrandbits(32) & values.FPSR_BITS if rng.getrandbits(1) else 0)
+        head = struct.pack("<31QQ", *x, window + POINTER_START[31]) + v + struct.pack("<3Q", *control)
+        start = rng.randrange(len(self._memory) - WINDOW_BYTES)
+        return head.ljust(WINDOW, b"\0") + self._memory[start : start + WINDOW_BYTES]
 
 
 def describe(record: bytes) -> dict[str, int]:
     """The registers of a record by name."""
-    named = {f"x{n}": value for n, value in enumerate(struct.unpack_from("<31Q", record)) if n not in (29, 30)}
+    named = {f"x{n}": value for n, value in enumerate(struct.unpack_from("<31Q", record)) if n != 29}
     named["sp"] = struct.unpack_from("<Q", record, SP_AT)[0]
     named |= {f"v{n}": int.from_bytes(record[V_AT + 16 * n : V_AT + 16 * n + 16], "little") for n in range(32)}
     for name, at in (("nzcv", NZCV_AT), ("fpcr", FPCR_AT), ("fpsr", FPSR_AT)):
         named[name] = struct.unpack_from("<Q", record, at)[0]
     return named
-
-
-def comparable(data: bytes) -> bytearray:
-    """Records without what may differ: the slot of x29, x30 and the link."""
-    result = bytearray(data)
-    for at in range(0, len(result), RECORD):
-        result[at + LINK_AT : at + LINK_AT + 8] = bytes(8)
-    return result

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.differential.machine import HCR
-from tests.differential.program import CODE, DATA, PAGE, Program
+from tests.differential.program import CODE, DATA, PAGE, TAIL_BYTES, Program
 from trapline.arm64.regs import (
     CONTEXTIDR_EL1,
     CPACR_EL1,
@@ -54,6 +54,7 @@ class Qemu:
     name = EMULATOR
     wrong: Wrong = WRONG
     lacks = ()
+    compiled = None
 
     @staticmethod
     def missing() -> str | None:
@@ -88,6 +89,7 @@ class Unicorn:
         **WRONG,
     }
     lacks = ("BF16", "I8MM")
+    compiled = None
 
     @staticmethod
     def missing() -> str | None:
@@ -121,6 +123,7 @@ class Trapline:
     name = "trapline"
     wrong: Wrong = {}
     lacks = ()
+    compiled: set[int] | None = None
     _mapped: list[int] = []
 
     def __init__(self) -> None:
@@ -185,27 +188,38 @@ class Here:
 
 
 class Regions(Trapline):
-    """The engine again, with every block of the program compiled as a region before it runs."""
+    """The engine again, with every block of the program compiled as regions before it runs: as few as its instructions allow."""
 
     name = "regions"
+    compiled: set[int]
 
     def __init__(self) -> None:
         super().__init__()
         self.builder = RegionBuilder(self.engine.features, self.engine.code.cache)
         self.texts = Texts()
-        self.installed = self.instructions = 0
+        self.compiled = set()
+        self.instructions = 0
+        """How many there are in regions so far."""
 
     def run(self, program: Program) -> bytes:
         super().run(program)  # decodes everything
-        for start in program.starts:
-            here, index = Here(self.engine, start & -PAGE, self.texts), start % PAGE >> 2
-            region = self.builder.explore(index, here.text)
-            if region is None:
-                continue
-            word = ctypes.c_uint32.from_address(start).value
-            built = self.builder.build(region, self.engine.entry.decode(word, index))
-            linked = Linked(built, self.engine.code)
-            self.installed += linked.install(self.engine, here, self.texts)
-            self.instructions += region.size
+        self.compiled = set()
+        for start, end in zip(program.starts, (*program.starts[1:], program.end), strict=True):
+            for address in range(start, end - TAIL_BYTES, 4):
+                if address not in self.compiled:
+                    self.compiled |= self._compile(address)
+        self.instructions += len(self.compiled)
         ctypes.memmove(DATA, program.data, len(program.data))
         return self.finish(program)
+
+    def _compile(self, address: int) -> set[int]:
+        """Make the region of an address and put it into service; the addresses of its instructions."""
+        here, index = Here(self.engine, address & -PAGE, self.texts), address % PAGE >> 2
+        region = self.builder.explore(index, here.text)
+        if region is None:
+            return set()
+        word = ctypes.c_uint32.from_address(address).value
+        linked = Linked(self.builder.build(region, self.engine.entry.decode(word, index)), self.engine.code)
+        if not linked.install(self.engine, here, self.texts):
+            return set()
+        return {(address & -PAGE) + (page << 12) + (at << 2) for page, at, _ in linked.built.words}
