@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trapline.abi import arm64, arm64_vm, exits, irq, memory, stats, vcpu, vm
+from trapline.abi import arm64, arm64_vm, exits, irq, memory, stats, vcpu, vm, x86
 from trapline.abi.caps import Cap, c_name
 from trapline.abi.document import document
 from trapline.abi.ioctl import Ioctl
@@ -56,6 +56,8 @@ ARM64_CONSTANTS = {
 C_PATHS = {
     arm64.VcpuEvents: "exception.serror_pending exception.serror_has_esr exception.ext_dabt_pending exception.serror_esr",
     arm64_vm.Regs: "regs.sp regs.pc regs.pstate fp_regs.vregs fp_regs.fpsr fp_regs.fpcr",
+    x86.VcpuEvents: "triple_fault.pending:triple_fault_pending",
+    x86.GuestDebug: "arch.debugreg",
     exits.KvmRun: "mmio:union kvm_valid_regs kvm_dirty_regs s.regs.device_irq_level",
 }
 """Where C has a field that is inside of another one or has another name (path, colon, our name)."""

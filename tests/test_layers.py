@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "mapping", "paths", "registers", "sync", "turns"),
     ("abi",),
     ("bits",),
-    ("arm64",),
+    ("arm64", "x86_64"),
     ("engine",),
     ("gic",),
     ("host",),
@@ -29,7 +29,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-FACADE = ("trapline.__init__", "trapline.__main__")
+FACADE = ("trapline.__init__", "trapline.__main__", "trapline.x86")
 """Modules outside the layers: the public names, which come from the backends and the ABI, and the command line."""
 
 SWITCHING = {"threading", "time", "random"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, IntFlag
 
-from trapline.abi import caps, exits, extensions
+from trapline.abi import caps, exits, extensions, x86_exits
 from trapline.abi.ioctl import Ioctl
 from trapline.abi.struct import Meaning, Structure
 from trapline.abi.tables import calls, structures
@@ -78,15 +78,13 @@ def capability_section() -> Iterator[str]:
     yield ""
 
 
-def exit_section() -> Iterator[str]:
+def exit_section(title: str, classes: Iterable[type[exits.Exit]]) -> Iterator[str]:
     """Why KVM_RUN returns."""
-    yield "## Exits"
+    yield f"## {title}"
     yield ""
     yield "| number | class | meaning |"
     yield "|---|---|---|"
-    special: tuple[type[exits.Exit], ...] = (exits.MmioExit, exits.SysregExit)
-    classes = {cls.reason: cls for cls in (*special, *exits.LAYOUTS)}
-    for number, cls in sorted(classes.items()):
+    for number, cls in sorted((cls.reason, cls) for cls in classes):
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         yield f"| {number if number < extensions.PRIVATE else hex(number)} | `{cls.__name__}` | {summary} |"
     yield ""
@@ -103,7 +101,8 @@ def document() -> str:
             else:
                 lines += [f"{call.name}: as for {KINDS[call.kinds[0]].lower()}.", ""]
     lines += capability_section()
-    lines += exit_section()
+    lines += exit_section("Exits", (exits.MmioExit, exits.SysregExit, *exits.LAYOUTS))
+    lines += exit_section("Exits that only x86 has, or has otherwise", (*x86_exits.ANSWERED, *x86_exits.LAYOUTS))
     lines += extensions.PAGE.splitlines()
     lines += ["## Structures", ""]
     for module, cls in sorted(structures(), key=lambda entry: (entry[1].c_name, entry[0])):

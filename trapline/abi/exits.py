@@ -374,9 +374,13 @@ def decode_exit(run: Any) -> Exit:
     """The exit that a vCPU's shared memory (any writable buffer) holds."""
     (number,) = _REASON.unpack_from(run, EXIT_REASON_OFFSET)
     decoder = DECODERS.get(number)
-    if decoder is None:
-        return UnknownExit(number, bytes(run[UNION_OFFSET : UNION_OFFSET + UNION_SIZE]))
-    return decoder(run)
+    return decoder(run) if decoder is not None else decode_unknown(run)
+
+
+def decode_unknown(run: Any) -> Exit:
+    """An exit of a reason that no class stands for."""
+    (number,) = _REASON.unpack_from(run, EXIT_REASON_OFFSET)
+    return UnknownExit(number, bytes(run[UNION_OFFSET : UNION_OFFSET + UNION_SIZE]))
 
 
 def encode_exit(run: Any, exit: Exit) -> None:

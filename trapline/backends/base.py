@@ -5,6 +5,7 @@ Everything above (the public classes, the VMM, the tests) is written once agains
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from trapline.abi.ioctl import Ioctl
@@ -27,6 +28,9 @@ class Backend(Protocol):
     def ioctl(self, file: int, call: Ioctl, argument: Any = 0) -> int:
         """Make a call. `argument` is a number or an instance of the call's structure. Raises KvmError."""
 
+    def runner(self, file: int) -> Callable[[], int]:
+        """KVM_RUN of this vCPU as a function: 0, or KvmError. For those who run a vCPU again and again."""
+
     def close(self, file: int) -> None:
         """Close a file; what it stands for goes away with the last file that refers to it."""
 
@@ -34,4 +38,4 @@ class Backend(Protocol):
         """The writable buffer a vCPU shares with userspace: struct kvm_run first."""
 
     def kick(self, file: int) -> None:
-        """Make a KVM_RUN of this vCPU that another thread is in return soon, with EINTR; the next one if none is running."""
+        """Make a KVM_RUN of this vCPU that another thread is in return soon, with EINTR. The caller has set `immediate_exit`."""

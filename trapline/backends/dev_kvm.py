@@ -1,7 +1,7 @@
 """The /dev/kvm backend: the declared calls through the host's own KVM.
 
-Nothing here knows a particular call: number, argument and errno causes come from the declarations. Files are real file descriptors
-of this process.
+Nothing here knows a particular call but KVM_RUN: number, argument and errno causes come from the declarations. Files are real file
+descriptors of this process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import fcntl
 import mmap
 import os
 import signal
-import threading
+from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
-from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET
 from trapline.abi.ioctl import Ioctl
 from trapline.abi.system import KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
 from trapline.abi.vcpu import KVM_RUN
@@ -23,7 +23,7 @@ from trapline.backends.base import Backend
 from trapline.errors import KvmError, NotSupported
 from trapline.turns import Turns
 
-KICK_SIGNAL = signal.SIGUSR1
+KICK_SIGNAL = signal.SIGRTMIN + 3
 """Interrupts a thread that is in KVM_RUN. Its handler does nothing."""
 
 O_FLAGS = os.O_RDWR | os.O_CLOEXEC
@@ -48,12 +48,11 @@ class DevKvm:
     def __init__(self, path: str = "/dev/kvm") -> None:
         self._path = path
         self._device = -1
-        self._ioctl = ctypes.CDLL(None, use_errno=True).ioctl
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._ioctl = libc.ioctl
         self._ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
         self._vcpus: dict[int, _Running] = {}
-        self._signal_ready = False
-        if threading.current_thread() is threading.main_thread():
-            self._install_handler()
+        _ignore_kicks(libc)
 
     def with_cpu(self, cpu: str) -> Backend:
         """There is one CPU: the host's."""
@@ -70,23 +69,25 @@ class DevKvm:
     def ioctl(self, file: int, call: Ioctl, argument: Any = 0) -> int:
         """The system call. ctypes lets other threads run meanwhile, and passes structures by address as the kernel wants them."""
         pointer = argument if isinstance(argument, int) else ctypes.addressof(argument)
-        if call is KVM_RUN:
-            return self._run(file, call)
         result = self._ioctl(file, call.number, pointer)
         if result < 0:
             raise _failure(call)
         return int(result)
 
-    def _run(self, file: int, call: Ioctl) -> int:
+    def runner(self, file: int) -> Callable[[], int]:
+        """KVM_RUN of a vCPU, with everything looked up that does not change."""
         running = self._vcpus[file]
-        running.thread = threading.get_ident()
-        try:
-            result = self._ioctl(file, call.number, 0)
-        finally:
+        ioctl, number = self._ioctl, KVM_RUN.number
+
+        def run() -> int:
+            running.thread = get_ident()
+            result = ioctl(file, number, 0)
             running.thread = 0
-        if result < 0:
-            raise _failure(call)
-        return int(result)
+            if result < 0:
+                raise _failure(KVM_RUN)
+            return 0
+
+        return run
 
     def close(self, file: int) -> None:
         """Close a descriptor."""
@@ -101,23 +102,21 @@ class DevKvm:
         return run
 
     def kick(self, file: int) -> None:
-        """Set immediate_exit, then interrupt the thread if it is in KVM_RUN already."""
-        self._install_handler()
-        running = self._vcpus[file]
-        running.run[IMMEDIATE_EXIT_OFFSET] = 1
-        if running.thread:
-            signal.pthread_kill(running.thread, KICK_SIGNAL)
+        """Interrupt the thread that is in KVM_RUN, if one is; `immediate_exit`, which the caller has set, stops one that is about to."""
+        running = self._vcpus.get(file)
+        if running is not None and (thread := running.thread):
+            signal.pthread_kill(thread, KICK_SIGNAL)
 
-    def _install_handler(self) -> None:
-        """A handler that does nothing, so that the signal only interrupts. Python allows this in the main thread alone."""
-        if self._signal_ready:
-            return
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(KICK_SIGNAL, lambda number, frame: None)
-            signal.siginterrupt(KICK_SIGNAL, True)
-            self._signal_ready = True
-        elif signal.getsignal(KICK_SIGNAL) in (signal.SIG_DFL, None):
-            raise NotSupported("open the kvm backend in the main thread: it has to install a signal handler")
+
+def _ignore_kicks(libc: ctypes.CDLL) -> None:
+    """Give the signal a handler that does nothing, so that it only interrupts.
+
+    A handler of Python's could be installed in the main thread alone, and would run there. This one is C's `abs`, which takes the
+    signal's number and leaves no trace; an ignored signal would interrupt nothing.
+    """
+    handler = libc.signal
+    handler.argtypes, handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    handler(KICK_SIGNAL, ctypes.cast(libc.abs, ctypes.c_void_p))
 
 
 def _failure(call: Ioctl) -> KvmError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, Self, TypeVar
 
 from trapline.abi import arm64
 from trapline.abi.caps import Cap
@@ -41,7 +42,8 @@ from trapline.abi.vm import (
 from trapline.backends.base import Backend
 from trapline.backends.memory import GuestMemory
 from trapline.backends.sysregs import Sysregs
-from trapline.backends.vcpu import Vcpu, get_attr, has_attr, set_attr
+from trapline.backends.vcpu import Vcpu, VcpuBase, get_attr, has_attr, set_attr
+from trapline.backends.watchdog import Watchdog
 from trapline.errors import NotSupported
 
 VM_FEATURES = {"mte": Cap.ARM_MTE, "nested": Cap.ARM_EL2, "aarch32": Cap.ARM_EL1_32BIT, "sve": Cap.ARM_SVE}
@@ -53,11 +55,13 @@ VCPU_FEATURES = {
     "nested": (arm64.Feature.HAS_EL2,),
 }
 
+V = TypeVar("V", bound=VcpuBase)
+
 
 class Device:
     """An in-kernel device: configured and read through attributes."""
 
-    def __init__(self, vm: Vm, file: int, kind: int) -> None:
+    def __init__(self, vm: VmBase[Any], file: int, kind: int) -> None:
         self.vm = vm
         self.file = file
         self.kind = kind
@@ -87,31 +91,16 @@ class Device:
         self.close()
 
 
-class Vm:
-    """A virtual machine: memory slots, vCPUs, devices and interrupt lines."""
+class VmBase(Generic[V]):
+    """What virtual machines of all architectures share: memory slots, devices, vCPUs of the type `V`."""
 
-    def __init__(self, system: System, file: int, features: dict[str, bool]) -> None:
+    def __init__(self, system: System, file: int) -> None:
         self.system = system
         self.backend = system.backend
         self.file = file
-        self.vcpus: list[Vcpu] = []
+        self.vcpus: list[V] = []
         self.devices: list[Device] = []
         self.memory: list[GuestMemory] = []
-        self._sysregs: Sysregs | None = None
-        self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
-        if features.get("mte"):
-            self.enable_cap(Cap.ARM_MTE)
-
-    @property
-    def sysregs(self) -> Sysregs:
-        """What the guest finds in implementation-defined system registers: policies by name. The first use switches their exits on."""
-        if self._sysregs is None:
-            self._sysregs = Sysregs(self)
-        return self._sysregs
-
-    def answers(self, access: SysregExit, vcpu: Vcpu) -> bool:
-        """Whether a policy has answered an access to a system register, so that nobody else has to."""
-        return self._sysregs is not None and self._sysregs.answer(access, vcpu)
 
     def check_extension(self, cap: int) -> int:
         """0 if this VM lacks the capability, else 1 or the number it stands for."""
@@ -149,15 +138,6 @@ class Vm:
         bits = int.from_bytes(bitmap, "little")
         return [page for page in range(pages) if bits >> page & 1]
 
-    def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = ()) -> Vcpu:
-        """Add a vCPU and initialise it with PSCI 0.2 or newer and `features`; `features=None` leaves that to the caller."""
-        vcpu_id = len(self.vcpus) if id is None else id
-        vcpu = Vcpu(self, self.backend.ioctl(self.file, KVM_CREATE_VCPU, vcpu_id), vcpu_id)
-        self.vcpus.append(vcpu)
-        if features is not None:
-            vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
-        return vcpu
-
     def create_device(self, kind: int) -> Device:
         """Make an in-kernel device (`arm64.DeviceType`)."""
         request = CreateDevice(kind, 0, 0)
@@ -169,10 +149,6 @@ class Vm:
     def irq_line(self, irq: int, level: int) -> None:
         """Set an interrupt line by its KVM_IRQ_LINE word (`arm64.irq_word`)."""
         self.backend.ioctl(self.file, KVM_IRQ_LINE, IrqLevel(irq, int(level)))
-
-    def set_irq(self, spi_intid: int, level: int) -> None:
-        """Set the level of a shared peripheral interrupt, by its interrupt id (32 and up)."""
-        self.irq_line(arm64.IrqType.SPI << 24 | spi_intid, level)
 
     def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, deassign: bool = False) -> None:
         """Let an eventfd (`os.eventfd`) drive a GSI, as an edge or, with `resamplefd`, until the guest completes the interrupt."""
@@ -206,11 +182,46 @@ class Vm:
         for memory in self.memory:
             memory.discard()
 
-    def __enter__(self) -> Vm:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Vm(VmBase[Vcpu]):
+    """A virtual arm64 machine: memory slots, vCPUs, devices and interrupt lines."""
+
+    def __init__(self, system: System, file: int, features: Mapping[str, bool] = MappingProxyType({})) -> None:
+        super().__init__(system, file)
+        self._sysregs: Sysregs | None = None
+        self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
+        if features.get("mte"):
+            self.enable_cap(Cap.ARM_MTE)
+
+    @property
+    def sysregs(self) -> Sysregs:
+        """What the guest finds in implementation-defined system registers: policies by name. The first use switches their exits on."""
+        if self._sysregs is None:
+            self._sysregs = Sysregs(self)
+        return self._sysregs
+
+    def answers(self, access: SysregExit, vcpu: Vcpu) -> bool:
+        """Whether a policy has answered an access to a system register, so that nobody else has to."""
+        return self._sysregs is not None and self._sysregs.answer(access, vcpu)
+
+    def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = ()) -> Vcpu:
+        """Add a vCPU and initialise it with PSCI 0.2 or newer and `features`; `features=None` leaves that to the caller."""
+        vcpu_id = len(self.vcpus) if id is None else id
+        vcpu = Vcpu(self, self.backend.ioctl(self.file, KVM_CREATE_VCPU, vcpu_id), vcpu_id)
+        self.vcpus.append(vcpu)
+        if features is not None:
+            vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
+        return vcpu
+
+    def set_irq(self, spi_intid: int, level: int) -> None:
+        """Set the level of a shared peripheral interrupt, by its interrupt id (32 and up)."""
+        self.irq_line(arm64.IrqType.SPI << 24 | spi_intid, level)
 
 
 class System:
@@ -221,8 +232,9 @@ class System:
         self.file = backend.open()
         self.turns = backend.turns
         """Time, order and randomness of a deterministic KVM: None for any other."""
-        self._vms: weakref.WeakSet[Vm] = weakref.WeakSet()
+        self._vms: weakref.WeakSet[VmBase[Any]] = weakref.WeakSet()
         self._others: dict[str, System] = {}
+        self.watchdog = Watchdog()
 
     def stop_at(self, instructions: int | None) -> None:
         """Let no vCPU run past this count of `turns.retired`: from there on every `Vcpu.run` returns IntrExit. None lifts that."""

@@ -7,14 +7,19 @@ import platform
 import sys
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from trapline.backends.base import Backend
 from trapline.backends.objects import System
 from trapline.errors import BadInput, NotSupported
 from trapline.turns import Turns
 
+if TYPE_CHECKING:
+    from trapline.backends.x86.system import X86System
+
 DEVICE = "/dev/kvm"
 NAMES = ("auto", "software", "kvm")
+X86_MACHINES = ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +79,15 @@ def open_system(backend: str = "auto", cpu: str = "", *, deterministic: bool = F
         if choice.name == "software":
             warn_once(choice.reason)
         backend = choice.name
+    if backend == "kvm" and platform.machine() in X86_MACHINES:
+        return open_x86()
     return System(make_backend(backend, cpu))
+
+
+def open_x86() -> X86System:
+    """The host's /dev/kvm, where that makes x86 machines."""
+    from trapline.backends.x86.system import X86System
+
+    if platform.machine() not in X86_MACHINES:
+        raise NotSupported(f"this host is {platform.machine()}: only the KVM of an x86-64 host runs x86 guests")
+    return X86System(make_backend("kvm"))

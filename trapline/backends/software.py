@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from errno import EFAULT, EINVAL, ENOTTY
+from functools import partial
 from typing import Any
 
 from trapline.abi.ioctl import BAD_ARGUMENT, Ioctl, bodies
 from trapline.abi.tables import calls
+from trapline.abi.vcpu import KVM_RUN
 from trapline.errors import KvmError, NotSupported, TraplineError
 from trapline.host.user import copy_from_user, copy_to_user
 from trapline.kvm import device as kvm_device
@@ -101,6 +103,10 @@ class Software:
                 raise UndeclaredErrno(f"{call.name} failed with {error.errno}, which it does not declare") from error
             error.strerror = f"{call.name}: {cause}"
             raise
+
+    def runner(self, file: int) -> Callable[[], int]:
+        """KVM_RUN of a vCPU."""
+        return partial(self.ioctl, file, KVM_RUN, 0)
 
     def close(self, file: int) -> None:
         """Close a file."""

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trapline.abi import arm64
 from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, DeviceAttr
 from trapline.abi.exits import (
+    DECODERS,
     EXIT_REASON_OFFSET,
     IMMEDIATE_EXIT_OFFSET,
     Exit,
     IntrExit,
     KvmRun,
-    MmioExit,
     SysregExit,
-    decode_exit,
-    decode_mmio,
+    decode_unknown,
 )
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
     KVM_GET_ONE_REG,
     KVM_GET_REG_LIST,
-    KVM_RUN,
     KVM_SET_MP_STATE,
     KVM_SET_ONE_REG,
     MpState,
@@ -32,14 +32,12 @@ from trapline.abi.vcpu import (
     OneReg,
     reg_list,
 )
-from trapline.errors import KvmError
+from trapline.backends.watchdog import Deadline
+from trapline.errors import KvmError, Timeout
 
 if TYPE_CHECKING:
     from trapline.backends.guest_debug import Watchpoint
-    from trapline.backends.objects import Vm
-
-MMIO = MmioExit.reason
-"""By far the most frequent reason, recognised first. Its number fits in the lowest byte, and no other has the same one."""
+    from trapline.backends.objects import Vm, VmBase
 
 REGISTER_IDS = {
     **{f"x{n}": arm64.reg_x(n) for n in range(31)},
@@ -88,13 +86,16 @@ class Registers:
         return {name: self._vcpu.get_one_reg(reg_id) for name, reg_id in REGISTER_IDS.items() if not name.startswith("v")}
 
 
-class Vcpu:
-    """One virtual CPU. It runs in the thread that calls `run`."""
+class VcpuBase:
+    """What vCPUs of all architectures share. A vCPU runs in the thread that calls `run`."""
 
-    level = 1
-    """The exception level of the guest's operating system."""
+    decoders: ClassVar[Mapping[int, Callable[[Any], Exit]]] = DECODERS
+    """What makes an exit of kvm_run, by reason."""
 
-    def __init__(self, vm: Vm, file: int, vcpu_id: int) -> None:
+    timeout: float | None = None
+    """Seconds a run may take unless it is told otherwise."""
+
+    def __init__(self, vm: VmBase[Any], file: int, vcpu_id: int) -> None:
         self.vm = vm
         self.id = vcpu_id
         self.file = file
@@ -103,43 +104,62 @@ class Vcpu:
         self._buffer = vm.backend.map_run(file)
         self.kvm_run = KvmRun.from_buffer(self._buffer)
         """The shared structure itself, for tools that need more than the exits."""
-        self.regs = Registers(self)
+        self._reason = memoryview(self._buffer)[EXIT_REASON_OFFSET : EXIT_REASON_OFFSET + 4].cast("I")
+        self._enter = vm.backend.runner(file)
         self._kicked = False
+        self._watchdog = vm.system.watchdog
+        self._deadline = Deadline(self._bark)
 
-    def init(self, features: Iterable[int] = (arm64.Feature.PSCI_0_2,), target: int = arm64.TARGET_GENERIC_V8) -> None:
-        """Choose features (`arm64.Feature`) and reset the vCPU."""
-        request = arm64.VcpuInit()
-        request.target = target
-        for feature in features:
-            request.features[feature // 32] |= 1 << feature % 32
-        self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
-
-    def run(self) -> Exit:
+    def run(self, timeout: float | None = None) -> Exit:
         """Run the guest until something needs userspace, and return what. Raises KvmError.
 
-        Accesses to system registers that a policy of `vm.sysregs` answers do not end it.
+        A guest that runs for `timeout` seconds (else `self.timeout`; None is for ever) without an exit is stopped, and Timeout
+        raised. Nothing of its state is lost: it can be looked at, or run on.
         """
-        buffer = self._buffer
-        while True:
-            try:
-                self._ioctl(self.file, KVM_RUN, 0)
-            except KvmError as error:
-                if error.errno != errno.EINTR:
-                    raise
-                if self._kicked:
-                    self._kicked = False
-                    buffer[IMMEDIATE_EXIT_OFFSET] = 0
-                return IntrExit()
-            if buffer[EXIT_REASON_OFFSET] == MMIO:
-                return decode_mmio(buffer)
-            exit = decode_exit(buffer)
-            if type(exit) is not SysregExit or not self.vm.answers(exit, self):
-                return exit
+        deadline = self._deadline
+        if timeout is None:
+            timeout = self.timeout
+        if timeout is not None:
+            self._watchdog.set(deadline, timeout)
+        try:
+            while True:
+                try:
+                    self._enter()
+                    break
+                except KvmError as error:
+                    if self._interrupted(error, timeout):
+                        return IntrExit()
+        finally:
+            deadline.when = math.inf
+        decode = self.decoders.get(self._reason[0])
+        return decode(self._buffer) if decode is not None else decode_unknown(self._buffer)
+
+    def _interrupted(self, error: KvmError, timeout: float | None) -> bool:
+        """Whether a failed run was interrupted on purpose. Raises the error if that was not it, or Timeout."""
+        if error.errno != errno.EINTR:
+            raise error
+        deadline = self._deadline
+        kicked, expired = self._kicked, deadline.expired
+        if kicked or expired:
+            self._kicked = deadline.expired = False
+            self._buffer[IMMEDIATE_EXIT_OFFSET] = 0
+        if expired and monotonic() >= deadline.when:
+            raise Timeout(f"{self!r} ran for {timeout:g} s without an exit{self.whereabouts()}") from None
+        # Otherwise a deadline that expired was that of the last run, which ended just then.
+        return kicked or not expired
+
+    def whereabouts(self) -> str:
+        """Where the guest is, for error messages."""
+        return ""
+
+    def _bark(self) -> None:
+        self._buffer[IMMEDIATE_EXIT_OFFSET] = 1
+        self._backend.kick(self.file)
 
     def kick(self) -> None:
         """Make `run` return `IntrExit` soon: the running one or else the next. Safe from any thread."""
-        self._kicked = True
         self._buffer[IMMEDIATE_EXIT_OFFSET] = 1
+        self._kicked = True
         if (file := self.file) >= 0:
             self._backend.kick(file)
 
@@ -151,6 +171,61 @@ class Vcpu:
     @immediate_exit.setter
     def immediate_exit(self, value: bool) -> None:
         self._buffer[IMMEDIATE_EXIT_OFFSET] = int(value)
+
+    def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
+        """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
+        set_attr(self._backend, self.file, group, attr, value, width=4)
+
+    def get_attr(self, group: int, attr: int, size: int = 4) -> int:
+        """Read an attribute of the vCPU."""
+        return get_attr(self._backend, self.file, group, attr, size)
+
+    def has_attr(self, group: int, attr: int) -> bool:
+        """Whether the attribute exists."""
+        return has_attr(self._backend, self.file, group, attr)
+
+    def close(self) -> None:
+        """Close the vCPU's file. Its kvm_run stays readable."""
+        if self.file >= 0:
+            self._watchdog.forget(self._deadline)
+            file, self.file = self.file, -1
+            self._backend.close(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.id}>"
+
+
+class Vcpu(VcpuBase):
+    """One virtual arm64 CPU."""
+
+    vm: Vm
+    level = 1
+    """The exception level of the guest's operating system."""
+
+    def __init__(self, vm: Vm, file: int, vcpu_id: int) -> None:
+        super().__init__(vm, file, vcpu_id)
+        self.regs = Registers(self)
+
+    def run(self, timeout: float | None = None) -> Exit:
+        """As for every vCPU; accesses to system registers that a policy of `vm.sysregs` answers do not end it."""
+        while True:
+            exit = VcpuBase.run(self, timeout)
+            if type(exit) is not SysregExit or not self.vm.answers(exit, self):
+                return exit
+
+    def init(self, features: Iterable[int] = (arm64.Feature.PSCI_0_2,), target: int = arm64.TARGET_GENERIC_V8) -> None:
+        """Choose features (`arm64.Feature`) and reset the vCPU."""
+        request = arm64.VcpuInit()
+        request.target = target
+        for feature in features:
+            request.features[feature // 32] |= 1 << feature % 32
+        self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
 
     def get_one_reg(self, reg_id: int) -> int:
         """The value of the register with this id."""
@@ -213,33 +288,6 @@ class Vcpu:
 
         argument = guest_debug(single_step, software_breakpoints, breakpoints, watchpoints) if enable else arm64.GuestDebug()
         self._ioctl(self.file, arm64.KVM_SET_GUEST_DEBUG, argument)
-
-    def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
-        """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
-        set_attr(self._backend, self.file, group, attr, value, width=4)
-
-    def get_attr(self, group: int, attr: int, size: int = 4) -> int:
-        """Read an attribute of the vCPU."""
-        return get_attr(self._backend, self.file, group, attr, size)
-
-    def has_attr(self, group: int, attr: int) -> bool:
-        """Whether the attribute exists."""
-        return has_attr(self._backend, self.file, group, attr)
-
-    def close(self) -> None:
-        """Close the vCPU's file. Its kvm_run stays readable."""
-        if self.file >= 0:
-            file, self.file = self.file, -1
-            self._backend.close(file)
-
-    def __enter__(self) -> Vcpu:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Vcpu {self.id}>"
 
 
 def set_attr(backend: Any, file: int, group: int, attr: int, value: int | bytes, width: int = 8) -> None:
