@@ -43,6 +43,8 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.VCPU_ATTRIBUTES: 1,
         Cap.IMMEDIATE_EXIT: 1,
         Cap.SYSTEM_EVENT_DATA: 1,
+        Cap.INTERNAL_ERROR_DATA: 1,
+        Cap.HALT_POLL: 1,
         Cap.IRQ_ROUTING: MAX_ROUTES,
         Cap.IRQFD: 1,
         Cap.IRQFD_RESAMPLE: 1,

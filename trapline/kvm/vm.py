@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from errno import EBUSY, EEXIST, EINVAL
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
 from trapline.abi.vm import (
     CREATE_DEVICE_TEST,
@@ -124,10 +126,24 @@ def irq_line(vm: Vm, line: IrqLevel) -> int:
 
 @implements(KVM_ENABLE_CAP)
 def enable_cap(vm: Vm, request: EnableCap) -> int:
-    """Switch on a capability."""
+    """Switch on a capability: one of the core's, or else one of the architecture's."""
     if request.flags:
         raise KvmError(EINVAL)
+    enable = CAPABILITIES.get(request.cap)
+    if enable is not None:
+        enable(vm, request.args[0])
+        return 0
     return vm.arch.enable_cap(request.cap, list(request.args))
+
+
+def _limit_polling(vm: Vm, nanoseconds: int) -> None:
+    """How long a vCPU that halts may look for work before it sleeps. Here it sleeps at once, which is within any limit."""
+    if nanoseconds >> 32:
+        raise KvmError(EINVAL)
+
+
+CAPABILITIES: Mapping[int, Callable[[Vm, int], None]] = MappingProxyType({Cap.HALT_POLL: _limit_polling})
+"""What every architecture lets userspace switch on: called with the first argument."""
 
 
 @implements(KVM_CREATE_DEVICE)

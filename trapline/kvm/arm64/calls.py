@@ -74,12 +74,17 @@ def get_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
 
 @implements(KVM_SET_VCPU_EVENTS)
 def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
-    """Make an SError pending, or deliver an external abort for the access that exited."""
+    """Make an SError pending, or deliver an external abort for the access that exited.
+
+    Linux delivers the abort before it looks at the SError; here a call that fails has done nothing.
+    """
     vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
     with core.mutex:
         vcpu.require_initialized()
-        if events.serror_has_esr:
+        if any((events.pad0, events.pad1, *events.reserved0, events.reserved1, events.reserved2)):
             raise KvmError(EINVAL)
+        if events.serror_pending and events.serror_has_esr:
+            raise KvmError(EINVAL)  # a machine without FEAT_RAS has no syndrome to give
         if events.ext_dabt_pending:
             vcpu.pending_mmio, vcpu.pending_sysreg = NOT_PENDING, None
             inject.external_abort(vcpu, False, vcpu.sysreg[FAR_EL2.slot])

@@ -22,6 +22,7 @@ from trapline.abi.irq import Msi
 from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
+from trapline.host.user import PAGE_SIZE
 from trapline.kvm.arm64 import flags
 from trapline.kvm.arm64.mmu import Mmu
 from trapline.kvm.arm64.timer import VmTimer
@@ -129,12 +130,16 @@ class Arm64Vm:
     def flush_slot(self, slot: Memslot) -> None:
         """Remove every translation to the slot, and what the machine remembers of its contents."""
         self.mmu.unmap_slot(slot)
-        self.machine.engine.drop_code(slot.hva, slot.size)
+        self._drop_code(slot)
 
     def forget_code(self) -> None:
         """Userspace may have put other contents into guest memory while no vCPU ran."""
         for slot in self.core.memslots.active:
-            self.machine.engine.drop_code(slot.hva, slot.size)
+            self._drop_code(slot)
+
+    def _drop_code(self, slot: Memslot) -> None:
+        start = max(slot.hva, PAGE_SIZE)  # nothing is ever at address 0, which is the engine's word for no page
+        self.machine.engine.drop_code(start, slot.hva + slot.size - start)
 
     def write_protect_slot(self, slot: Memslot) -> None:
         """Make the next write to every page fault."""
