@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from trapline.arm64.gic_interface import VIRTUAL
 from trapline.errors import KvmError
@@ -20,6 +20,7 @@ from trapline.sync import Lock
 from . import cpuif
 from .dist import DISTRIBUTOR, FRAME_SIZE, REVISIONS
 from .host import HostVcpu, HostVm
+from .lpi import Lpis
 from .redist import CONTROL_FRAME, PRIVATE_FRAME, REDIST_SIZE, SGI_FRAME
 from .regmap import Access, RegisterMap
 from .sgi import SgiRequest
@@ -33,7 +34,7 @@ NOBODY: frozenset[CpuInterface] = frozenset()
 
 
 class Vgic:
-    """A GICv3 without security extensions, LPIs or legacy mode."""
+    """A GICv3 without security extensions or legacy mode. It has LPIs when it has an ITS (its.py)."""
 
     def __init__(self, vm: HostVm, bank: int = VIRTUAL) -> None:
         """`bank` says which interface of the processors is fed."""
@@ -51,6 +52,7 @@ class Vgic:
         """The one region was set with ADDR_TYPE_REDIST: it holds all vCPUs and excludes further regions."""
         self.group_enable = 0
         """GICD_CTLR.EnableGrp1 and EnableGrp0."""
+        self.lpis = Lpis(self.requeue)
         self.implementation = {"revision": REVISIONS[-1], "GICD_STATUSR": 0}
         self.on_eoi: Callable[[int], None] | None = None
         """Called without the lock when a guest has completed an interrupt that `watch_eoi` was asked for."""
@@ -60,6 +62,7 @@ class Vgic:
         """Who is to be kicked once the lock is released."""
         self._frames: dict[int, tuple[RegisterMap, Access]] = {}
         """Registers and context of each frame, by its address divided by its size."""
+        self._other_frames: dict[int, tuple[RegisterMap, Access]] = {}
         for vcpu in vm.vcpus:
             self.add_vcpu(vcpu)
 
@@ -290,6 +293,7 @@ class Vgic:
         for cpu in self.cpus:
             yield from cpu.private
         yield from self.spis
+        yield from self.lpis
 
     # ---- addresses (lock held) ----------------------------------------------------------------------------------------------
 
@@ -317,8 +321,13 @@ class Vgic:
         self.dist_base = base
         self._map()
 
+    def add_frames(self, frames: Mapping[int, tuple[RegisterMap, Access]]) -> None:
+        """Frames of something that belongs to the interrupt controller, by address."""
+        self._other_frames.update((address >> FRAME_SHIFT, frame) for address, frame in frames.items())
+        self._map()
+
     def _map(self) -> None:
-        frames: dict[int, tuple[RegisterMap, Access]] = {}
+        frames = dict(self._other_frames)
         for cpu in self.cpus:
             if cpu.frame is not None:
                 access = self.access(cpu)

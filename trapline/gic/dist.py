@@ -11,6 +11,7 @@ import errno
 from trapline.errors import KvmError
 from trapline.registers import Field, Register
 
+from .lpi import LPI_ID_BITS
 from .regmap import BYTE_WORD, WORD_DOUBLE, Access, Gic, PerIrq, Plain, RegisterMap, Row
 from .state import AFFINITY, PRIORITY_MASK, PRIVATE_IRQS, Irq
 
@@ -39,6 +40,7 @@ class GICD_TYPER(Register, width=32):
     """Interrupt Controller Type Register."""
 
     ITLinesNumber = Field(4, 0)
+    LPIS = Field(17)
     IDbits = Field(23, 19)
     No1N = Field(25)
 
@@ -57,7 +59,9 @@ def _set_ctlr(access: Access, value: int) -> None:
 
 
 def _typer(access: Access) -> int:
-    return GICD_TYPER(ITLinesNumber=access.gic.nr_irqs // 32 - 1, IDbits=SPI_ID_BITS - 1, No1N=1)
+    lpis = access.gic.lpis.memory is not None
+    bits = LPI_ID_BITS if lpis else SPI_ID_BITS
+    return GICD_TYPER(ITLinesNumber=access.gic.nr_irqs // 32 - 1, LPIS=lpis, IDbits=bits - 1, No1N=1)
 
 
 def iidr(access: Access) -> int:

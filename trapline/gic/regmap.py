@@ -17,6 +17,7 @@ from typing import Protocol
 
 from trapline.errors import TableError
 
+from .lpi import Lpis
 from .state import INTID_LIMIT, CpuInterface, Irq
 
 
@@ -26,6 +27,10 @@ class Gic(Protocol):
     nr_irqs: int
     group_enable: int
     implementation: dict[str, int]
+
+    @property
+    def lpis(self) -> Lpis:
+        """The LPIs."""
 
     @property
     def cpus(self) -> list[CpuInterface]:

@@ -25,6 +25,7 @@ PRIORITY_MASK = 0xF8
 """Five priority bits are implemented; the others read as zero."""
 
 INTID_LIMIT = 1020
+FIRST_LPI = 8192
 AFFINITY = 0xFF_FFFF
 """Aff2, Aff1, Aff0: this machine has no Aff3."""
 
@@ -63,7 +64,7 @@ def bank_view(state: CpuState, bank: int) -> Any:
 class CpuInterface:
     """The interrupts of one vCPU: its private ones, its queue and what its list registers hold."""
 
-    __slots__ = ("vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist")
+    __slots__ = ("vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist", "lpis")
 
     def __init__(self, vcpu: HostVcpu, bank: int = VIRTUAL) -> None:
         self.vcpu = vcpu
@@ -84,7 +85,9 @@ class CpuInterface:
         self.frame: int | None = None
         """Guest physical address of the redistributor."""
         self.region: Region | None = None
-        self.redist: dict[str, int] = {"GICR_PROPBASER": 0, "GICR_PENDBASER": 0}
+        self.redist: dict[str, int] = {"GICR_PENDBASER": 0}
+        self.lpis = False
+        """GICR_CTLR.EnableLPIs."""
 
     @property
     def affinity(self) -> int:
@@ -126,7 +129,7 @@ class Irq:
         self.active = False
         self.priority = 0
         self.group = 1
-        self.edge = intid < SGIS
+        self.edge = intid < SGIS or intid >= FIRST_LPI
         self.target: CpuInterface | None = None
         self.affinity = 0
         """What GICD_IROUTER holds (SPIs only)."""

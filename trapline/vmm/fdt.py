@@ -22,7 +22,7 @@ EDGE_RISING, LEVEL_HIGH = 1, 4
 KEY_POWER = 116
 GPIO_ACTIVE_HIGH = 0
 
-GIC_PHANDLE, CLOCK_PHANDLE, GPIO_PHANDLE = 1, 2, 3
+GIC_PHANDLE, CLOCK_PHANDLE, GPIO_PHANDLE, ITS_PHANDLE = 1, 2, 3, 4
 
 PCI_IO, PCI_MEM32, PCI_MEM64 = 0x0100_0000, 0x0200_0000, 0x0300_0000
 """Address space codes in the ranges of a PCI host bridge."""
@@ -30,6 +30,7 @@ PCI_DEVICE_SHIFT = 11
 PCI_PINS = 4
 PCI_PIN_MASK = 7
 ECAM_BYTES_PER_BUS = 1 << 20
+REQUESTER_IDS = 1 << 16
 
 PSCI_CPU_SUSPEND, PSCI_CPU_OFF, PSCI_CPU_ON, PSCI_MIGRATE = 0xC400_0001, 0x8400_0002, 0xC400_0003, 0xC400_0005
 
@@ -47,6 +48,7 @@ class Description:
     initrd:         where the initial ramdisk is, if there is one.
     seed:           entropy for the kernel's address layout and its generator; none if empty.
     el2:            whether the CPUs have EL2.
+    its:            whether the interrupt controller has an ITS.
     """
 
     ram: int
@@ -56,6 +58,7 @@ class Description:
     initrd: Region | None = None
     seed: bytes = b""
     el2: bool = False
+    its: bool = False
 
 
 def build(machine: Description) -> bytes:
@@ -69,14 +72,14 @@ def build(machine: Description) -> bytes:
         node(f"memory@{board.RAM_BASE:x}", {"device_type": "memory", "reg": reg(Region(board.RAM_BASE, machine.ram))}),
         cpus(machine.cpus),
         timer(machine.el2),
-        interrupt_controller(machine.el2),
+        interrupt_controller(machine),
         clock(),
         primecell("pl011", PL011.compatible, board.UART, board.UART_SPI, {"clock-names": ("uartclk", "apb_pclk")}),
         primecell("pl031", PL031.compatible, board.RTC, board.RTC_SPI),
         gpio(),
         power_key(),
         *(virtio_slot(index) for index in machine.virtio_slots),
-        pci_host_bridge(),
+        pci_host_bridge(machine.its),
     ):
         tree.root.append(child)
     blob: bytes = tree.to_dtb(version=17)
@@ -150,10 +153,10 @@ def timer(el2: bool) -> fdt.Node:
     return node("timer", {"compatible": ("arm,armv8-timer", "arm,armv7-timer"), "always-on": None, "interrupts": interrupts})
 
 
-def interrupt_controller(el2: bool) -> fdt.Node:
-    """The GICv3. Its maintenance interrupt is for a hypervisor."""
-    maintenance: Properties = {"interrupts": (GIC_PPI, board.MAINTENANCE_PPI, LEVEL_HIGH)} if el2 else {}
-    return node(
+def interrupt_controller(machine: Description) -> fdt.Node:
+    """The GICv3, with its ITS. Its maintenance interrupt is for a hypervisor."""
+    maintenance: Properties = {"interrupts": (GIC_PPI, board.MAINTENANCE_PPI, LEVEL_HIGH)} if machine.el2 else {}
+    made = node(
         f"intc@{board.GIC_DISTRIBUTOR.base:x}",
         {
             "compatible": "arm,gic-v3",
@@ -168,6 +171,10 @@ def interrupt_controller(el2: bool) -> fdt.Node:
             **maintenance,
         },
     )
+    if machine.its:
+        properties: Properties = {"compatible": "arm,gic-v3-its", "msi-controller": None, "#msi-cells": 1, "reg": reg(board.GIC_ITS)}
+        made.append(node(f"its@{board.GIC_ITS.base:x}", {**properties, "phandle": ITS_PHANDLE}))
+    return made
 
 
 def clock() -> fdt.Node:
@@ -212,8 +219,9 @@ def virtio_slot(index: int) -> fdt.Node:
     return node(f"virtio_mmio@{where.base:x}", properties)
 
 
-def pci_host_bridge() -> fdt.Node:
-    """The PCI Express host bridge, with its four interrupt pins swizzled over the slots."""
+def pci_host_bridge(its: bool) -> fdt.Node:
+    """The PCI Express host bridge, with its four interrupt pins swizzled over the slots; a function's messages name it by its number."""
+    messages: Properties = {"msi-map": (0, ITS_PHANDLE, 0, REQUESTER_IDS)} if its else {}
     interrupt_map: list[int] = []
     for slot in range(PCI_PINS):
         for pin in range(PCI_PINS):
@@ -239,5 +247,6 @@ def pci_host_bridge() -> fdt.Node:
             "#interrupt-cells": 1,
             "interrupt-map-mask": ((PCI_PINS - 1) << PCI_DEVICE_SHIFT, 0, 0, PCI_PIN_MASK),
             "interrupt-map": tuple(interrupt_map),
+            **messages,
         },
     )

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -28,12 +29,13 @@ from trapline.devices.virtio.block import Image, VirtioBlock
 from trapline.devices.virtio.console import VirtioConsole
 from trapline.devices.virtio.mmio import VirtioDevice, VirtioMmio
 from trapline.devices.virtio.rng import VirtioRng
-from trapline.errors import BadInput
+from trapline.errors import BadInput, KvmError
 from trapline.vmm import boot, fdt, images
 from trapline.vmm.board import (
     FLASH,
     FLASH_VARIABLES,
     GIC_DISTRIBUTOR,
+    GIC_ITS,
     GIC_REDISTRIBUTORS,
     GPIO,
     GPIO_SPI,
@@ -174,6 +176,7 @@ class Machine:
     ) -> None:
         self.config = config
         self.turns = system.turns
+        self.has_its = False
         self.lock = threading.Lock()
         self.bus = Bus()
         plan = software.plan(config.memory)
@@ -254,6 +257,7 @@ class Machine:
         return self.vm.create_vcpu(number, features=features)
 
     def _add_gic(self) -> None:
+        """The interrupt controller; with an ITS if this KVM has one."""
         if self.config.machine == "bare":
             cast("BareVm", self.vm).create_gic(GIC_DISTRIBUTOR.base, GIC_REDISTRIBUTORS.base, INTERRUPTS)
             return
@@ -262,6 +266,11 @@ class Machine:
         gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_DIST, GIC_DISTRIBUTOR.base)
         gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_REDIST, GIC_REDISTRIBUTORS.base)
         gic.set_attr(VgicGroup.CTRL, VgicCtrl.INIT)
+        with suppress(KvmError):  # a KVM without ITS
+            its = cast(Vm, self.vm).create_device(DeviceType.ARM_VGIC_ITS)
+            its.set_attr(VgicGroup.ADDR, VgicAddr.ITS, GIC_ITS.base)
+            its.set_attr(VgicGroup.CTRL, VgicCtrl.INIT)
+            self.has_its = True
 
     def _spi(self, number: int) -> IrqLine:
         intid = SPI_BASE + number
@@ -304,6 +313,7 @@ class Machine:
                 initrd=plan.initrd,
                 seed=self._entropy("device tree")(SEED_BYTES),
                 el2=self.config.el2,
+                its=self.has_its,
             )
         )
 

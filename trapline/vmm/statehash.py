@@ -27,7 +27,7 @@ DIGEST_BYTES = 16
 
 DISTRIBUTOR = (range(0x000, 0x010, 4), range(0x080, 0x500, 4), range(0xC00, 0xD00, 4), range(0x6100, 0x8000, 4))
 """GICD_CTLR to STATUSR; groups, enables, pending, active, priorities; configuration; routes."""
-REDISTRIBUTOR = (range(0x0000, 0x0018, 4), range(0x10080, 0x10500, 4), range(0x10C00, 0x10C08, 4))
+REDISTRIBUTOR = (range(0x0000, 0x0018, 4), range(0x0070, 0x0080, 4), range(0x10080, 0x10500, 4), range(0x10C00, 0x10C08, 4))
 CPU_INTERFACE = tuple(
     encode(enc)
     for enc in (
@@ -37,6 +37,8 @@ CPU_INTERFACE = tuple(
 )  # fmt: skip
 """ICC_PMR, BPR0, AP0R0, AP1R0, BPR1, CTLR, SRE, IGRPEN0, IGRPEN1, as the attribute group encodes them."""
 LEVELS = range(0, 1024, 32)
+ITS = (0x00, *range(0x80, 0x98, 8), 0x100, 0x108)
+"""GITS_CTLR, CBASER, CWRITER, CREADR, BASER0 and BASER1. What they lead to is in memory."""
 
 
 def state_hash(vm: Vm | BareVm, devices: Iterable[MmioDevice] = ()) -> str:
@@ -88,3 +90,4 @@ def gic_attributes(vcpus: int) -> Iterator[tuple[int, int, int]]:
             yield from ((VgicGroup.REDIST_REGS, affinity | offset, 4) for offset in offsets)
         yield from ((VgicGroup.CPU_SYSREGS, affinity | encoding, 8) for encoding in CPU_INTERFACE)
         yield from ((VgicGroup.LEVEL_INFO, affinity | intid, 4) for intid in LEVELS)
+    yield from ((VgicGroup.ITS_REGS, offset, 8) for offset in ITS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from errno import EBUSY, EINVAL
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from trapline.abi.arm64 import GUEST_DEBUG_MASK, VM_TYPE_IPA_SIZE_MASK
 from trapline.abi.caps import Cap
@@ -30,6 +30,7 @@ NS_PER_TICK = 1_000_000_000 // COUNTER_HZ
 CAPABILITIES: Mapping[int, int] = MappingProxyType(
     {
         Cap.IRQCHIP: 1,
+        Cap.SIGNAL_MSI: 1,
         Cap.SYNC_MMU: 1,
         Cap.ARM_PSCI: 1,
         Cap.ARM_PSCI_0_2: 1,
@@ -147,6 +148,10 @@ class Arm64:
             return self.features.breakpoints
         if cap == Cap.GUEST_DEBUG_HW_WPS:
             return self.features.watchpoints
+        if cap == Cap.MSI_DEVID:
+            if vm is None:
+                raise KvmError(EINVAL)
+            return int(bool(cast("Arm64Vm", vm.arch).its))
         return CAPABILITIES.get(cap, 0)
 
     def create_vm(self, vm: Vm, kind: int) -> Arm64Vm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from trapline.abi.arm64 import (
 )
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
-from trapline.abi.irq import Msi
+from trapline.abi.irq import MSI_VALID_DEVID, Msi
 from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
@@ -75,6 +75,7 @@ class Arm64Vm:
         self.has_ssbs = "SSBS" in machine.features
         self.has_mte = "MTE2" in machine.features
         self._id_values: dict[int, int] | None = None
+        self.its: list[Any] = []
 
     @property
     def has_run(self) -> bool:
@@ -156,11 +157,13 @@ class Arm64Vm:
         return 0
 
     def create_device(self, kind: int, test: bool) -> DeviceOps | None:
-        """The interrupt controller is the only in-kernel device."""
-        if kind != DeviceType.ARM_VGIC_V3:
+        """Interrupt controllers are the only in-kernel devices."""
+        make = DEVICES.get(kind)
+        if make is None:
             raise KvmError(ENODEV)
-        if test:
-            return None
+        return None if test else make(self)
+
+    def _create_vgic_v3(self) -> DeviceOps:
         if self.vgic is not None:
             raise KvmError(EEXIST)
         if len(self.core.vcpus) > self.max_vcpus:
@@ -171,7 +174,7 @@ class Arm64Vm:
 
         with self.stop_vcpus():
             self._install(VgicV3(self))
-        return self.vgic  # type: ignore[no-any-return]
+        return self.vgic  # type: ignore[no-any-return,return-value]
 
     def _install(self, vgic: Any) -> None:
         """Make an interrupt controller the VM's, and connect it to what the core knows of interrupts."""
@@ -195,9 +198,25 @@ class Arm64Vm:
         self._irqchip()
         self.vgic.inject(None, FIRST_SPI + pin, level)
 
+    def _create_its(self) -> DeviceOps:
+        """An ITS, of which there may be several, for the GICv3 that there is."""
+        from trapline.kvm.arm64.vgic import VgicIts
+
+        if self.vgic is None:
+            raise KvmError(ENODEV)
+        with self.vgic.lock:
+            self.vgic.lpis.memory = self.core.memory
+            self.its.append(VgicIts(self.vgic, self.core.memory))
+        return self.its[-1]  # type: ignore[no-any-return]
+
     def send_msi(self, msi: Msi) -> int:
-        """Messages go to an ITS, and there is none."""
-        raise KvmError(ENODEV)
+        """Messages go to the ITS that has their address, and have to say who sends them."""
+        if not self.its:
+            raise KvmError(ENODEV)
+        its = next((each for each in self.its if each.contains(msi.address)), None)
+        if its is None or not msi.flags & MSI_VALID_DEVID:
+            raise KvmError(EINVAL)
+        return int(its.trigger(msi.devid, msi.data))
 
     def watch_irqchip_pins(self, pins: Set[int]) -> None:
         """Inputs of level-sensitive interrupts whose completion matters."""
@@ -253,6 +272,12 @@ class Arm64Vm:
         self.mmu.unmap_all()
         self.forget_code()
         self.machine.vmids.give_back(self.vmid)
+
+
+DEVICES: Mapping[int, Callable[[Arm64Vm], DeviceOps]] = MappingProxyType(
+    {DeviceType.ARM_VGIC_V3: Arm64Vm._create_vgic_v3, DeviceType.ARM_VGIC_ITS: Arm64Vm._create_its}
+)
+"""What makes each kind of in-kernel device."""
 
 
 @implements(KVM_ARM_PREFERRED_TARGET)

@@ -23,6 +23,7 @@ FRAME_ALIGNMENT: Final = 0x1_0000
 UNSET: Final = (1 << 64) - 1
 """What an address reads as before it was set."""
 
+ADDRESSES: Final = 1 << 64
 NR_IRQS_STEP: Final = 32
 NR_IRQS_MAX: Final = 1023
 ENCODING: Final = 0xFFFF
@@ -51,6 +52,14 @@ class LevelAttr(Register, width=64):
 
     intid = Field(9, 0)
     info = Field(31, 10)
+
+
+def check_range(base: int, size: int, ipa_bits: int, alignment: int = FRAME_ALIGNMENT) -> None:
+    """EINVAL for an address that is not aligned or whose range wraps, E2BIG for one beyond the guest's physical addresses."""
+    if base % alignment or base + size >= ADDRESSES:
+        raise KvmError(EINVAL)
+    if base + size > 1 << ipa_bits:
+        raise KvmError(E2BIG)
 
 
 class VgicV3(Vgic):
@@ -85,7 +94,7 @@ class VgicV3(Vgic):
         with self.lock:
             if self.dist_base is not None:
                 raise KvmError(EEXIST)
-            self._check_range(base, FRAME_SIZE)
+            check_range(base, FRAME_SIZE, self.vm.ipa_bits)
             self.set_dist_base(base)
 
     def set_redist_address(self, base: int) -> None:
@@ -97,7 +106,7 @@ class VgicV3(Vgic):
             dist = self.dist_base
             if dist is not None and base < dist + FRAME_SIZE and dist < base + size:
                 raise KvmError(EINVAL, "the redistributors would overlap the distributor")
-            self._check_range(base, REDIST_SIZE)
+            check_range(base, REDIST_SIZE, self.vm.ipa_bits)
             self.add_region(Region(base, 0, 0), legacy=True)
 
     def add_redist_region(self, value: int) -> None:
@@ -110,7 +119,7 @@ class VgicV3(Vgic):
             for region in self.regions:
                 if base < region.base + region.count * REDIST_SIZE and region.base < base + size:
                     raise KvmError(EINVAL, "the region overlaps another one")
-            self._check_range(base, size)
+            check_range(base, size, self.vm.ipa_bits)
             self.add_region(Region(base, wanted.count, wanted.index))
 
     def redist_address(self) -> int:
@@ -134,11 +143,12 @@ class VgicV3(Vgic):
                 raise KvmError(EBUSY)
             self.nr_irqs = count
 
-    def _check_range(self, base: int, size: int) -> None:
-        if base % FRAME_ALIGNMENT:
-            raise KvmError(EINVAL)
-        if base + size > 1 << self.vm.ipa_bits:
-            raise KvmError(E2BIG)
+    def save_pending_tables(self) -> None:
+        """CTRL_SAVE_PENDING_TABLES: write to guest memory which LPIs are pending. ENXIO before INIT."""
+        if not self.initialized:
+            raise KvmError(ENXIO)
+        with self.lock:
+            self.lpis.save_pending()
 
     # ---- registers ----------------------------------------------------------------------------------------------------------
 
@@ -258,6 +268,7 @@ ATTRIBUTES: Mapping[tuple[int, int | None], Attribute] = MappingProxyType(
             get=lambda gic, _attr, _value: gic.nr_irqs or PRIVATE_IRQS,
         ),
         (VgicGroup.CTRL, VgicCtrl.INIT): Attribute(size=0, set=lambda gic, _attr, _value: gic.init()),
+        (VgicGroup.CTRL, VgicCtrl.SAVE_PENDING_TABLES): Attribute(size=0, set=lambda gic, _attr, _value: gic.save_pending_tables()),
         (VgicGroup.DIST_REGS, None): _frame(VgicGroup.DIST_REGS),
         (VgicGroup.REDIST_REGS, None): _frame(VgicGroup.REDIST_REGS),
         (VgicGroup.CPU_SYSREGS, None): Attribute(
