@@ -37,5 +37,8 @@ class Backend(Protocol):
     def map_run(self, file: int) -> Any:
         """The writable buffer a vCPU shares with userspace: struct kvm_run first."""
 
+    def map_ring(self, file: int, size: int) -> Any:
+        """The writable buffer that is a vCPU's dirty ring, of the VM's ring size."""
+
     def kick(self, file: int) -> None:
         """Make a KVM_RUN of this vCPU that another thread is in return soon, with EINTR. The caller has set `immediate_exit`."""

@@ -17,6 +17,7 @@ from threading import get_ident
 from typing import Any
 
 from trapline.abi.ioctl import Ioctl
+from trapline.abi.memory import DIRTY_LOG_PAGE_OFFSET
 from trapline.abi.system import KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
 from trapline.abi.vcpu import KVM_RUN
 from trapline.backends.base import Backend
@@ -100,6 +101,11 @@ class DevKvm:
         run = mmap.mmap(file, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._vcpus[file] = _Running(run)
         return run
+
+    def map_ring(self, file: int, size: int) -> Any:
+        """Map a vCPU's dirty ring."""
+        place = DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE
+        return mmap.mmap(file, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=place)
 
     def kick(self, file: int) -> None:
         """Interrupt the thread that is in KVM_RUN, if one is; `immediate_exit`, which the caller has set, stops one that is about to."""

@@ -25,6 +25,14 @@ from trapline.abi.irq import (
     RoutingEntry,
     routing_table,
 )
+from trapline.abi.memory import (
+    KVM_CLEAR_DIRTY_LOG,
+    KVM_REGISTER_COALESCED_MMIO,
+    KVM_RESET_DIRTY_RINGS,
+    KVM_UNREGISTER_COALESCED_MMIO,
+    ClearDirtyLog,
+    CoalescedMmioZone,
+)
 from trapline.abi.system import KVM_CHECK_EXTENSION, KVM_CREATE_VM, KVM_GET_API_VERSION
 from trapline.abi.vm import (
     KVM_CREATE_DEVICE,
@@ -101,6 +109,8 @@ class VmBase(Generic[V]):
         self.vcpus: list[V] = []
         self.devices: list[Device] = []
         self.memory: list[GuestMemory] = []
+        self.dirty_ring_size = 0
+        """Bytes of each vCPU's dirty ring, 0 if there are none."""
 
     def check_extension(self, cap: int) -> int:
         """0 if this VM lacks the capability, else 1 or the number it stands for."""
@@ -137,6 +147,30 @@ class VmBase(Generic[V]):
         self.backend.ioctl(self.file, KVM_GET_DIRTY_LOG, DirtyLog(slot, 0, ctypes.addressof(bitmap)))
         bits = int.from_bytes(bitmap, "little")
         return [page for page in range(pages) if bits >> page & 1]
+
+    def clear_dirty_log(self, slot: int, pages: Iterable[int], *, first: int = 0, count: int) -> None:
+        """Forget that these pages, of the `count` from `first` on, were written. For logs with manual protection."""
+        bitmap = (ctypes.c_uint64 * ((count + 63) // 64))()
+        for page in pages:
+            bitmap[(page - first) // 64] |= 1 << (page - first) % 64
+        self.backend.ioctl(self.file, KVM_CLEAR_DIRTY_LOG, ClearDirtyLog(slot, count, first, ctypes.addressof(bitmap)))
+
+    def enable_dirty_rings(self, size: int) -> None:
+        """Let each vCPU note the pages it writes in a ring of `size` bytes; before any vCPU is made."""
+        self.enable_cap(Cap.DIRTY_LOG_RING_ACQ_REL if self.check_extension(Cap.DIRTY_LOG_RING_ACQ_REL) else Cap.DIRTY_LOG_RING, size)
+        self.dirty_ring_size = size
+
+    def reset_dirty_rings(self) -> int:
+        """Give harvested entries of all rings back and watch their pages again; how many they were."""
+        return self.backend.ioctl(self.file, KVM_RESET_DIRTY_RINGS, 0)
+
+    def coalesce(self, address: int, size: int, *, pio: bool = False) -> None:
+        """Let the guest's writes there wait in `vcpu.coalesced` instead of ending its run one by one."""
+        self.backend.ioctl(self.file, KVM_REGISTER_COALESCED_MMIO, CoalescedMmioZone(address, size, int(pio)))
+
+    def uncoalesce(self, address: int, size: int, *, pio: bool = False) -> None:
+        """End that."""
+        self.backend.ioctl(self.file, KVM_UNREGISTER_COALESCED_MMIO, CoalescedMmioZone(address, size, int(pio)))
 
     def create_device(self, kind: int) -> Device:
         """Make an in-kernel device (`arm64.DeviceType`)."""

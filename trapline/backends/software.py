@@ -116,6 +116,10 @@ class Software:
         """The vCPU's shared memory itself."""
         return self._vcpu(file).run
 
+    def map_ring(self, file: int, size: int) -> Any:
+        """There are none yet."""
+        raise NotSupported("this backend has no dirty rings")
+
     def kick(self, file: int) -> None:
         """Interrupt the vCPU."""
         self._vcpu(file).interrupt()

@@ -6,10 +6,12 @@ import ctypes
 import errno
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trapline.abi import arm64
+from trapline.abi.caps import Cap
 from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, DeviceAttr
 from trapline.abi.exits import (
     DECODERS,
@@ -21,6 +23,7 @@ from trapline.abi.exits import (
     SysregExit,
     decode_unknown,
 )
+from trapline.abi.memory import PAGE
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
     KVM_GET_ONE_REG,
@@ -32,8 +35,9 @@ from trapline.abi.vcpu import (
     OneReg,
     reg_list,
 )
+from trapline.backends.rings import CoalescedRing, DirtyRing
 from trapline.backends.watchdog import Deadline
-from trapline.errors import KvmError, Timeout
+from trapline.errors import KvmError, NotSupported, Timeout
 
 if TYPE_CHECKING:
     from trapline.backends.guest_debug import Watchpoint
@@ -171,6 +175,21 @@ class VcpuBase:
     @immediate_exit.setter
     def immediate_exit(self, value: bool) -> None:
         self._buffer[IMMEDIATE_EXIT_OFFSET] = int(value)
+
+    @cached_property
+    def dirty_ring(self) -> DirtyRing:
+        """The pages this vCPU has written, on a VM with `enable_dirty_rings`."""
+        if not self.vm.dirty_ring_size:
+            raise NotSupported("the VM has no dirty rings: enable_dirty_rings comes before the first vCPU")
+        return DirtyRing(self._backend.map_ring(self.file, self.vm.dirty_ring_size))
+
+    @cached_property
+    def coalesced(self) -> CoalescedRing:
+        """Writes to the VM's coalesced zones."""
+        page = self.vm.check_extension(Cap.COALESCED_MMIO)
+        if not page:
+            raise NotSupported(f"the {self._backend.name} backend does not coalesce writes")
+        return CoalescedRing(memoryview(self._buffer)[page * PAGE : (page + 1) * PAGE])
 
     def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
         """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
