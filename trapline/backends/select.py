@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -61,33 +62,48 @@ def make_backend(name: str, cpu: str = "", turns: Turns | None = None) -> Backen
     return Software(cpu=cpu, turns=turns)
 
 
-def open_system(backend: str = "auto", cpu: str = "", *, deterministic: bool = False, seed: int = 0) -> System:
+def open_system(
+    backend: str = "auto",
+    cpu: str = "",
+    *,
+    deterministic: bool = False,
+    seed: int = 0,
+    trace: Callable[[str], object] | None = None,
+) -> System:
     """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it.
 
     `cpu` says which features the software machine has (`arm64/models.py`): "-lse,-pauth" or "armv8.0,+bti".
     A `deterministic` one is always the software machine. Its time is made of instructions and its randomness of the `seed`
-    (`System.turns`), so that the same program does the same again.
+    (`System.turns`), so that the same program does the same again. `trace` gets a line of text for each KVM call.
     """
     if backend not in NAMES:
         raise BadInput(f"no backend {backend!r}: choose one of {', '.join(NAMES)}")
     if deterministic:
         if backend == "kvm":
             raise NotSupported("only the software backend can be deterministic")
-        return System(make_backend("software", cpu, Turns(seed)))
+        return System(_traced(make_backend("software", cpu, Turns(seed)), trace))
     if backend == "auto":
         choice = choose()
         if choice.name == "software":
             warn_once(choice.reason)
         backend = choice.name
     if backend == "kvm" and platform.machine() in X86_MACHINES:
-        return open_x86()
-    return System(make_backend(backend, cpu))
+        return open_x86(trace)
+    return System(_traced(make_backend(backend, cpu), trace))
 
 
-def open_x86() -> X86System:
+def _traced(backend: Backend, trace: Callable[[str], object] | None) -> Backend:
+    if trace is None:
+        return backend
+    from trapline.backends.traced import Traced
+
+    return Traced(backend, trace)
+
+
+def open_x86(trace: Callable[[str], object] | None = None) -> X86System:
     """The host's /dev/kvm, where that makes x86 machines."""
     from trapline.backends.x86.system import X86System
 
     if platform.machine() not in X86_MACHINES:
         raise NotSupported(f"this host is {platform.machine()}: only the KVM of an x86-64 host runs x86 guests")
-    return X86System(make_backend("kvm"))
+    return X86System(_traced(make_backend("kvm"), trace))

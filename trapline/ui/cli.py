@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trapline.errors import GuestCrash, NotSupported, Timeout, TraplineError
+from trapline.errors import BadInput, GuestCrash, NotSupported, Timeout, TraplineError
 from trapline.ui import options as opt
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ def make_parser() -> opt.Parser:
     kut.add_argument("--machine", choices=opt.MACHINES, default="virt", help="as for run (virt)")
     kut.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="limit for each test, instead of the table's own")
 
+    abi = add("abi", abi_command, "print the manual page of a KVM call, structure or capability, or list the calls")
+    abi.add_argument("names", nargs="*", metavar="NAME", help="such as KVM_IRQFD, kvm_irqfd, 0x4020ae76, KVM_CAP_IRQFD")
+
     check = add("check", check_command, "the concurrency checker (not there yet)")
     check.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
@@ -176,7 +179,7 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
         session: Session
         if config.deterministic is None:
             disks = [stack.enter_context(closing(Image(path, read_only))) for path, read_only in config.disks]
-            system = open_machine_room(options, config)
+            system = open_machine_room(stack, options, config)
             stack.callback(system.close)
             session = Session(system, config, software, disks, end_of_input=end_of_input)
         else:
@@ -205,7 +208,7 @@ def exit_status(session: Session, ending: Ending) -> int:
             return 0
 
 
-def open_machine_room(options: argparse.Namespace, config: Config) -> System | BareSystem:
+def open_machine_room(stack: ExitStack, options: argparse.Namespace, config: Config) -> System | BareSystem:
     """What makes the machines: a KVM, or for bare ones nothing but processors."""
     if config.machine == "bare":
         from trapline.bare.machine import BareSystem, features_of
@@ -213,7 +216,13 @@ def open_machine_room(options: argparse.Namespace, config: Config) -> System | B
         return BareSystem(config.el2, features_of(config.cpu, config.el2))
     from trapline.backends.select import open_system
 
-    return open_system(options.backend, config.cpu)
+    if options.trace_ioctls is None:
+        return open_system(options.backend, config.cpu)
+    try:
+        file = stack.enter_context(open(options.trace_ioctls, "w", encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"--trace-ioctls {options.trace_ioctls}: {error.strerror}") from error
+    return open_system(options.backend, config.cpu, trace=lambda line: file.write(line + "\n"))
 
 
 def replay_command(options: argparse.Namespace) -> int:
@@ -241,6 +250,13 @@ def kut_command(options: argparse.Namespace) -> int:
     from trapline.ui.kut import run_folder
 
     return run_folder(options.folder, options.tests, options.backend, options.machine, options.timeout)
+
+
+def abi_command(options: argparse.Namespace) -> int:
+    """`trapline abi`."""
+    from trapline.ui.abi import print_pages
+
+    return print_pages(options.names)
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -126,6 +126,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sysreg", type=Path, action="append", default=[], metavar="FILE.py", help=sysreg)
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
+    group.add_argument("--trace-ioctls", type=Path, metavar="FILE", help="write every KVM call as a line of text, in strace's way")
     again = parser.add_argument_group("repeatable runs")
     again.add_argument("--deterministic", action="store_true", help="time from instructions, randomness from the seed, one host thread")
     again.add_argument("--seed", type=number, metavar="N", help="seed of the randomness (0)")
@@ -157,6 +158,8 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
     """The configuration that the machine options describe; `boot` gives kernel, initrd, params and firmware."""
     if options.gic != "3":
         raise BadInput("--gic 2: the GICv2 is not there yet; leave the option out")
+    if options.trace_ioctls is not None and (options.machine == "bare" or options.deterministic or options.record is not None):
+        raise BadInput("--trace-ioctls is for machines of a KVM in the host's time: leave out --machine bare, --deterministic and --record")
     config = Config(
         cpus=options.cpus,
         memory=options.mem,
