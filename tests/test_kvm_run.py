@@ -30,8 +30,9 @@ class Guest:
         self.system, self.engine = open_fake()
         self.vm: Vm = self.system.create_vm()
         self.vcpus: list[Vcpu] = [self.vm.create_vcpu() for _ in range(vcpus)]
-        self.vcpu = self.vcpus[0]
-        self.cpu: FakeCpu = self.engine.cpus[0]
+        if vcpus:
+            self.vcpu = self.vcpus[0]
+            self.cpu: FakeCpu = self.engine.cpus[0]
 
     def tables(self):
         return self.vm.backend.system.files.get(self.vm.file).arch.mmu.tables
@@ -306,7 +307,7 @@ def signed(value: int) -> int:
     [
         ((0x8400_0000,), 0x1_0003),
         ((0x8000_0000,), 0x1_0001),
-        ((0x8000_0001, 0x8000_8000), -1),
+        ((0x8000_0001, 0x8000_8000), 1),  # not affected
         ((0x8400_000A, 0x8400_0008), 0),
         ((0x8400_000A, 0x8400_000E), -1),
         ((0x8400_0006,), 2),

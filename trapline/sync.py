@@ -313,3 +313,15 @@ class World:
     def wait_queue(self, name: str) -> WaitQueue:
         """Somewhere for one task to sleep."""
         return WaitQueue(name)
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970."""
+        return time.time_ns()
+
+    def run_delay(self) -> int:
+        """For how many nanoseconds the running task was ready to run, in all, while others had the processor; 0 if the host can't say."""
+        try:
+            with open("/proc/thread-self/schedstat", "rb") as file:
+                return int(file.read().split()[1])
+        except (OSError, IndexError, ValueError):
+            return 0

@@ -125,6 +125,14 @@ class Turns(World):
         """Seconds since 1970, as a real-time clock in the machine counts them."""
         return self.epoch + self.now / 1e9
 
+    def wall_ns(self) -> int:
+        """The same in nanoseconds."""
+        return int(self.epoch) * 1_000_000_000 + int(self.epoch % 1 * 1e9) + self.now
+
+    def run_delay(self) -> int:
+        """Nobody takes the processor away from a task that has its turn."""
+        return 0
+
     # --- a turn --------------------------------------------------------------------------------------------------------------
 
     def budget(self) -> int:

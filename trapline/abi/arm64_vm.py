@@ -17,6 +17,37 @@ class CopyTagsFlag(IntFlag):
     FROM_GUEST = 1
 
 
+class VmGroup(IntEnum):
+    """Attribute groups of a VM."""
+
+    SMCCC_CTRL = 0
+
+
+SMCCC_FILTER = 0
+"""The attribute of VmGroup.SMCCC_CTRL."""
+
+
+class SmcccAction(IntEnum):
+    """What becomes of a guest's SMCCC call: the kernel serves it, nobody does (NOT_SUPPORTED), or userspace (KVM_EXIT_HYPERCALL)."""
+
+    HANDLE = 0
+    DENY = 1
+    FWD_TO_USER = 2
+
+
+class HypercallFlag(IntFlag):
+    """kvm_run.hypercall.flags: how the guest made the call."""
+
+    SMC = 1 << 0
+    INSN_16BIT = 1 << 1
+
+
+FEATURE_ID_RANGE = 0
+"""The one range of registers that KVM_ARM_GET_REG_WRITABLE_MASKS knows."""
+FEATURE_ID_MASKS = 3 * 8 * 8
+"""Masks of that range: op0=3, op1 0, 1 and 3, CRn=0, CRm 0 to 7, op2 0 to 7, in this order."""
+
+
 class Finalize(IntEnum):
     """Features that KVM_ARM_VCPU_FINALIZE completes."""
 

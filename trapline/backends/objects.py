@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar
 
 from trapline.abi import arm64
+from trapline.abi.arm64_vm import KVM_ARM_SET_COUNTER_OFFSET, CounterOffset
 from trapline.abi.caps import Cap
-from trapline.abi.exits import SysregExit
+from trapline.abi.exits import Exit, HypercallExit, SysregExit
 from trapline.abi.irq import (
     KVM_IOEVENTFD,
     KVM_IRQFD,
@@ -48,6 +49,7 @@ from trapline.abi.vm import (
     UserspaceMemoryRegion,
 )
 from trapline.backends.base import Backend
+from trapline.backends.identity import AIDR, MIDR, REVIDR, Identity, Implementation, smccc_filter, writable_masks
 from trapline.backends.memory import GuestMemory
 from trapline.backends.sysregs import Sysregs
 from trapline.backends.vcpu import Vcpu, VcpuBase, get_attr, has_attr, set_attr
@@ -229,6 +231,7 @@ class Vm(VmBase[Vcpu]):
     def __init__(self, system: System, file: int, features: Mapping[str, bool] = MappingProxyType({})) -> None:
         super().__init__(system, file)
         self._sysregs: Sysregs | None = None
+        self._identity: Identity | None = None
         self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
         if features.get("mte"):
             self.enable_cap(Cap.ARM_MTE)
@@ -240,9 +243,34 @@ class Vm(VmBase[Vcpu]):
             self._sysregs = Sysregs(self)
         return self._sysregs
 
-    def answers(self, access: SysregExit, vcpu: Vcpu) -> bool:
-        """Whether a policy has answered an access to a system register, so that nobody else has to."""
-        return self._sysregs is not None and self._sysregs.answer(access, vcpu)
+    def identify(
+        self, midr: int | None = None, revidr: int | None = None, aidr: int | None = None, others: Iterable[tuple[int, int, int]] = ()
+    ) -> None:
+        """Give the VM's processors another identity, before there are vCPUs.
+
+        `others` are the implementations, each MIDR, REVIDR and AIDR, that a guest is told it may run on when it asks (Linux's vendor
+        hypervisor calls DISCOVER_IMPL): what it works around errata by. NotSupported for an identity that no processor can have.
+        """
+        own = {reg_id: value for reg_id, value in ((MIDR, midr), (REVIDR, revidr), (AIDR, aidr)) if value is not None}
+        self._identity = Identity(self, own, (Implementation(*other) for other in others))
+
+    def set_smccc_filter(self, base: int, count: int, action: int) -> None:
+        """Say who serves `count` SMCCC functions from `base` (`SmcccAction`), before the VM runs."""
+        set_attr(self.backend, self.file, *smccc_filter(base, count, action))
+
+    def writable_masks(self) -> list[int]:
+        """Which bits of which ID registers can be set: a mask for each (op1 0, 1, 3; CRm 0 to 7; op2 0 to 7)."""
+        return writable_masks(self.backend.ioctl, self.file)
+
+    def set_counter_offset(self, offset: int) -> None:
+        """Let both of the guest's counters lag behind the host's by `offset`, once and for all."""
+        self.backend.ioctl(self.file, KVM_ARM_SET_COUNTER_OFFSET, CounterOffset(offset, 0))
+
+    def answers(self, exit: Exit, vcpu: Vcpu) -> bool:
+        """Whether a policy or the VM's identity has answered an exit, so that nobody else has to."""
+        if type(exit) is SysregExit:
+            return self._sysregs is not None and self._sysregs.answer(exit, vcpu)
+        return type(exit) is HypercallExit and self._identity is not None and self._identity.answer(exit, vcpu)
 
     def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = ()) -> Vcpu:
         """Add a vCPU and initialise it with PSCI 0.2 or newer and `features`; `features=None` leaves that to the caller."""
@@ -251,6 +279,8 @@ class Vm(VmBase[Vcpu]):
         self.vcpus.append(vcpu)
         if features is not None:
             vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
+            if self._identity is not None:
+                self._identity.apply(vcpu)
         return vcpu
 
     def set_irq(self, spi_intid: int, level: int) -> None:

@@ -20,7 +20,7 @@ from trapline.abi.exits import (
     Exit,
     IntrExit,
     KvmRun,
-    SysregExit,
+    MmioExit,
     decode_unknown,
 )
 from trapline.abi.memory import PAGE
@@ -191,9 +191,9 @@ class VcpuBase:
             raise NotSupported(f"the {self._backend.name} backend does not coalesce writes")
         return CoalescedRing(memoryview(self._buffer)[page * PAGE : (page + 1) * PAGE])
 
-    def set_attr(self, group: int, attr: int, value: int | bytes) -> None:
-        """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as 32 bits."""
-        set_attr(self._backend, self.file, group, attr, value, width=4)
+    def set_attr(self, group: int, attr: int, value: int | bytes, width: int = 4) -> None:
+        """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as `width` bytes."""
+        set_attr(self._backend, self.file, group, attr, value, width)
 
     def get_attr(self, group: int, attr: int, size: int = 4) -> int:
         """Read an attribute of the vCPU."""
@@ -232,11 +232,20 @@ class Vcpu(VcpuBase):
         self.regs = Registers(self)
 
     def run(self, timeout: float | None = None) -> Exit:
-        """As for every vCPU; accesses to system registers that a policy of `vm.sysregs` answers do not end it."""
+        """As for every vCPU; exits that a policy of `vm.sysregs` or `vm.identify` answers do not end it."""
         while True:
             exit = VcpuBase.run(self, timeout)
-            if type(exit) is not SysregExit or not self.vm.answers(exit, self):
+            if type(exit) is MmioExit or not self.vm.answers(exit, self):
                 return exit
+
+    def set_id_register(self, name: str, value: int | None = None, **fields: int) -> None:
+        """Change what all of the VM's vCPUs say of themselves, before the VM runs: `vcpu.set_id_register("ID_AA64ISAR0_EL1", RNDR=0)`.
+
+        NotSupported, with a line that names the field, for what this KVM does not do.
+        """
+        from trapline.backends.identity import set_id_register
+
+        set_id_register(self, name, value, fields)
 
     def init(self, features: Iterable[int] = (arm64.Feature.PSCI_0_2,), target: int = arm64.TARGET_GENERIC_V8) -> None:
         """Choose features (`arm64.Feature`) and reset the vCPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOENT
+from errno import EINVAL, ENOENT, ENOEXEC
 from typing import TYPE_CHECKING, Final
 
 from trapline.abi.arm64 import (
@@ -15,6 +15,10 @@ from trapline.abi.arm64 import (
     VcpuInit,
 )
 from trapline.abi.arm64_vm import (
+    FEATURE_ID_RANGE,
+    KVM_ARM_GET_REG_WRITABLE_MASKS,
+    KVM_ARM_SET_COUNTER_OFFSET,
+    KVM_ARM_VCPU_FINALIZE,
     KVM_GET_FPU,
     KVM_GET_REGS,
     KVM_GET_SREGS,
@@ -22,17 +26,25 @@ from trapline.abi.arm64_vm import (
     KVM_SET_REGS,
     KVM_SET_SREGS,
     KVM_TRANSLATE,
+    CounterOffset,
+    FeatureNumber,
+    RegMaskRange,
 )
 from trapline.abi.ioctl import implements
 from trapline.arm64.regs import FAR_EL2, HCR_EL2
 from trapline.errors import KvmError
+from trapline.host.user import copy_to_user
 from trapline.kvm.arm64 import inject
 from trapline.kvm.arm64.abort import NOT_PENDING
+from trapline.kvm.arm64.flags import WRITABLE_IMP_ID_REGS
+from trapline.kvm.arm64.idregs import writable_masks
 from trapline.kvm.arm64.vcpu import HCR, PTRAUTH
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
+    from trapline.kvm.arm64.vm import Arm64Vm
     from trapline.kvm.vcpu import Vcpu
+    from trapline.kvm.vm import Vm
 
 KNOWN_FEATURES: Final = sum(1 << feature for feature in Feature)
 
@@ -97,3 +109,35 @@ def set_vcpu_events(core: Vcpu, events: VcpuEvents) -> int:
 def refused(core: Vcpu, argument: object) -> int:
     """Calls of other architectures that arm64's KVM knows and always refuses."""
     raise KvmError(EINVAL)
+
+
+@implements(KVM_ARM_VCPU_FINALIZE)
+def vcpu_finalize(core: Vcpu, argument: FeatureNumber) -> int:
+    """SVE alone has anything to complete, and this machine has none."""
+    vcpu: Arm64Vcpu = core.arch  # type: ignore[assignment]
+    with core.mutex:
+        if not vcpu.initialized:
+            raise KvmError(ENOEXEC)
+        raise KvmError(EINVAL)
+
+
+@implements(KVM_ARM_SET_COUNTER_OFFSET)
+def set_counter_offset(vm: Vm, argument: CounterOffset) -> int:
+    """Move both counters, with every vCPU held outside the guest."""
+    if argument.reserved:
+        raise KvmError(EINVAL)
+    arch: Arm64Vm = vm.arch  # type: ignore[assignment]
+    with vm.lock, vm.stop_vcpus():
+        arch.timer.set_offsets(argument.counter_offset)
+    return 0
+
+
+@implements(KVM_ARM_GET_REG_WRITABLE_MASKS)
+def get_reg_writable_masks(vm: Vm, argument: RegMaskRange) -> int:
+    """Copy the masks out."""
+    if argument.range != FEATURE_ID_RANGE or any(argument.reserved):
+        raise KvmError(EINVAL)
+    arch: Arm64Vm = vm.arch  # type: ignore[assignment]
+    masks = writable_masks(bool(arch.flags.any() & WRITABLE_IMP_ID_REGS))
+    copy_to_user(argument.addr, b"".join(mask.to_bytes(8, "little") for mask in masks))
+    return 0

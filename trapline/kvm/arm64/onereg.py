@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import EBUSY, EINVAL, ENOENT
+from errno import EINVAL, ENOENT
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +15,6 @@ from trapline.abi import arm64 as abi
 from trapline.arm64.features import CACHE_SIZES, Features
 from trapline.arm64.regs import (
     CNTP_CTL_EL0,
-    CNTP_CVAL_EL0,
     CNTV_CTL_EL0,
     CNTV_CVAL_EL0,
     ELR_EL1,
@@ -34,7 +33,7 @@ from trapline.arm64.regs import (
 from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import psci
+from trapline.kvm.arm64 import psci, smccc, timer
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -128,18 +127,10 @@ def _timer_control(reg: type[Sysreg]) -> Access:
     return Access(lambda vcpu: vcpu.sysreg[slot], put)
 
 
-def _constant_identification(reg: type[Sysreg]) -> Access:
-    """An ID register: the VM's value; another one is refused, with EBUSY once the VM has run."""
+def _identification(reg: type[Sysreg]) -> Access:
+    """An ID register: the VM's value, of which some fields can be changed until the VM runs (idregs.py)."""
     encoding = reg.encoding
-
-    def get(vcpu: Arm64Vcpu) -> int:
-        return vcpu.vm.id_values().get(encoding, 0)
-
-    def put(vcpu: Arm64Vcpu, value: int) -> None:
-        if value != get(vcpu):
-            raise KvmError(EBUSY if vcpu.vm.has_run else EINVAL)
-
-    return Access(get, put)
+    return Access(lambda vcpu: vcpu.vm.id_values().get(encoding, 0), lambda vcpu, value: vcpu.vm.ids.set(encoding, value))
 
 
 CORE: Final[dict[int, Access]] = {
@@ -156,8 +147,14 @@ CORE: Final[dict[int, Access]] = {
     abi.REG_FPCR: _stored(FPCR),
 }
 
+def _service_bitmap(reg_id: int) -> Access:
+    return Access(lambda vcpu: vcpu.vm.smccc.bitmaps[reg_id], lambda vcpu, value: vcpu.vm.smccc.set_bitmap(reg_id, value))
+
+
 FIRMWARE: Final[dict[int, Access]] = {
     abi.REG_PSCI_VERSION: Access(lambda vcpu: vcpu.psci_version, _set_psci_version),
+    **{reg_id: Access(lambda vcpu, level=level: level, smccc.level_setter(reg_id)) for reg_id, level in smccc.WORKAROUNDS.items()},  # type: ignore[misc]
+    **{reg_id: _service_bitmap(reg_id) for reg_id in smccc.SERVICE_BITMAPS},
 }
 
 TIMERS: Final[dict[int, Access]] = {
@@ -165,8 +162,8 @@ TIMERS: Final[dict[int, Access]] = {
     abi.REG_TIMER_CVAL: _stored(CNTV_CVAL_EL0),
     abi.REG_TIMER_CNT: Access(lambda vcpu: vcpu.vm.timer.count(), lambda vcpu, value: vcpu.vm.timer.set_count(value)),
     abi.REG_PTIMER_CTL: _timer_control(CNTP_CTL_EL0),
-    abi.REG_PTIMER_CVAL: _stored(CNTP_CVAL_EL0),
-    abi.REG_PTIMER_CNT: Access(lambda vcpu: vcpu.vm.machine.counter(), lambda vcpu, value: None),
+    abi.REG_PTIMER_CVAL: Access(timer.compare_value, timer.set_compare_value),
+    abi.REG_PTIMER_CNT: Access(lambda vcpu: vcpu.vm.timer.physical_count(), lambda vcpu, value: None),
 }
 """The physical counter cannot be moved on a machine without FEAT_ECV: its id accepts what it is given and keeps counting."""
 
@@ -209,7 +206,7 @@ def _sysregs(features: Features) -> Iterator[tuple[int, Access]]:
         if reg is MPIDR_EL1:
             yield reg.one_reg_id, _stored(VMPIDR_EL2)
         elif _is_identification(reg):
-            yield reg.one_reg_id, _constant_identification(reg)
+            yield reg.one_reg_id, _identification(reg)
         elif _is_guest_state(reg):
             yield reg.one_reg_id, _stored(reg)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from trapline.arm64.regs import ACTLR_EL1, ICC_ASGI1R_EL1, ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1
-from trapline.arm64.sysreg import encode
-from trapline.kvm.arm64 import debug, inject
+from trapline.arm64.regs import ACTLR_EL1, AIDR_EL1, ICC_ASGI1R_EL1, ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, REVIDR_EL1
+from trapline.arm64.sysreg import Sysreg, encode
+from trapline.kvm.arm64 import debug, inject, timer
 from trapline.kvm.arm64.syndrome import sysreg_encoding
 from trapline.kvm.arm64.sysreg_exits import handle_unknown
 
@@ -57,7 +57,20 @@ def _zero(vcpu: Arm64Vcpu) -> int:
     return 0
 
 
-READS: Mapping[int, Read] = MappingProxyType({ACTLR_EL1.encoding: _zero, **debug.READS})
+def _identity(reg: type[Sysreg]) -> Read:
+    """What names the implementation traps only when it is not the machine's own."""
+    return lambda vcpu: vcpu.vm.id_values().get(reg.encoding, 0)
+
+
+READS: Mapping[int, Read] = MappingProxyType(
+    {
+        ACTLR_EL1.encoding: _zero,
+        REVIDR_EL1.encoding: _identity(REVIDR_EL1),
+        AIDR_EL1.encoding: _identity(AIDR_EL1),
+        **debug.READS,
+        **timer.READS,
+    }
+)
 
 DC_ISW, DC_CSW, DC_CISW = encode((1, 0, 7, 6, 2)), encode((1, 0, 7, 10, 2)), encode((1, 0, 7, 14, 2))
 
@@ -73,6 +86,7 @@ WRITES: Mapping[int, Write] = MappingProxyType(
         ICC_SGI0R_EL1.encoding: _sgi(0),
         ICC_DIR_EL1.encoding: _deactivate,
         **debug.WRITES,
+        **timer.WRITES,
     }
 )
 

@@ -6,12 +6,23 @@ the PPI that userspace chose. All vCPUs of a VM share one virtual offset, so tha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from errno import EBUSY, EINVAL, ENXIO
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from trapline.abi.arm64 import TimerAttr, VcpuGroup
-from trapline.arm64.regs import CNTHCTL_EL2, CNTVOFF_EL2
+from trapline.abi.arm64 import TimerAttr
+from trapline.arm64.regs import (
+    CNTHCTL_EL2,
+    CNTP_CTL_EL0,
+    CNTP_CVAL_EL0,
+    CNTP_TVAL_EL0,
+    CNTPCT_EL0,
+    CNTPCTSS_EL0,
+    CNTVOFF_EL2,
+)
 from trapline.errors import KvmError
+from trapline.kvm.arm64.flags import COUNTER_OFFSET
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -24,6 +35,8 @@ VTIMER_LINE, PTIMER_LINE = 1, 2
 """Bits of the machine's timer lines."""
 
 WORD: Final = (1 << 64) - 1
+CONTROL, COMPARE = CNTP_CTL_EL0.slot, CNTP_CVAL_EL0.slot
+ENABLE, MASK, STATUS = CNTP_CTL_EL0.ENABLE.mask, CNTP_CTL_EL0.IMASK.mask, CNTP_CTL_EL0.ISTATUS.mask
 
 
 class VmTimer:
@@ -35,11 +48,39 @@ class VmTimer:
         self.offset = vm.machine.counter()
         """CNTVOFF_EL2: the guest's virtual counter starts at 0 when the VM is made."""
 
+        self.physical_offset = 0
+        """What the guest's physical counter lags behind the machine's. The machine has no register for it: it is done by traps."""
+
     def set_count(self, value: int) -> None:
-        """Make the virtual counter read `value` now, on every vCPU."""
-        self.offset = self.vm.machine.counter() - value & WORD
+        """Make the virtual counter read `value` now, on every vCPU; nothing once userspace has set the offset itself."""
+        if not self.vm.flags.any() & COUNTER_OFFSET:
+            self._set_offset(self.vm.machine.counter() - value & WORD)
+
+    def _set_offset(self, offset: int) -> None:
+        self.offset = offset
         for vcpu in self.vm.vcpus:
-            vcpu.sysreg[CNTVOFF_EL2.slot] = self.offset
+            vcpu.sysreg[CNTVOFF_EL2.slot] = offset
+
+    def set_offsets(self, offset: int) -> None:
+        """KVM_ARM_SET_COUNTER_OFFSET, with no vCPU running: both counters lag behind the machine's by this."""
+        moved, self.physical_offset = offset - self.physical_offset, offset
+        self._set_offset(offset)
+        self.vm.flags.set(COUNTER_OFFSET)
+        for vcpu in self.vm.vcpus:
+            sysreg = vcpu.sysreg
+            sysreg[CNTHCTL_EL2.slot] = self.control()
+            sysreg[COMPARE] = sysreg[COMPARE] + moved & WORD
+            vcpu.cpu.request_flush()
+            vcpu.look_at_timers = True
+
+    def control(self) -> CNTHCTL_EL2:
+        """What of the physical counter and timer the guest uses directly: all, unless its counter is another than the machine's."""
+        direct = int(not self.physical_offset)
+        return CNTHCTL_EL2(EL1PCTEN=direct, EL1PCEN=direct)
+
+    def physical_count(self) -> int:
+        """The guest's physical counter."""
+        return self.vm.machine.counter() - self.physical_offset & WORD
 
     def count(self) -> int:
         """The virtual counter."""
@@ -65,15 +106,18 @@ class VmTimer:
             raise KvmError(EBUSY)
         self.ppis[attr] = value
 
-
-TIMER_GROUP: Final = VcpuGroup.TIMER_CTRL
+    def get_attr(self, attr: int) -> int:
+        """The interrupt of a timer."""
+        self.attr_size(attr)
+        return self.ppis[attr]
 
 
 def reset(vcpu: Arm64Vcpu) -> None:
     """Give the guest both timers, quiet, and the VM's offset."""
     sysreg = vcpu.sysreg
     _set_lines(vcpu, 0)
-    sysreg[CNTHCTL_EL2.slot] = CNTHCTL_EL2(EL1PCTEN=1, EL1PCEN=1)
+    sysreg[CNTHCTL_EL2.slot] = vcpu.vm.timer.control()
+    sysreg[COMPARE] = vcpu.vm.timer.physical_offset
     sysreg[CNTVOFF_EL2.slot] = vcpu.vm.timer.offset
 
 
@@ -101,3 +145,62 @@ def virtual_deadline(vcpu: Arm64Vcpu, count: int) -> int:
     """When the guest's virtual counter reaches `count`, in host monotonic nanoseconds."""
     now, virtual = vcpu.vm.machine.world.clock.now(), vcpu.vm.timer.count()
     return now + max(0, count - virtual) * vcpu.vm.machine.tick_ns
+
+
+# --- the physical timer of a guest whose counter is not the machine's: its registers trap ------------------------------------
+
+
+def compare_value(vcpu: Arm64Vcpu) -> int:
+    """CNTP_CVAL_EL0 as the guest sees it. The machine's register holds when that is by the machine's counter."""
+    return vcpu.sysreg[COMPARE] - vcpu.vm.timer.physical_offset & WORD
+
+
+def set_compare_value(vcpu: Arm64Vcpu, value: int) -> bool:
+    """Set CNTP_CVAL_EL0."""
+    vcpu.sysreg[COMPARE] = value + vcpu.vm.timer.physical_offset & WORD
+    _changed(vcpu)
+    return True
+
+
+def _changed(vcpu: Arm64Vcpu) -> None:
+    vcpu.cpu.request_flush()
+    vcpu.look_at_timers = True
+
+
+def _count(vcpu: Arm64Vcpu) -> int:
+    return vcpu.vm.timer.physical_count()
+
+
+def _control(vcpu: Arm64Vcpu) -> int:
+    control: int = vcpu.sysreg[CONTROL] & (ENABLE | MASK)
+    due = control & ENABLE and vcpu.vm.timer.physical_count() >= compare_value(vcpu)
+    return control | (STATUS if due else 0)
+
+
+def _set_control(vcpu: Arm64Vcpu, value: int) -> bool:
+    vcpu.sysreg[CONTROL] = value & (ENABLE | MASK)
+    _changed(vcpu)
+    return True
+
+
+def _remaining(vcpu: Arm64Vcpu) -> int:
+    return compare_value(vcpu) - vcpu.vm.timer.physical_count() & 0xFFFF_FFFF
+
+
+def _set_remaining(vcpu: Arm64Vcpu, value: int) -> bool:
+    low = value & 0xFFFF_FFFF
+    return set_compare_value(vcpu, vcpu.vm.timer.physical_count() + low - (low >> 31 << 32))
+
+
+READS: Mapping[int, Callable[[Arm64Vcpu], int | None]] = MappingProxyType(
+    {
+        CNTPCT_EL0.encoding: _count,
+        CNTPCTSS_EL0.encoding: _count,
+        CNTP_CTL_EL0.encoding: _control,
+        CNTP_CVAL_EL0.encoding: compare_value,
+        CNTP_TVAL_EL0.encoding: _remaining,
+    }
+)
+WRITES: Mapping[int, Callable[[Arm64Vcpu, int], bool]] = MappingProxyType(
+    {CNTP_CTL_EL0.encoding: _set_control, CNTP_CVAL_EL0.encoding: set_compare_value, CNTP_TVAL_EL0.encoding: _set_remaining}
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from trapline.abi.arm64_vm import HypercallFlag
 from trapline.kvm.arm64 import hypercalls, inject, timer
 from trapline.kvm.arm64.abort import handle_abort
 from trapline.kvm.arm64.debug import handle_debug_exception
@@ -33,7 +34,7 @@ def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
 
 def _hvc(vcpu: Arm64Vcpu, esr: int) -> bool:
     """The PC is behind the HVC already."""
-    return hypercalls.call(vcpu)
+    return hypercalls.call(vcpu, 0)
 
 
 def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
@@ -42,7 +43,7 @@ def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
     if esr & 0xFFFF:
         vcpu.x[0] = hypercalls.NOT_SUPPORTED & hypercalls.WORD
         return True
-    return hypercalls.call(vcpu)
+    return hypercalls.call(vcpu, HypercallFlag.SMC)
 
 
 Handler = Callable[["Arm64Vcpu", int], bool]

@@ -16,6 +16,7 @@ from trapline.arm64.regs import (
     HCR_EL2,
     HCRX_EL2,
     ICC_SRE_EL2,
+    ID_AA64ISAR2_EL1,
     MIDR_EL1,
     SPSR_EL2,
     VMPIDR_EL2,
@@ -24,10 +25,10 @@ from trapline.arm64.regs import (
     VTTBR_EL2,
 )
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import debug, onereg, psci, sysreg_exits, timer
+from trapline.kvm.arm64 import debug, flags, onereg, psci, sysreg_exits, timer
 from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio
 from trapline.kvm.arm64.attributes import VcpuAttributes
-from trapline.kvm.arm64.flags import HAS_RUN_ONCE
+from trapline.kvm.arm64.pvtime import PvTime
 from trapline.kvm.arm64.syndrome import EC_SHIFT
 from trapline.kvm.arm64.traps import TRAPS, unknown_trap
 from trapline.kvm.requests import ALL, DEAD, RESET, SLEEP
@@ -81,8 +82,9 @@ class Arm64Vcpu:
         self.state = self.cpu.state
         self.sysreg = self.state.sysreg
         self.x = self.state.x
-        self.attributes = VcpuAttributes(self)
         self.debug = debug.DebugState()
+        self.pvtime = PvTime(self)
+        self.attributes = VcpuAttributes(self)
         self.initialized = False
         self.features = 0
         self.has_run = False
@@ -165,6 +167,8 @@ class Arm64Vcpu:
         hcr = GUEST_HCR
         if self.features & PTRAUTH:
             hcr = hcr.replace(API=1, APK=1)
+        if self.vm.flags.any() & flags.WRITABLE_IMP_ID_REGS:
+            hcr = hcr.replace(TID1=1)
         sysreg[HCR] = hcr
         sysreg[HCRX_EL2.slot] = HCRX_EL2(MSCEn=1)
         sysreg[CPTR_EL2.slot] = CPTR_EL2.reset_value()
@@ -202,8 +206,10 @@ class Arm64Vcpu:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()
         with self.vm.config_lock:
-            self.vm.id_values()
-            self.vm.flags.set(HAS_RUN_ONCE)
+            ids = self.vm.id_values()
+            self.vm.flags.set(flags.HAS_RUN_ONCE)
+        self.sysreg[VPIDR_EL2.slot] = ids[MIDR_EL1.encoding]
+        self.sysreg[HCRX_EL2.slot] = HCRX_EL2(MSCEn=int(ID_AA64ISAR2_EL1(ids.get(ID_AA64ISAR2_EL1.encoding, 0)).MOPS != 0))
         self.has_run = True
 
     # --- registers -----------------------------------------------------------------------------------------------------------
@@ -270,6 +276,7 @@ class Arm64Vcpu:
             sysreg_exits.complete(self)
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
+        self.pvtime.update()
         cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
         while True:
             # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.

@@ -19,12 +19,12 @@ from trapline.abi.arm64 import (
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
 from trapline.abi.irq import MSI_VALID_DEVID, Msi
-from trapline.arm64.regs import ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1
-from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
 from trapline.host.user import PAGE_SIZE
 from trapline.kvm.arm64 import flags
+from trapline.kvm.arm64.idregs import IdRegisters
 from trapline.kvm.arm64.mmu import Mmu
+from trapline.kvm.arm64.smccc import Smccc, VmAttributes
 from trapline.kvm.arm64.timer import VmTimer
 from trapline.kvm.arm64.vcpu import Arm64Vcpu
 from trapline.kvm.device import DeviceOps
@@ -45,6 +45,7 @@ SWITCHES: Mapping[int, int] = MappingProxyType(
     {
         Cap.ARM_NISV_TO_USER: flags.NISV_TO_USER,
         Cap.ARM_SYSTEM_SUSPEND: flags.SYSTEM_SUSPEND,
+        Cap.ARM_WRITABLE_IMP_ID_REGS: flags.WRITABLE_IMP_ID_REGS,
         Cap.TRAPLINE_SYSREG_TO_USER: flags.SYSREG_TO_USER,
     }
 )
@@ -74,8 +75,11 @@ class Arm64Vm:
         self.has_pan = "PAN" in machine.features
         self.has_ssbs = "SSBS" in machine.features
         self.has_mte = "MTE2" in machine.features
-        self._id_values: dict[int, int] | None = None
         self.its: list[Any] = []
+        self.ids = IdRegisters(self)
+        core.attributes = VmAttributes(self)
+        self.smccc = Smccc(self)
+        """What of the hypercalls is the kernel's."""
 
     @property
     def has_run(self) -> bool:
@@ -104,18 +108,7 @@ class Arm64Vm:
 
     def id_values(self) -> dict[int, int]:
         """ID registers as the guest sees them, by encoding; those that are not here read as zero."""
-        if self._id_values is None or not self.has_run:
-            hidden = ["VHE", "VMID16", "CSV2_2"]  # a guest has no SCXTNUM_EL1: it traps, and is UNDEFINED
-            if not self.has_feature(Feature.PTRAUTH_ADDRESS):
-                hidden.append("PAuth")
-            if self.vgic is None:
-                hidden.append("GICv3")
-            values: dict[type[Sysreg], int] = self.machine.features.without(*hidden).id_values()
-            values[ID_AA64PFR0_EL1] = ID_AA64PFR0_EL1(values[ID_AA64PFR0_EL1]).replace(EL2=0)
-            values[ID_AA64DFR0_EL1] = ID_AA64DFR0_EL1(values[ID_AA64DFR0_EL1]).replace(CTX_CMPs=0)
-            values[ID_AA64MMFR1_EL1] = ID_AA64MMFR1_EL1(values.get(ID_AA64MMFR1_EL1, 0)).replace(HCX=0, VMIDBits=0)
-            self._id_values = {reg.encoding: int(value) for reg, value in values.items()}
-        return self._id_values
+        return self.ids.values
 
     def has_feature(self, feature: Feature) -> bool:
         """Whether the VM's vCPUs were initialised with a feature."""
@@ -153,7 +146,10 @@ class Arm64Vm:
         flag = SWITCHES.get(cap)
         if flag is None or (cap == Cap.TRAPLINE_SYSREG_TO_USER and any(args)):
             raise KvmError(EINVAL)
-        self.flags.set(flag)
+        with self.core.lock:
+            if cap == Cap.ARM_WRITABLE_IMP_ID_REGS and self.core.vcpus:
+                raise KvmError(EINVAL)
+            self.flags.set(flag)
         return 0
 
     def create_device(self, kind: int, test: bool) -> DeviceOps | None:
