@@ -7,10 +7,7 @@ import threading
 import pytest
 
 from tests.engine_machine import Bench, hvc_number
-from trapline.engine import Cpu, Engine
-from trapline.engine.state import PAGE_HEADER
-from trapline.engine.tier1.built import Built
-from trapline.engine.tier1.manager import Spot
+from trapline.engine import Cpu
 
 COUNT, VCPUS = 100_000, 3
 
@@ -87,17 +84,3 @@ def test_store_buffering_is_forbidden(bench: Bench, barrier: str) -> None:
     seen = [[bench.memory.get(r + 8 * k) for k in range(rounds)] for r in results]
     both_missed = [k for k, (a, b) in enumerate(zip(*seen, strict=True), 1) if a < k and b < k]
     assert not both_missed, f"both read old values in rounds {both_missed[:5]}"
-
-
-def test_regions_find_their_pages_while_a_vcpu_has_not_started() -> None:
-    pytest.importorskip("llvmlite")
-    engine = Engine()
-    try:
-        cpu = engine.create_cpu()
-        regions = engine.regions
-        assert not cpu.state.itlb and regions is not None
-        regions._bound[Spot(records=engine.shared.code_start + PAGE_HEADER, index=0)] = Built("none", 0, (0,), (), (), b"")
-        regions._attach()  # used to read the code TLB that this vCPU does not have
-        assert not regions.installed
-    finally:
-        engine.close()

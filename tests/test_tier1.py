@@ -18,10 +18,10 @@ from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1
 from trapline.engine import Cpu
+from trapline.engine.cache import REGIONS
 from trapline.engine.engine import TIER1
 from trapline.engine.tier1.builder import RegionBuilder
-from trapline.engine.tier1.install import Linked, Texts
-from trapline.engine.tier1.store import SUFFIX
+from trapline.engine.tier1.install import Linked, Texts, link
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 RANDOM_INSTRUCTIONS = 4000
@@ -54,7 +54,7 @@ class Tier1:
         text = here.text(0)
         assert text is not None
         word = int.from_bytes(text[4 * index : 4 * index + 4], "little")
-        linked = Linked(self.builder.build(region, self.engine.entry.decode(word, index)), self.engine.code)
+        (linked,) = link([self.builder.build(region, self.engine.entry.decode(word, index))], self.engine.code)
         assert linked.install(self.engine, here, self.texts)
         return linked
 
@@ -376,4 +376,4 @@ def test_hot_code_is_found_compiled_and_kept(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     assert said == ["compiled", "found"]
-    assert list(tmp_path.rglob("*" + SUFFIX))
+    assert list(tmp_path.rglob(REGIONS))

@@ -69,9 +69,9 @@ class Loaded:
         self._objects: list[tuple[Jit, bytes]] = []
         plain = Jit.load
 
-        def load(jit: Jit, data: bytes) -> None:
-            plain(jit, data)
-            self._objects.append((jit, data))
+        def load(jit: Jit, *files: bytes) -> None:
+            plain(jit, *files)
+            self._objects += [(jit, data) for data in files]
 
         Jit.load = load  # type: ignore[method-assign]
 
@@ -140,7 +140,7 @@ def state_of(regions: Regions, spot: Spot) -> str:
         return " (has a region)"
     if spot in regions._ordered:
         return " (being compiled)"
-    return " (waiting)" if spot in regions._wanted else ""
+    return " (waiting)" if spot in regions._findings._hot else ""
 
 
 class Watcher(Output):
@@ -270,7 +270,7 @@ def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest:
         spots[name + state] += count
         places[name.split("+")[0].split(" ")[-1] + state] += count
     if engine.regions is not None:
-        kept = (engine.regions.installed, engine.regions._ordered, engine.regions._wanted, engine.regions._hopeless)
+        kept = (engine.regions.installed, engine.regions._ordered, engine.regions._findings._hot, engine.regions._hopeless)
         print("\ntier 1: {} regions, {} being compiled, {} waiting, {} hopeless".format(*map(len, kept)))
     table("guest functions, by the engine's profiler (* in a region)", places, top)
     table("guest addresses", spots, top)

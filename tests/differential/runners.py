@@ -26,7 +26,7 @@ from trapline.arm64.regs import (
 from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR, DebugControl, WatchControl
 from trapline.engine import Cpu, Engine
 from trapline.engine.tier1.builder import RegionBuilder
-from trapline.engine.tier1.install import Linked, Texts
+from trapline.engine.tier1.install import Texts, link
 
 EMULATOR = "qemu-aarch64"
 CODE_BYTES, DATA_BYTES = 64 << 20, 128 << 20
@@ -219,7 +219,7 @@ class Regions(Trapline):
         if region is None:
             return set()
         word = ctypes.c_uint32.from_address(address).value
-        linked = Linked(self.builder.build(region, self.engine.entry.decode(word, index)), self.engine.code)
+        (linked,) = link([self.builder.build(region, self.engine.entry.decode(word, index))], self.engine.code)
         if not linked.install(self.engine, here, self.texts):
             return set()
         return {(address & -PAGE) + (page << 12) + (at << 2) for page, at, _ in linked.built.words}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from trapline.arm64.features import Features
@@ -16,6 +15,7 @@ from trapline.engine import codemap, glue, mops, runtime, slow, system, taking, 
 from trapline.engine.access import specialise
 from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
+from trapline.engine.shapes import batch_tag
 
 CALLED = (
     runtime.lookup, runtime.service, runtime.land, runtime.begin, runtime.start, runtime.continue_, taking.external_abort,
@@ -78,7 +78,10 @@ class Compiler:
         return PredecoderEmitter(self.space, self.isa, direct).text()
 
     def module(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
-        """IR of the handlers and fill functions of some shapes, and the native functions that they call, by symbol."""
+        """IR of the handlers and fill functions of some shapes, and the native functions that they call, by symbol.
+
+        Their addresses are in a table, first those of all handlers.
+        """
         functions: list[str] = []
         externs: set[str] = set()
         intrinsics: set[str] = set()
@@ -102,14 +105,10 @@ class Compiler:
                 natives |= used
                 intrinsics |= more
             fills.append(fill_names[key])
-        tag = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
-        count = len(numbers)
-        tables = (
-            f"@handlers_{tag} = constant [{count} x ptr] [{', '.join(f'ptr @h{n}' for n in numbers)}]\n"
-            f"@fills_{tag} = constant [{count} x ptr] [{', '.join(f'ptr @{f}' for f in fills)}]\n"
-        )
+        symbols = [*(f"h{n}" for n in numbers), *fills]
+        table = f"@shapes_{batch_tag(numbers)} = constant [{len(symbols)} x ptr] [{', '.join(f'ptr @{each}' for each in symbols)}]\n"
         declared = [f.declare() for f in natives.values()]
-        parts = [tables, *functions, *sorted(externs), *declared, *declare_intrinsics(intrinsics), METADATA]
+        parts = [table, *functions, *sorted(externs), *declared, *declare_intrinsics(intrinsics), METADATA]
         return "\n".join(parts), natives
 
     def _handler(self, number: int) -> Handler:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import trapline
 from trapline.arm64.features import Features
+from trapline.engine.cache import ObjectCache
 from trapline.engine.clock import CLOCK
 from trapline.engine.cpu import Cpu
-from trapline.engine.jit import Jit, ObjectCache, source_key
+from trapline.engine.jit import Jit, source_key
 from trapline.engine.shapes import ShapeTable
 from trapline.engine.state import (
     ALONE,

@@ -1,21 +1,55 @@
 """Shapes on demand: which handlers exist, compiling the missing ones, and finding them again on disk.
 
 A shape is compiled the first time its instruction is about to run, together with whatever else its page needs. Every batch is
-one object file in the cache; its table of shape numbers lies beside it, so that the next process links instead of compiling.
+one object file in the cache, after a line that says what it holds, so that the next process links instead of compiling.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trapline.engine.jit import Jit, ObjectCache
+from trapline.engine.cache import ObjectCache
+from trapline.engine.jit import Jit
 
 if TYPE_CHECKING:
     from trapline.engine.compiler import Compiler
+
+NATIVE = ".o"
+"""What follows the symbol of a native function in the name of its object file."""
+
+
+def batch_tag(numbers: list[int]) -> str:
+    """A name for the shapes with these numbers."""
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Shapes that were compiled together: their numbers, the symbols of the native functions that they call, the object file."""
+
+    numbers: list[int]
+    natives: list[str]
+    code: bytes
+
+    @property
+    def tag(self) -> str:
+        """What its table is called after."""
+        return batch_tag(self.numbers)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Batch:
+        """From what `pack` made."""
+        line, _, code = data.partition(b"\n")
+        numbers, _, natives = line.decode().partition(";")
+        return cls(list(map(int, numbers.split())), natives.split(), code)
+
+    def pack(self) -> bytes:
+        """For the cache."""
+        return f"{' '.join(map(str, self.numbers))};{' '.join(self.natives)}\n".encode() + self.code
 
 
 class ShapeTable:
@@ -34,8 +68,13 @@ class ShapeTable:
 
     def load(self) -> None:
         """Link what earlier processes compiled; the runtime must be loaded."""
-        for name in self._cache.names(self._suffix + ".json"):
-            self._load_batch(name.removesuffix(".json"))
+        stored = (self._cache.get(name) for name in self._cache.names() if name.endswith(self._suffix))
+        batches = [Batch.unpack(data) for data in stored if data is not None]
+        natives = self.stored_natives({symbol for batch in batches for symbol in batch.natives})
+        usable = [batch for batch in batches if natives.keys() >= set(batch.natives)]
+        self.link(natives, [batch.code for batch in usable])
+        for batch in usable:
+            self._enter(batch)
         self.compile([0])
 
     # -- compiling -------------------------------------------------------------------------------------------------------
@@ -45,58 +84,41 @@ class ShapeTable:
         if not wanted:
             return
         text, natives = self._compiler().module(wanted)
-        missing = {s: f for s, f in natives.items() if s not in self._natives}
-        name = hashlib.sha256(repr(wanted).encode()).hexdigest()[:16] + self._suffix
-        if missing:
-            self._load_natives(missing)
-        data = self._jit.compile(text)
-        self._cache.put(name, data)
-        index = {"shapes": wanted, "natives": sorted(natives)}
-        self._cache.put(name + ".json", json.dumps(index).encode())
-        self._jit.load(data)
-        self._enter(wanted, name)
+        for symbol, function in natives.items():
+            self._load_native(symbol, function)
+        batch = Batch(wanted, sorted(natives), self._jit.compile(text))
+        self._cache.put(batch.tag + self._suffix, batch.pack())
+        self._jit.load(batch.code)
+        self._enter(batch)
         self.compiled += len(wanted)
 
-    def _load_natives(self, functions: dict[str, Any]) -> None:
-        """Make native functions callable from handlers: compiled apart, once."""
-        for symbol, function in functions.items():
-            name = symbol + ".o"
-            data = self._cache.get(name)
-            if data is None:
-                data = self._jit.compile(self._compiler().native_text(function))
-                self._cache.put(name, data)
-            self._jit.load(data)
-            self._jit.define(symbol, self._jit.address(symbol))
-            self._natives.add(symbol)
-
-    def link_natives(self, symbols: Iterable[str]) -> bool:
-        """Link native functions from the cache; whether all were there."""
-        for symbol in symbols:
-            if symbol in self._natives:
-                continue
-            stored = self._cache.get(symbol + ".o")
-            if stored is None:
-                return False
-            self._jit.load(stored)
-            self._jit.define(symbol, self._jit.address(symbol))
-            self._natives.add(symbol)
-        return True
-
-    def _load_batch(self, name: str) -> None:
-        meta, data = self._cache.get(name + ".json"), self._cache.get(name)
-        if meta is None or data is None:
+    def _load_native(self, symbol: str, function: Any) -> None:
+        """Make a native function callable from handlers: compiled apart, once."""
+        if symbol in self._natives:
             return
-        index = json.loads(meta)
-        if not self.link_natives(index["natives"]):
-            return
-        self._jit.load(data)
-        self._enter(index["shapes"], name)
+        code = self._cache.get(symbol + NATIVE)
+        if code is None:
+            code = self._jit.compile(self._compiler().native_text(function))
+            self._cache.put(symbol + NATIVE, code)
+        self.link({symbol: code}, [])
 
-    def _enter(self, numbers: list[int], name: str) -> None:
-        tag = name.partition(".")[0]
-        count = len(numbers)
-        handlers = self._jit.table(f"handlers_{tag}", count)
-        fills = self._jit.table(f"fills_{tag}", count)
-        for number, handler, fill in zip(numbers, handlers, fills, strict=True):
+    def stored_natives(self, symbols: Iterable[str]) -> dict[str, bytes]:
+        """Object files of those native functions that are not linked yet, as far as the cache has them."""
+        found = {symbol: self._cache.get(symbol + NATIVE) for symbol in symbols if symbol not in self._natives}
+        return {symbol: code for symbol, code in found.items() if code is not None}
+
+    def link(self, natives: dict[str, bytes], codes: Iterable[bytes]) -> None:
+        """Link object files and, with them, native functions that they call."""
+        self._jit.load(*natives.values(), *codes)
+        self._natives.update(natives)
+
+    def knows(self, natives: Iterable[str]) -> bool:
+        """Whether all of these native functions are linked."""
+        return self._natives.issuperset(natives)
+
+    def _enter(self, batch: Batch) -> None:
+        count = len(batch.numbers)
+        table = self._jit.table(f"shapes_{batch.tag}", 2 * count)
+        for number, handler, fill in zip(batch.numbers, table[:count], table[count:], strict=True):
             self.fills[number] = fill
             self.handlers[number] = handler

@@ -10,8 +10,9 @@ from trapline.arm64.decode import Decoder
 from trapline.arm64.features import Features
 from trapline.arm64.record import Recorder
 from trapline.bits.to_llvm import declare_intrinsics
+from trapline.engine.cache import ObjectCache
 from trapline.engine.compiler import Compiler, slot
-from trapline.engine.jit import Jit, ObjectCache
+from trapline.engine.jit import Jit
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.emit import RegionEmitter
 from trapline.engine.tier1.regions import Place, Region, supported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, RECORD_SIZE
@@ -37,20 +38,27 @@ class Layout(Protocol):
     def records(self, distance: int) -> int | None: ...
 
 
+def link(regions: Iterable[Built], code: Code) -> list[Linked]:
+    """Link regions, all at once; those are left out that call native functions which are not there."""
+    with code.lock:
+        needed = list(regions)
+        natives = code.shapes.stored_natives({symbol for built in needed for symbol in built.natives})
+        usable = [built for built in needed if code.shapes.knows(set(built.natives) - natives.keys())]
+        # Another engine may have linked one; it is then at one of the places at a time.
+        fresh = {built.tag: built for built in usable if built.tag not in code.regions}
+        code.shapes.link(natives, [built.code for built in fresh.values()])
+        code.regions |= fresh.keys()
+        return [Linked(built, code) for built in usable]
+
+
 class Linked:
     """A region's code in this process."""
 
     def __init__(self, built: Built, code: Code) -> None:
+        """`link` has linked it."""
         self.built = built
-        with code.lock:
-            self.usable = code.shapes.link_natives(built.natives)
-            if not self.usable:
-                return
-            if built.tag not in code.regions:  # another engine may have it; it is then at one of the places at a time
-                code.jit.load(built.code)
-                code.regions.add(built.tag)
-            self.address = code.jit.address(f"region_{built.tag}")
-            data = code.jit.address(f"instance_{built.tag}")
+        self.address = code.jit.address(f"region_{built.tag}")
+        data = code.jit.address(f"instance_{built.tag}")
         self._instance = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
 
     def install(self, engine: Engine, layout: Layout, texts: Texts) -> bool:

@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING
 from trapline.engine.state import (
     GUARDED,
     ITLB_ENTRIES,
-    PAGE_BYTES,
-    PAGE_HEADER,
     RECORD_SIZE,
     SAMPLES,
     ItlbEntry,
 )
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.client import Order
-from trapline.engine.tier1.install import Linked, Texts
+from trapline.engine.tier1.install import Linked, Texts, link
 from trapline.engine.tier1.store import RegionStore
+from trapline.engine.tier1.stored import StoredRegions
 
 if TYPE_CHECKING:
     from trapline.engine.cpu import Cpu
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 PERIOD, IDLE_PERIOD = 0.001, 0.02
 """Seconds between looks: while a vCPU runs, and while none does."""
-ATTENTIVE, PATIENT = 0.005, 0.02
-"""Seconds between the compiler's thread's rounds: while stored regions wait for their code to be run, and else."""
 HOT = 2
 """How often code is met before it is compiled."""
 REGIONS = 8192
@@ -50,6 +47,42 @@ class Spot:
 
     records: int
     index: int
+
+
+Places = dict[Spot, tuple["Cpu", int]]
+"""Where things were met: a vCPU and the virtual address of the page."""
+
+
+class Findings:
+    """What the profiler's thread tells the compiler's thread."""
+
+    def __init__(self) -> None:
+        self._met: Places = {}
+        self._hot: Places = {}
+        self._changed = threading.Condition()
+        self.closed = False
+
+    def add(self, spot: Spot, cpu: Cpu, va: int, hot: bool) -> None:
+        """The interpreter was met at a spot; `va` is the virtual address of its page. `hot`: not for the first time."""
+        with self._changed:
+            self._met[Spot(spot.records, 0)] = cpu, va
+            if hot:
+                self._hot[spot] = cpu, va
+            self._changed.notify()
+
+    def take(self) -> tuple[Places, Places] | None:
+        """Wait for something new: the pages that were met and the spots that are hot; None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._met or self.closed)
+            found = self._met, self._hot
+            self._met, self._hot = {}, {}
+            return None if self.closed else found
+
+    def close(self) -> None:
+        """Nothing more will be found."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
 
 
 class Regions:
@@ -65,28 +98,22 @@ class Regions:
         self._texts = Texts()
         self._counts: Counter[Spot] = Counter()
         self._hopeless: set[Spot] = set()
-        self._wanted: dict[Spot, tuple[Cpu, int]] = {}
         self._seen = [0] * 64
         self._ordered: dict[Spot, int] = {}
-        self._stored: dict[int, list[Built]] | None = None
-        """What earlier runs compiled, by the word of its entry."""
-        self._bound: dict[Spot, Built] = {}
-        self._scanned = 0
-        self._ready = threading.Condition()
-        self._closed = False
+        self._stored: StoredRegions | None = None
+        self._findings = Findings()
+        weakref.finalize(self, self._findings.close).atexit = False  # type: ignore[misc]
         for target, name in ((_watch, "trapline-profiler"), (_compile, "trapline-tier1")):
-            threading.Thread(target=target, args=(weakref.ref(self),), name=name, daemon=True).start()
+            threading.Thread(target=target, args=(weakref.ref(self), self._findings), name=name, daemon=True).start()
 
     def close(self) -> None:
         """Stop the threads."""
-        with self._ready:
-            self._closed = True
-            self._ready.notify()
+        self._findings.close()
 
     # -- the profiler's thread -------------------------------------------------------------------------------------------
     def look(self) -> float | None:
         """Ask where the vCPUs are and note what they answered before; the seconds to sleep, None when closed."""
-        if self._closed:
+        if self._findings.closed:
             return None
         running = False
         for cpu in list(self.engine.cpus):
@@ -111,32 +138,38 @@ class Regions:
             return
         spot = Spot(records, (pc & 4095) >> 2)
         self._counts[spot] += 1
-        if self._counts[spot] < HOT or spot in self._hopeless or len(self.installed) >= REGIONS:
+        if len(self.installed) >= REGIONS:
             return
-        with self._ready:
-            self._wanted[spot] = (cpu, pc & -4096)
-            self._ready.notify()
+        self._findings.add(spot, cpu, pc & -4096, hot=self._counts[spot] >= HOT and spot not in self._hopeless)
 
     # -- the compiler's thread -------------------------------------------------------------------------------------------
-    def work(self) -> bool:
-        """Serve the wishes, the hottest first; False when closed."""
+    def work(self, met: Places, hot: Places) -> None:
+        """Put into service again what earlier runs made of the pages that were met, and have made what is hot, the hottest first."""
         if self._stored is None:
-            self._stored = {}
-            for built in RegionStore(self.engine.code.cache).all():
-                self._stored.setdefault(_entry_word(built), []).append(built)
-        with self._ready:
-            if self._closed:
-                return False
-            wanted, self._wanted = self._wanted, {}
-        self._bind()
-        self._attach()
-        for spot in sorted(wanted, key=lambda s: -self._counts[s]):
-            self._serve(spot, *wanted[spot])
-        return True
+            self._stored = StoredRegions(RegionStore(self.engine.code.cache).all().values())
+        for spot, place in met.items():
+            self._put_back(spot.records, *place)
+        for spot in sorted(hot, key=lambda s: -self._counts[s]):
+            self._serve(spot, *hot[spot])
 
-    def waiting(self) -> tuple[threading.Condition, float]:
-        """What to wait for before the next `work`, and how many seconds at most."""
-        return self._ready, ATTENTIVE if self._bound else PATIENT
+    def _put_back(self, records: int, cpu: Cpu, va: int) -> None:
+        """Put into service what earlier runs compiled of a page."""
+        assert self._stored is not None
+        waiting = self._stored.waiting(records, self._texts)
+        if not waiting:
+            return
+        pages = Pages(cpu, va, records, self._texts)
+        undecoded = self.engine.shared.undecoded
+        ready = [
+            built
+            for built in waiting
+            if ctypes.c_uint64.from_address(records + built.entry * RECORD_SIZE).value != undecoded
+            and all(pages.records(p) is not None for p in built.pages)
+        ]
+        for linked in link(ready, self.engine.code):
+            if linked.install(self.engine, pages, self._texts):
+                self.installed[Spot(records, linked.built.entry)] = linked
+        waiting[:] = [built for built in waiting if built not in ready]
 
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:
         """Put a spot's region into service again, or order it."""
@@ -161,65 +194,13 @@ class Regions:
 
     def arrived(self, spot: Spot, pages: Pages, built: Built | None) -> None:
         """The compiler is done with a spot (on the client's thread)."""
-        if built is not None and not self._closed:
-            linked = Linked(built, self.engine.code)
-            if linked.usable and linked.install(self.engine, pages, self._texts):
-                self.installed[spot] = linked
+        if built is not None and not self._findings.closed:
+            for linked in link([built], self.engine.code):
+                if linked.install(self.engine, pages, self._texts):
+                    self.installed[spot] = linked
         elif built is None:
             self._hopeless.add(spot)
         self._ordered.pop(spot, None)
-
-    def _bind(self) -> None:
-        """Find the pages that stored regions belong to."""
-        shared = self.engine.shared
-        if shared.code_next < shared.code_start + self._scanned * PAGE_BYTES:
-            self._scanned = 0  # the arena was emptied
-        if not self._stored:
-            return
-        entries = frozenset(self._stored)
-        start = shared.code_start + self._scanned * PAGE_BYTES
-        for page in range(start, shared.code_next, PAGE_BYTES):
-            self._scanned += 1
-            records = page + PAGE_HEADER
-            text = self._texts.read(records)
-            if text is None:
-                continue
-            words = memoryview(text).cast("I")
-            for word in entries.intersection(words):  # a page at a time: whoever loops here keeps the vCPUs out of Python
-                for built in self._stored[word]:
-                    if words[built.entry] == word and all(words[i] == w for p, i, w in built.words if p == 0):
-                        self._bound[Spot(records, built.entry)] = built
-
-    def _attach(self) -> None:
-        """Put stored regions into service whose code is being run by now."""
-        undecoded = self.engine.shared.undecoded
-        run = [spot for spot in self._bound if ctypes.c_uint64.from_address(spot.records + spot.index * RECORD_SIZE).value != undecoded]
-        if not run:
-            return
-        places = {}
-        for cpu in self.engine.cpus:
-            if not cpu.state.itlb:
-                continue  # it has not been started yet
-            table = memoryview((ItlbEntry * ITLB_ENTRIES).from_address(cpu.state.itlb)).cast("B").cast("Q")
-            for tag, records in zip(table[::2].tolist(), table[1::2].tolist(), strict=True):
-                places[records] = (cpu, tag & ~GUARDED)
-        for spot in run:
-            place = places.get(spot.records)
-            if place is None:
-                continue
-            pages = Pages(*place, spot.records, self._texts)
-            built = self._bound[spot]
-            if any(pages.records(p) is None for p in built.pages):
-                continue
-            del self._bound[spot]
-            linked = Linked(built, self.engine.code)
-            if linked.usable and linked.install(self.engine, pages, self._texts):
-                self.installed[spot] = linked
-
-
-def _entry_word(built: Built) -> int:
-    """The word at a region's entry."""
-    return next(word for page, index, word in built.words if page == 0 and index == built.entry)
 
 
 class Pages:
@@ -249,7 +230,7 @@ def _deliver(reference: weakref.ref[Regions], spot: Spot, pages: Pages, built: B
         regions.arrived(spot, pages, built)
 
 
-def _watch(reference: weakref.ref[Regions]) -> None:
+def _watch(reference: weakref.ref[Regions], findings: Findings) -> None:
     while True:
         regions = reference()
         pause = None if regions is None else regions.look()
@@ -259,12 +240,10 @@ def _watch(reference: weakref.ref[Regions]) -> None:
         time.sleep(pause)
 
 
-def _compile(reference: weakref.ref[Regions]) -> None:
-    while True:
-        regions = reference()
-        if regions is None or not regions.work():
+def _compile(reference: weakref.ref[Regions], findings: Findings) -> None:
+    while (found := findings.take()) is not None:
+        regions = reference()  # not while it waits: that would keep alive a machine that nobody holds
+        if regions is None:
             return
-        ready, pause = regions.waiting()
-        del regions  # who waits keeps no machine alive
-        with ready:
-            ready.wait(pause)
+        regions.work(*found)
+        del regions

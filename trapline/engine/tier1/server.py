@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from trapline.arm64.features import Features
-from trapline.engine.jit import ObjectCache
+from trapline.engine.cache import ObjectCache
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.regions import Region
 from trapline.engine.tier1.store import RegionStore

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import Struct
 
-from trapline.engine.jit import ObjectCache
+from trapline.engine.cache import REGIONS, ObjectCache
+from trapline.engine.log import Entry, Log
 from trapline.engine.tier1.built import Built
 
-SUFFIX = ".region"
 LIMIT = 8192
 """Regions kept for one configuration; more are compiled when they are needed, and not stored."""
+HEAD = Struct("<III")
+"""Index of the entry, the word there, and the word after it (0 if it is not the region's). The tag follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored region by what it begins with."""
+
+    entry: int
+    word: int
+    following: int
+    tag: str
+    _file: Entry
+
+    def read(self) -> Built | None:
+        """All of it; None if it is damaged."""
+        body = self._file.body
+        if body is None:
+            return None
+        facts, _, code = body.partition(b"\n")
+        pages, words, natives = json.loads(facts)
+        return Built(self.tag, self.entry, tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
 
 
 class RegionStore:
-    """Regions in the object cache: for each a file with a line of JSON and the object."""
+    """The regions of one configuration, in a file of its cache."""
 
     def __init__(self, cache: ObjectCache) -> None:
         self._cache = cache
-        self._count: int | None = None
+        self._log = Log(cache.path / REGIONS)
+        self._known: dict[str, Stored] = {}
 
     def add(self, built: Built) -> None:
         """Store a region."""
-        if self._count is None:
-            self._count = len(self._cache.names(SUFFIX))
-        if self._count >= LIMIT:
+        known = self.all()
+        if built.tag in known or len(known) >= LIMIT:
             return
-        self._count += 1
-        facts = [built.entry, built.pages, built.words, built.natives]
-        self._cache.put(built.tag + SUFFIX, json.dumps(facts).encode() + b"\n" + built.code)
+        words = {index: word for page, index, word in built.words if page == 0}
+        head = HEAD.pack(built.entry, words[built.entry], words.get(built.entry + 1, 0)) + built.tag.encode()
+        facts = [built.pages, built.words, built.natives]
+        self._cache.add(self._log, head, json.dumps(facts, separators=(",", ":")).encode() + b"\n" + built.code)
 
-    def all(self) -> Iterator[Built]:
-        """Every stored region."""
-        for name in self._cache.names(SUFFIX):
-            data = self._cache.get(name)
-            if data is None:
-                continue
-            head, _, code = data.partition(b"\n")
-            entry, pages, words, natives = json.loads(head)
-            yield Built(name.removesuffix(SUFFIX), entry, tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
+    def all(self) -> dict[str, Stored]:
+        """Every stored region by its tag."""
+        for entry in self._log.new():
+            stored = Stored(*HEAD.unpack_from(entry.head), entry.head[HEAD.size :].decode(), entry)
+            self._known[stored.tag] = stored
+        return self._known

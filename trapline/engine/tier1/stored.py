@@ -1,0 +1,52 @@
+"""Regions of earlier runs: found again by the code that they were made from."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+
+from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER
+from trapline.engine.tier1.built import Built
+from trapline.engine.tier1.install import Texts
+from trapline.engine.tier1.store import Stored
+
+
+class StoredRegions:
+    """Stored regions, and which of them belong to the pages that this engine runs."""
+
+    def __init__(self, regions: Iterable[Stored]) -> None:
+        self._places: dict[int, dict[int, list[Stored]]] = {}
+        """Regions by the word at their entry and by its index in the page."""
+        for stored in regions:
+            self._places.setdefault(stored.word, {}).setdefault(stored.entry, []).append(stored)
+        self._words = frozenset(self._places)
+        self._waiting: dict[int, tuple[int, list[Built]]] = {}
+
+    def waiting(self, records: int, texts: Texts) -> list[Built]:
+        """The regions of a page that are still to be put into service; who does that takes them out of the list."""
+        generation = ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value
+        known = self._waiting.get(records)
+        if known is not None and known[0] == generation:
+            return known[1]
+        text = texts.read(records)
+        found = [] if text is None else self._matching(memoryview(text).cast("I"))
+        self._waiting[records] = generation, found
+        return found
+
+    def _matching(self, words: memoryview) -> list[Built]:
+        found = []
+        for word in self._words.intersection(words):
+            for index, regions in self._places[word].items():
+                if words[index] == word:
+                    found += [built for each in regions if (built := _match(each, words)) is not None]
+        return found
+
+
+def _match(stored: Stored, words: memoryview) -> Built | None:
+    """A region, if its code is what a page holds where it was in its own first page."""
+    if stored.following and words[stored.entry + 1] != stored.following:
+        return None
+    built = stored.read()
+    if built is None or any(words[index] != word for page, index, word in built.words if page == 0):
+        return None
+    return built
