@@ -196,13 +196,13 @@ def test_write_during_the_log_call_is_in_the_next_log(guest: Guest, monkeypatch:
     """The page is writable again when the call returns, so its bit must not have been taken with the others."""
     guest.vm.add_memory(RAM, 1 << 20, flags=1)
     arch = guest.vm.backend.system.files.get(guest.vm.file).arch
-    protect = arch.write_protect_slot
+    protect = arch.write_protect_pages
 
-    def racing(slot) -> None:
-        protect(slot)
+    def racing(slot, ranges) -> None:
+        protect(slot, ranges)
         slot.mark_dirty(RAM + 0x5000)
 
-    monkeypatch.setattr(arch, "write_protect_slot", racing)
+    monkeypatch.setattr(arch, "write_protect_pages", racing)
     assert guest.vm.get_dirty_log(0, 256) == []
     monkeypatch.undo()
     assert guest.vm.get_dirty_log(0, 256) == [5]

@@ -153,7 +153,7 @@ def test_logging_keeps_its_bitmap_when_moved(vm: Recorder) -> None:
     vm.set(flags=MEM_LOG_DIRTY_PAGES)
     vm.slots.active.by_id[0].mark_dirty(2 * PAGE)
     vm.set(flags=MEM_LOG_DIRTY_PAGES, gpa=0x10_0000)
-    assert vm.slots.dirty_log(0).dirty.take()[0] == 0b100
+    assert vm.slots.dirty_log(0).dirty.copy()[0] == 0b100
     vm.set(gpa=0x10_0000)
     with pytest.raises(KvmError) as failure:
         vm.slots.dirty_log(0)

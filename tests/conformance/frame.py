@@ -31,7 +31,7 @@ from inspect import isgenerator
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.guest import DATA, PROGRAM, machine_code
+from tests.conformance.guest import DATA, PROGRAM, machine_code, write_pages
 from trapline.abi import arm64
 from trapline.abi.caps import Cap
 from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR
@@ -234,6 +234,11 @@ class Trial:
         """An address at which nothing is mapped."""
         return 0x1000
 
+    def large(self, pages: int) -> int:
+        """The address of more memory for the guest."""
+        self._keep.append(mmap.mmap(-1, pages * PAGE))
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._keep[-1]))
+
     def put(self, data: bytes) -> int:
         """The address of a copy of these bytes, for an argument."""
         self._keep.append(ctypes.create_string_buffer(data, max(len(data), 1)))
@@ -251,10 +256,18 @@ class Trial:
 
     def program(self, *accesses: tuple[str, int, int], on: int | None = None) -> None:
         """Let a vCPU make accesses, each ("store" or "load", address, value), then spin. Its code is in a slot of its own."""
+        self.code(machine_code(self.arch, accesses), on)
+
+    def loop(self, address: int, pages: int) -> None:
+        """Let the first vCPU, of arm64, write to so many pages from an address on, then exit."""
+        self.code(write_pages(address, pages))
+
+    def code(self, text: bytes, on: int | None = None) -> None:
+        """Let a vCPU begin with this machine code."""
         file = self.vcpu if on is None else on
         code = mmap.mmap(-1, PAGE)
         self._keep.append(code)
-        text, start = machine_code(self.arch, accesses), PROGRAM + PAGE * (len(self.runs) - 1)
+        start = PROGRAM + PAGE * list(self.runs).index(file)
         code[: len(text)] = text
         hva = ctypes.addressof(ctypes.c_char.from_buffer(code))
         self.region(PROGRAM_SLOT - list(self.runs).index(file), 0, start, PAGE, hva)

@@ -20,6 +20,20 @@ def machine_code(arch: str, accesses: Sequence[tuple[str, int, int]]) -> bytes:
     return b"".join(encode(*access) for access in accesses) + spin
 
 
+def write_pages(address: int, pages: int) -> bytes:
+    """arm64 code that stores a byte to the beginning of each page of a range below 4 GiB, then to NOWHERE."""
+    words = (
+        0xD280_0000 | (address & 0xFFFF) << 5,  # mov x0, #low
+        0xF2A0_0000 | (address >> 16) << 5,  # movk x0, #high, lsl #16
+        0xD280_0001 | pages << 5,  # mov x1, #pages
+        0x3900_0001,  # again: strb w1, [x0]
+        0x9140_0400,  # add x0, x0, #1, lsl #12
+        0xF100_0421,  # subs x1, x1, #1
+        0x54FF_FFA1,  # b.ne again
+    )
+    return b"".join(word.to_bytes(4, "little") for word in words) + machine_code("arm64", [("store", NOWHERE, 1)])
+
+
 def _arm64(kind: str, address: int, value: int) -> bytes:
     move_address, move_value = 0xD280_0000 | address << 5, 0x5280_0001 | value << 5  # mov x0, #address; mov w1, #value
     access = 0x3900_0001 if kind == "store" else 0x3940_0001  # strb w1, [x0]; ldrb w1, [x0]

@@ -13,6 +13,7 @@ from trapline.abi.vcpu import KVM_RUN
 from trapline.errors import KvmError, NotSupported, TraplineError
 from trapline.host.user import copy_from_user, copy_to_user
 from trapline.kvm import device as kvm_device
+from trapline.kvm import dirty as kvm_dirty
 from trapline.kvm import eventfd as kvm_eventfd
 from trapline.kvm import irqrouting as kvm_irqrouting
 from trapline.kvm import system as kvm_system
@@ -32,7 +33,7 @@ KINDS: Mapping[type, str] = {
 UNKNOWN_CALL = {"system": EINVAL, "vm": EINVAL, "vcpu": EINVAL, "device": ENOTTY}
 """What a file of each kind answers to a call that it does not know: on arm64 only devices say ENOTTY."""
 
-CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd)
+CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd, kvm_dirty)
 
 
 class UndeclaredErrno(TraplineError):
@@ -117,8 +118,11 @@ class Software:
         return self._vcpu(file).run
 
     def map_ring(self, file: int, size: int) -> Any:
-        """There are none yet."""
-        raise NotSupported("this backend has no dirty rings")
+        """The vCPU's dirty ring itself; KvmError(EINVAL) if it has none of that size."""
+        ring = self._vcpu(file).ring
+        if ring is None or size != len(ring.memory):
+            raise KvmError(EINVAL, "the vCPU has no dirty ring of this size")
+        return ring.memory
 
     def kick(self, file: int) -> None:
         """Interrupt the vCPU."""

@@ -71,6 +71,12 @@ class Traced:
         self._write(f"mmap(kvm_run of {file}) = {len(run):#x} bytes")
         return run
 
+    def map_ring(self, file: int, size: int) -> Any:
+        """Share a vCPU's dirty ring."""
+        ring = self.inner.map_ring(file, size)
+        self._write(f"mmap(dirty ring of {file}) = {size:#x} bytes")
+        return ring
+
     def kick(self, file: int) -> None:
         """Interrupt a vCPU."""
         self.inner.kick(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,8 +56,8 @@ class ArchVm(Protocol):
     def flush_slot(self, slot: Memslot) -> None:
         """Remove every translation to this slot; when it returns no vCPU can use one."""
 
-    def write_protect_slot(self, slot: Memslot) -> None:
-        """Make the next write to every page of the slot fault."""
+    def write_protect_pages(self, slot: Memslot, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make the next write to every page of these ranges, [begin, end) within the slot, fault."""
 
     def enable_cap(self, cap: int, args: Sequence[int]) -> int:
         """Switch on a capability; KvmError(EINVAL) for those that cannot be."""

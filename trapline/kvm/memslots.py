@@ -17,6 +17,7 @@ from errno import EEXIST, EFAULT, EINVAL, ENOENT
 from trapline.abi.vm import MEM_LOG_DIRTY_PAGES, MEM_READONLY, UserspaceMemoryRegion
 from trapline.errors import KvmError
 from trapline.host.user import PAGE_MASK, PAGE_SHIFT, copy_from_user, copy_to_user, valid_range
+from trapline.kvm.dirty import DirtyBitmap, DirtyTracking
 from trapline.sync import Cell, Lock
 
 MAX_SLOTS = 32767
@@ -26,29 +27,6 @@ UPDATE_IN_PROGRESS = 1 << 63
 """Bit of the generation while a change is being published."""
 
 FLAGS_OF_FIRST_VERSION = MEM_LOG_DIRTY_PAGES | MEM_READONLY
-
-
-class DirtyBitmap:
-    """Which pages of one slot were written."""
-
-    __slots__ = ("_bits", "_lock", "pages")
-
-    def __init__(self, pages: int) -> None:
-        self.pages = pages
-        self._lock = Lock("dirty_bitmap", protects="bits")
-        self._bits = bytearray((pages + 63) // 64 * 8)
-
-    def mark(self, page: int) -> None:
-        """The page may have been written."""
-        with self._lock:
-            self._bits[page >> 3] |= 1 << (page & 7)
-
-    def take(self) -> bytes:
-        """The bits, which start again from none."""
-        with self._lock:
-            bits = bytes(self._bits)
-            self._bits = bytearray(len(bits))
-        return bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +52,21 @@ class Memslot:
         return bool(self.flags & MEM_READONLY)
 
     @property
+    def pages(self) -> int:
+        """How many pages it has."""
+        return self.size >> PAGE_SHIFT
+
+    @property
     def logging(self) -> bool:
-        """Writes are recorded."""
-        return self.dirty is not None
+        """Writes are recorded, in the slot's bitmap or in rings."""
+        return bool(self.flags & MEM_LOG_DIRTY_PAGES)
 
     def hva_of(self, gpa: int) -> int:
         """Where a guest address of this slot is in the process."""
         return self.hva + gpa - self.gpa
 
     def mark_dirty(self, gpa: int) -> None:
-        """A page is about to be writable by the guest, or was written for it."""
+        """A page was written by nobody's vCPU, or by one without a ring. If there is no bitmap either, that is not recorded."""
         if self.dirty is not None:
             self.dirty.mark((gpa - self.gpa) >> PAGE_SHIFT)
 
@@ -126,8 +109,10 @@ class Memslots:
         prepare: Callable[[Memslot], None],
         flush: Callable[[Memslot], None],
         synchronize: Callable[[], None],
+        tracking: DirtyTracking | None = None,
     ) -> None:
         """`prepare` may refuse a slot; `flush` removes its translations; `synchronize` waits for readers that hold an old set."""
+        self._tracking = tracking if tracking is not None else DirtyTracking()
         self.slots_lock = Lock("slots_lock", protects="changes of memory slots, one at a time")
         self._active: Cell[SlotSet] = Cell("memslots", SlotSet((), 0))
         self._prepare = prepare
@@ -194,13 +179,12 @@ class Memslots:
         if self.active.overlaps(slot.gpa, slot.end, slot.id):
             raise KvmError(EEXIST)
 
-    @staticmethod
-    def _with_bitmap(slot: Memslot, old: Memslot | None) -> Memslot:
-        """The slot with a dirty bitmap if it logs: the old one's, or a clean one."""
-        if not slot.flags & MEM_LOG_DIRTY_PAGES:
+    def _with_bitmap(self, slot: Memslot, old: Memslot | None) -> Memslot:
+        """The slot with a dirty bitmap if it logs into one: the old one's, or a new one."""
+        if not slot.logging:
             return slot
         bitmap = old.dirty if old is not None else None
-        return replace(slot, dirty=bitmap or DirtyBitmap(slot.size >> PAGE_SHIFT))
+        return replace(slot, dirty=bitmap or self._tracking.new_bitmap(slot.pages))
 
     def _retire(self, old: Memslot, new: Memslot | None) -> None:
         """Take a slot away, and perhaps put it elsewhere."""
@@ -219,12 +203,12 @@ class Memslots:
         self._synchronize()
         self._active.store(SlotSet(slots, generation + ADDRESS_SPACES))
 
-    def dirty_log(self, slot_id: int) -> Memslot:
-        """The slot with this id, which must log."""
-        if slot_id & 0xFFFF >= MAX_SLOTS or slot_id >> 16 >= ADDRESS_SPACES:
+    def dirty_log(self, slot_id: int, first_page: int = 0) -> Memslot:
+        """The slot with this id, which must log into a bitmap. KvmError(EINVAL) if a part of one begins within a word."""
+        if slot_id & 0xFFFF >= MAX_SLOTS or slot_id >> 16 >= ADDRESS_SPACES or first_page % 64:
             raise KvmError(EINVAL)
         slot = self.active.by_id.get(slot_id)
-        if slot is None or not slot.logging:
+        if slot is None or slot.dirty is None:
             raise KvmError(ENOENT)
         return slot
 

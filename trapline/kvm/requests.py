@@ -14,4 +14,7 @@ INTERRUPT = 1 << 2
 DEAD = 1 << 3
 """The VM cannot go on."""
 
-ALL = SLEEP | RESET | INTERRUPT | DEAD
+DIRTY_RING_SOFT_FULL = 1 << 4
+"""The vCPU's dirty ring was full: stay out of the guest until it is not."""
+
+ALL = SLEEP | RESET | INTERRUPT | DEAD | DIRTY_RING_SOFT_FULL

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
 from trapline.abi.irq import MAX_ROUTES
+from trapline.abi.memory import RING_MAX_ENTRIES, ManualProtect
 from trapline.abi.system import (
     API_VERSION,
     KVM_CHECK_EXTENSION,
@@ -22,6 +23,7 @@ from trapline.host.eventfd import EventWatcher
 from trapline.host.files import FileTable
 from trapline.host.user import PAGE_SIZE, AddressSpace
 from trapline.kvm.arch import Arch
+from trapline.kvm.dirty import ENTRY_SIZE
 from trapline.kvm.memslots import MAX_SLOTS
 from trapline.kvm.vm import Vm
 
@@ -45,6 +47,9 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.SYSTEM_EVENT_DATA: 1,
         Cap.INTERNAL_ERROR_DATA: 1,
         Cap.HALT_POLL: 1,
+        Cap.MANUAL_DIRTY_LOG_PROTECT2: sum(ManualProtect),
+        Cap.DIRTY_LOG_RING_ACQ_REL: RING_MAX_ENTRIES * ENTRY_SIZE,
+        Cap.DIRTY_LOG_RING_WITH_BITMAP: 1,
         Cap.IRQ_ROUTING: MAX_ROUTES,
         Cap.IRQFD: 1,
         Cap.IRQFD_RESAMPLE: 1,

@@ -8,7 +8,7 @@ from errno import E2BIG, EINTR, EINVAL, EIO
 from typing import TYPE_CHECKING, Any
 
 from trapline.abi.arm64 import reg_bytes
-from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, IntrExit, encode_exit
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, DirtyRingFull, IntrExit, encode_exit
 from trapline.abi.ioctl import implements
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
@@ -21,11 +21,14 @@ from trapline.abi.vcpu import (
     OneReg,
 )
 from trapline.errors import KvmError
-from trapline.host.user import PAGE_SIZE, copy_from_user, copy_to_user
+from trapline.host.user import PAGE_SHIFT, PAGE_SIZE, copy_from_user, copy_to_user
 from trapline.kvm.device import DeviceOps
+from trapline.kvm.dirty import DirtyRing
+from trapline.kvm.requests import DIRTY_RING_SOFT_FULL
 from trapline.sync import Bits, Lock
 
 if TYPE_CHECKING:
+    from trapline.kvm.memslots import Memslot
     from trapline.kvm.vm import Vm
 
 
@@ -43,12 +46,32 @@ class Vcpu:
         self.wait_queue = vm.system.arch.world.wait_queue("vcpu_sleep")
         self.run = mmap.mmap(-1, 2 * PAGE_SIZE)
         """kvm_run and what follows it, shared with userspace."""
+        self.ring = DirtyRing(vm.tracking.ring_bytes) if vm.tracking.ring_bytes else None
         self.arch = vm.arch.create_vcpu(self)
 
     @property
     def attributes(self) -> DeviceOps:
         """The vCPU's device attributes."""
         return self.arch.attributes
+
+    def mark_dirty(self, slot: Memslot, gpa: int) -> None:
+        """A page that this vCPU faulted on is about to be writable."""
+        if not slot.logging:
+            return
+        if self.ring is None:
+            slot.mark_dirty(gpa)
+            return
+        self.ring.push(slot.id, (gpa - slot.gpa) >> PAGE_SHIFT)
+        if self.ring.soft_full:
+            self.requests.set(DIRTY_RING_SOFT_FULL)
+
+    def ring_is_full(self) -> bool:
+        """Whether userspace has to empty the ring first; then kvm_run says so. To be asked before the guest is entered."""
+        if self.ring is None or not self.ring.soft_full:
+            return False
+        self.requests.set(DIRTY_RING_SOFT_FULL)
+        encode_exit(self.run, DirtyRingFull())
+        return True
 
     def interrupt(self) -> None:
         """Make KVM_RUN return to userspace soon: the running one, or else the next."""

@@ -15,18 +15,16 @@ from trapline.abi.vm import (
     KVM_CREATE_DEVICE,
     KVM_CREATE_VCPU,
     KVM_ENABLE_CAP,
-    KVM_GET_DIRTY_LOG,
     KVM_IRQ_LINE,
     KVM_SET_USER_MEMORY_REGION,
     CreateDevice,
-    DirtyLog,
     EnableCap,
     IrqLevel,
     UserspaceMemoryRegion,
 )
 from trapline.errors import KvmError
-from trapline.host.user import copy_to_user
 from trapline.kvm.device import Device, DeviceOps
+from trapline.kvm.dirty import DirtyTracking, enable_manual_protection, enable_ring, enable_ring_with_bitmap
 from trapline.kvm.eventfd import Ioeventfds, Irqfds
 from trapline.kvm.irqrouting import IrqRouter
 from trapline.kvm.memslots import GuestAccess, Memslots
@@ -50,7 +48,8 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.dead = False
         self.arch = system.arch.create_vm(self, kind)
-        self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize)
+        self.tracking = DirtyTracking()
+        self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize, self.tracking)
         self.memory = GuestAccess(self.memslots, self.srcu.reading)
         self.routing = IrqRouter(self.arch)
         self.irqfds = Irqfds(self)
@@ -104,19 +103,6 @@ def set_user_memory_region(vm: Vm, region: UserspaceMemoryRegion) -> int:
     return 0
 
 
-@implements(KVM_GET_DIRTY_LOG)
-def get_dirty_log(vm: Vm, log: DirtyLog) -> int:
-    """Copy out and clear the bits, and see to it that the next write to each page is noticed."""
-    with vm.memslots.slots_lock:
-        slot = vm.memslots.dirty_log(log.slot)
-        assert slot.dirty is not None
-        # In this order: a page that is written between the two is in the next log, as one written after both is.
-        bits = slot.dirty.take()
-        vm.arch.write_protect_slot(slot)
-        copy_to_user(log.dirty_bitmap, bits)
-    return 0
-
-
 @implements(KVM_IRQ_LINE)
 def irq_line(vm: Vm, line: IrqLevel) -> int:
     """Set an interrupt line."""
@@ -142,7 +128,14 @@ def _limit_polling(vm: Vm, nanoseconds: int) -> None:
         raise KvmError(EINVAL)
 
 
-CAPABILITIES: Mapping[int, Callable[[Vm, int], None]] = MappingProxyType({Cap.HALT_POLL: _limit_polling})
+CAPABILITIES: Mapping[int, Callable[[Vm, int], None]] = MappingProxyType(
+    {
+        Cap.HALT_POLL: _limit_polling,
+        Cap.MANUAL_DIRTY_LOG_PROTECT2: enable_manual_protection,
+        Cap.DIRTY_LOG_RING_ACQ_REL: enable_ring,
+        Cap.DIRTY_LOG_RING_WITH_BITMAP: enable_ring_with_bitmap,
+    }
+)
 """What every architecture lets userspace switch on: called with the first argument."""
 
 

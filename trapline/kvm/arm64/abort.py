@@ -71,7 +71,7 @@ def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
         return _other_fault(vcpu, esr, far, instruction)
     if slot is None or (write and slot.readonly):
         return _outside_memory(vcpu, esr, far, ipa, instruction, slot is None)
-    vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, kind == FSC_PERMISSION)
+    vcpu.vm.mmu.handle_fault(slots, slot, ipa, write, kind == FSC_PERMISSION, vcpu.core.mark_dirty)
     vcpu.cpu.instruction_restarts()
     return True
 

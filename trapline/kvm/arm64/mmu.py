@@ -6,7 +6,7 @@ are still those it looked at; so a translation to a slot that is going away is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Protocol
 
@@ -72,11 +72,13 @@ class Mmu:
             VS=1,
         )
 
-    def handle_fault(self, slots: SlotSet, slot: Memslot, ipa: int, write: bool, permission: bool) -> Fault:
+    def handle_fault(
+        self, slots: SlotSet, slot: Memslot, ipa: int, write: bool, permission: bool, mark_dirty: Callable[[Memslot, int], None]
+    ) -> Fault:
         """Map the page, or if possible the block, that holds `ipa`. KvmError(EFAULT) if host memory does not back it.
 
-        `slots` is the set in which `slot` was found; `permission` says that a translation without the right exists. The caller has
-        dealt with writes to read-only slots.
+        `slots` is the set in which `slot` was found; `permission` says that a translation without the right exists. `mark_dirty` is
+        told of a page that the guest can write from now on. The caller has dealt with writes to read-only slots.
         """
         page = ipa & -PAGE_SIZE
         hva = slot.hva_of(page)
@@ -97,7 +99,7 @@ class Mmu:
                 return Fault.RETRY
             self._relax(permission, page, PAGE_SIZE)
             if writable:
-                slot.mark_dirty(page)
+                mark_dirty(slot, page)
         return Fault.MAPPED
 
     @staticmethod
@@ -123,10 +125,11 @@ class Mmu:
         with self.lock:
             self._forget(0, 1 << self.ipa_bits)
 
-    def write_protect_slot(self, slot: Memslot) -> None:
-        """Make the next write to each page of a slot fault."""
+    def write_protect(self, gpa: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make the next write to each page of these ranges, [begin, end) counted from `gpa` on, fault."""
         with self.lock:
-            if self.tables.write_protect(slot.gpa, slot.end):
+            # No generator here: each range has to be done.
+            if any([self.tables.write_protect(gpa + begin * PAGE_SIZE, gpa + end * PAGE_SIZE) for begin, end in ranges]):
                 self._tlb.tlbi_vmalls12e1(self.vmid)
 
     def _forget(self, start: int, end: int) -> None:

@@ -321,7 +321,7 @@ class Arm64Vcpu:
             if self.mp_state == MpState.SUSPENDED:
                 return self._sleep_while_suspended()
         self.apply_reset()
-        return True
+        return not core.ring_is_full()
 
     def _sleep_while_suspended(self) -> bool:
         """Sleep until an interrupt is pending, and tell userspace; it alone ends the suspension."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
 from types import MappingProxyType
@@ -135,9 +135,9 @@ class Arm64Vm:
         start = max(slot.hva, PAGE_SIZE)  # nothing is ever at address 0, which is the engine's word for no page
         self.machine.engine.drop_code(start, slot.hva + slot.size - start)
 
-    def write_protect_slot(self, slot: Memslot) -> None:
-        """Make the next write to every page fault."""
-        self.mmu.write_protect_slot(slot)
+    def write_protect_pages(self, slot: Memslot, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make the next write to every page of these ranges fault."""
+        self.mmu.write_protect(slot.gpa, ranges)
 
     # --- configuration -------------------------------------------------------------------------------------------------------
 
