@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from trapline.devices.device import IrqLine, MmioDevice, Reg
 from trapline.devices.pci import Command, PciBus, PciWindow
 from trapline.devices.pci_testdev import pci_testdev
-from trapline.devices.pl011 import FIFO_DEPTH, PL011, POLLS_BEFORE_FEEDING, Flag, Int
+from trapline.devices.pl011 import FIFO_DEPTH, PL011, POLLS_BEFORE_FEEDING, READS_BEFORE_SHOWING, Flag, Int
 from trapline.devices.pl031 import PL031
 from trapline.devices.pl061 import PL061
 from trapline.vmm.bus import CACHED_ACCESSES, Bus
@@ -157,6 +159,68 @@ def test_uart_passes_long_input_through_its_fifo() -> None:
     while not uart.read(FR) & Flag.RXFE:
         received.append(uart.read(DR))
     assert received == text
+
+
+class FakeMirror:
+    """Memory that takes the place of a device's registers, as far as a device can tell."""
+
+    def __init__(self) -> None:
+        self.words = memoryview(bytearray(4096)).cast("I")
+        self.changes: list[bool] = []
+
+    @property
+    def shown(self) -> bool:
+        return bool(self.changes) and self.changes[-1]
+
+    def show(self) -> bool:
+        self.changes.append(True)
+        return True
+
+    def hide(self) -> None:
+        self.changes.append(False)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_uart_mirror_has_what_reads_would_return(seed: int) -> None:
+    """A guest that reads the mirror while it is shown, and one without a mirror: whatever happens, they read the same."""
+    rng = random.Random(seed)
+    mirrored, plain = Uart(), Uart()
+    mirrored.device.mirror = mirror = FakeMirror()
+    offsets = [*range(0, 0x50, 4), *range(0xFD0, 0x1000, 4)]
+    for _ in range(1000):
+        action = rng.choice(("read", "read", "write", "poll", "drain", "input"))
+        if action == "write":
+            offset, value = rng.choice((DR, LCRH, IMSC, ICR, 0x30, 0x24)), rng.getrandbits(11) & ~0x80
+            for uart in (mirrored, plain):
+                uart.write(offset, value)
+        elif action == "input" and rng.random() < 0.1:
+            data = rng.randbytes(rng.randrange(1, 3 * FIFO_DEPTH))
+            for uart in (mirrored, plain):
+                uart.device.receive(data)
+        else:
+            for offset in {"poll": [FR] * 40, "drain": [DR] * 40}.get(action, [rng.choice(offsets)]):
+                seen = mirror.words[offset // 4] if mirror.shown else mirrored.read(offset)
+                assert seen == plain.read(offset), f"register {offset:#x}, seed {seed}"
+        assert mirrored.levels == plain.levels
+    assert mirrored.sent == plain.sent and True in mirror.changes and False in mirror.changes
+
+
+def test_uart_mirror_is_hidden_before_input_can_be_seen() -> None:
+    uart = Uart()
+    uart.device.mirror = mirror = FakeMirror()
+    for _ in range(READS_BEFORE_SHOWING):
+        uart.read(FR)
+    assert mirror.changes == [True]
+    uart.device.receive(b"x")
+    assert mirror.changes == [True, False]
+    for _ in range(POLLS_BEFORE_FEEDING + 1):
+        flags = uart.read(FR)
+    assert not flags & Flag.RXFE and uart.read(DR) == ord("x")
+    for _ in range(READS_BEFORE_SHOWING):
+        uart.read(FR)
+    assert mirror.changes == [True, False, True]
+    uart.device.reset()
+    assert not mirror.shown
 
 
 def test_primecells_identify_themselves() -> None:

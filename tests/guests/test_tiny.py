@@ -31,6 +31,21 @@ def test_input_reaches_a_guest_that_polls(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b"some text, longer than the FIFO of the UART is deep; q"), done.stderr
 
 
+def test_input_reaches_a_guest_that_has_polled_for_long(tmp_path: Path) -> None:
+    """It reads the UART's flags from memory by then; each character has to put an end to that."""
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(tiny.build(tiny.PATIENT_ECHO))
+    command = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", "--kernel", str(kernel), "--mem", "16M"]
+    with subprocess.Popen([*command, "--timeout", "120"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
+        assert guest.stdin is not None and guest.stdout is not None
+        assert guest.stdout.read(1) == b"!"
+        for letter in (b"a", b"b", b"q"):
+            guest.stdin.write(letter)
+            guest.stdin.flush()
+            assert guest.stdout.read(1) == letter
+        assert guest.wait(60) == 0
+
+
 def test_second_cpu(tmp_path: Path) -> None:
     done = run(tmp_path, tiny.FIRST_CPU, "--cpus", "2")
     assert (done.returncode, done.stdout) == (0, b"the second CPU was here\n"), done.stderr

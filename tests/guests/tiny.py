@@ -58,6 +58,23 @@ wait:   ldr   w5, [x4, #0x18]       // flags: poll until the receive FIFO has so
         b     off
 """
 
+PATIENT_ECHO = """
+        movz  x4, #0x0900, lsl #16
+        movz  w7, #1000
+idle:   ldr   w5, [x4, #0x18]       // so often that the flags come from memory before anything is typed
+        sub   w7, w7, #1
+        cbnz  w7, idle
+        movz  w6, #33               // !
+        strb  w6, [x4]
+wait:   ldr   w5, [x4, #0x18]
+        tbnz  w5, #4, wait
+        ldr   w6, [x4]
+        strb  w6, [x4]
+        cmp   w6, #113              // q
+        b.ne  wait
+        b     off
+"""
+
 SILENT = """
 here:   b     here
 """

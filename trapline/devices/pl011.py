@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import IntFlag
+from typing import Protocol
 
-from trapline.devices.device import IrqLine, PrimeCell, Reg
+from trapline.devices.device import REGISTER_BYTES, IrqLine, PrimeCell, Reg, Writer
 
 FIFO_DEPTH = 32
 """Both FIFOs hold 32 characters since revision r1p5."""
 
 POLLS_BEFORE_FEEDING = 24
-"""Reads of FR without a transmission between them that mark a guest that polls for input."""
+"""Reads of FR without a transmission between them, while input waits, that mark a guest that polls for it."""
+
+READS_BEFORE_SHOWING = 32
+"""Reads of FR with no input about after which the guest may read the registers from memory: it takes long to let it."""
 
 SINGLE_BYTES = tuple(bytes([n]) for n in range(256))
 
@@ -42,6 +46,20 @@ CR_LBE = 1 << 7
 CR_RESET = 0x300
 
 
+class Mirror(Protocol):
+    """Memory in which the guest reads the registers, while reading them has no effect; its writes still come to the device."""
+
+    @property
+    def words(self) -> memoryview:
+        """The window, by 32-bit words."""
+
+    def show(self) -> bool:
+        """Let the guest read there; False if that is not possible."""
+
+    def hide(self) -> None:
+        """Have reads come to the device again; when this returns, all do."""
+
+
 class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,primecell")):
     """PrimeCell UART, without DMA, modem lines or line errors. Transmission takes no time, at any baud rate.
 
@@ -49,6 +67,8 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     to fetch it: reads the interrupt status after both receive interrupts have announced it, or polls FR again and again. Drivers
     empty the FIFO when they start, and input typed or piped in early must not be lost to that. Both interrupts come with the first
     character, whatever trigger level IFLS holds.
+
+    As long as there is no input no read has an effect: then the guest reads `mirror`, if there is one.
     """
 
     DR = Reg(0x000, mask=0xFF)
@@ -65,16 +85,22 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     MIS = Reg(0x040, ro=True)
     ICR = Reg(0x044, mask=0x7FF, wo=True)
     DMACR = Reg(0x048, mask=0x7)
+    FLAGS_AT, STATUS_AT = FR.offset // REGISTER_BYTES, MIS.offset // REGISTER_BYTES
 
     def __init__(self, irq: IrqLine | None = None, output: Callable[[bytes], None] | None = None) -> None:
         self.output = output or (lambda data: None)
         self.fifo: deque[int] = deque()
         self.backlog: deque[int] = deque()
         self.polls = 0
+        self.mirror: Mirror | None = None
+        self.shown = False
+        self.idle_reads = 0
+        """Reads of FR since there was input."""
         super().__init__(irq)
 
     def reset(self) -> None:
         """Registers and FIFO; input that never entered the FIFO stays queued."""
+        self.hide()
         self.fifo.clear()
         self.polls = 0
         super().reset()
@@ -87,8 +113,40 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         """UARTINTR: any unmasked interrupt."""
         return self.RIS & self.IMSC != 0
 
+    def update_irq(self) -> None:
+        """Drive the line, and let the guest see what changed."""
+        super().update_irq()
+        if self.shown:
+            self.draw()
+
+    def show(self) -> None:
+        """Reading has no effect for now, and the guest does it often."""
+        self.idle_reads = 0
+        if self.mirror is not None and not self.RIS & _RECEIVE:
+            self.draw()
+            self.shown = self.mirror.show()
+
+    def hide(self) -> None:
+        """Reading may have an effect from now on."""
+        self.idle_reads = 0
+        if self.shown and self.mirror is not None:
+            self.shown = False
+            self.mirror.hide()
+
+    def draw(self) -> None:
+        """Put what reads return into the mirror."""
+        if self.mirror is not None:
+            words = self.mirror.words
+            for offset, value in self.identification.items():
+                words[offset // REGISTER_BYTES] = value
+            for offset, reg in self.registers.items():
+                words[offset // REGISTER_BYTES] = 0 if reg.wo else self.__dict__[reg.name]
+            words[self.FLAGS_AT], words[self.STATUS_AT] = _TXFE | _RXFE, self.RIS & self.IMSC
+
     def receive(self, data: bytes) -> None:
         """Characters from the other end of the line."""
+        if self.shown:
+            self.hide()
         self.backlog.extend(data)
         self.announce()
         self.update_irq()
@@ -110,14 +168,20 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         """Characters the receive FIFO holds; one when LCRH.FEN is clear."""
         return FIFO_DEPTH if self.LCRH & LCRH_FEN else 1
 
-    @DR.write
-    def transmit(self, byte: int) -> None:
+    def writer(self, offset: int, size: int) -> Writer:
+        """The callable that takes writes of `size` bytes at `offset`."""
+        return self.transmit if offset == 0 and size <= REGISTER_BYTES else super().writer(offset, size)
+
+    def transmit(self, value: int) -> None:
+        """A write to DR: what guests do most. The line can only move if the last character was acknowledged."""
         self.polls = 0
-        self.RIS |= _TX
         if self.CR & CR_LBE:
-            self.receive(SINGLE_BYTES[byte])
+            self.receive(SINGLE_BYTES[value & 0xFF])
         else:
-            self.output(SINGLE_BYTES[byte])
+            self.output(SINGLE_BYTES[value & 0xFF])
+        if not self.RIS & _TX:
+            self.RIS |= _TX
+            self.update_irq()
 
     @DR.read
     def take_character(self) -> int:
@@ -133,10 +197,15 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         fifo = self.fifo
         if fifo:
             return _TXFE | _RXFF if len(fifo) >= self.depth else _TXFE
-        self.polls += 1
-        if self.backlog and self.polls > POLLS_BEFORE_FEEDING:
-            self.fill_fifo()
-            return _TXFE
+        if self.backlog:
+            self.polls += 1
+            if self.polls > POLLS_BEFORE_FEEDING:
+                self.fill_fifo()
+                return _TXFE
+        else:
+            self.idle_reads += 1
+            if self.idle_reads >= READS_BEFORE_SHOWING:
+                self.show()
         return _TXFE | _RXFE
 
     @LCRH.write

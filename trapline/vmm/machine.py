@@ -56,6 +56,7 @@ from trapline.vmm.board import (
     virtio_slot,
 )
 from trapline.vmm.bus import Bus
+from trapline.vmm.mirror import PageMirror
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareSystem, BareVcpu, BareVm  # brings the engine with it
@@ -195,6 +196,8 @@ class Machine:
             self.vcpus = [self._add_vcpu(number) for number in range(config.cpus)]
             self._add_gic()
             self.uart = PL011(self._spi(UART_SPI), output)
+            if self.vm.check_extension(Cap.READONLY_MEM):
+                self.uart.mirror = PageMirror(self.vm, UART.base)
             self.gpio = PL061(self._spi(GPIO_SPI))
             self._add_devices()
             self.console = VirtioConsole(output) if config.virtio_console else None
