@@ -12,6 +12,7 @@ from trapline.abi.tables import calls
 from trapline.abi.vcpu import KVM_RUN
 from trapline.errors import KvmError, NotSupported, TraplineError
 from trapline.host.user import copy_from_user, copy_to_user
+from trapline.kvm import coalesced as kvm_coalesced
 from trapline.kvm import device as kvm_device
 from trapline.kvm import dirty as kvm_dirty
 from trapline.kvm import eventfd as kvm_eventfd
@@ -33,7 +34,7 @@ KINDS: Mapping[type, str] = {
 UNKNOWN_CALL = {"system": EINVAL, "vm": EINVAL, "vcpu": EINVAL, "device": ENOTTY}
 """What a file of each kind answers to a call that it does not know: on arm64 only devices say ENOTTY."""
 
-CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd, kvm_dirty)
+CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd, kvm_dirty, kvm_coalesced)
 
 
 class UndeclaredErrno(TraplineError):

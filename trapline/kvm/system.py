@@ -23,6 +23,7 @@ from trapline.host.eventfd import EventWatcher
 from trapline.host.files import FileTable
 from trapline.host.user import PAGE_SIZE, AddressSpace
 from trapline.kvm.arch import Arch
+from trapline.kvm.coalesced import RING_PAGE
 from trapline.kvm.dirty import ENTRY_SIZE
 from trapline.kvm.memslots import MAX_SLOTS
 from trapline.kvm.vm import Vm
@@ -47,6 +48,8 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.SYSTEM_EVENT_DATA: 1,
         Cap.INTERNAL_ERROR_DATA: 1,
         Cap.HALT_POLL: 1,
+        Cap.COALESCED_MMIO: RING_PAGE,
+        Cap.COALESCED_PIO: 1,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: sum(ManualProtect),
         Cap.DIRTY_LOG_RING_ACQ_REL: RING_MAX_ENTRIES * ENTRY_SIZE,
         Cap.DIRTY_LOG_RING_WITH_BITMAP: 1,

@@ -21,7 +21,9 @@ from trapline.abi.vcpu import (
     OneReg,
 )
 from trapline.errors import KvmError
+from trapline.host.shared import share_page
 from trapline.host.user import PAGE_SHIFT, PAGE_SIZE, copy_from_user, copy_to_user
+from trapline.kvm.coalesced import RING_PAGE
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.dirty import DirtyRing
 from trapline.kvm.requests import DIRTY_RING_SOFT_FULL
@@ -46,6 +48,7 @@ class Vcpu:
         self.wait_queue = vm.system.arch.world.wait_queue("vcpu_sleep")
         self.run = mmap.mmap(-1, 2 * PAGE_SIZE)
         """kvm_run and what follows it, shared with userspace."""
+        share_page(vm.coalesced.page, self.run, RING_PAGE)
         self.ring = DirtyRing(vm.tracking.ring_bytes) if vm.tracking.ring_bytes else None
         self.arch = vm.arch.create_vcpu(self)
 

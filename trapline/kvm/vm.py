@@ -23,6 +23,7 @@ from trapline.abi.vm import (
     UserspaceMemoryRegion,
 )
 from trapline.errors import KvmError
+from trapline.kvm.coalesced import CoalescedWrites
 from trapline.kvm.device import Device, DeviceOps
 from trapline.kvm.dirty import DirtyTracking, enable_manual_protection, enable_ring, enable_ring_with_bitmap
 from trapline.kvm.eventfd import Ioeventfds, Irqfds
@@ -54,6 +55,7 @@ class Vm:
         self.routing = IrqRouter(self.arch)
         self.irqfds = Irqfds(self)
         self.ioeventfds = Ioeventfds()
+        self.coalesced = CoalescedWrites()
 
     @contextmanager
     def stop_vcpus(self) -> Iterator[None]:

@@ -134,6 +134,10 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
         if events.by_address and events.write(ipa, size, value):
             inject.skip_instruction(vcpu)
             return True
+        coalesced = vcpu.core.vm.coalesced
+        if coalesced.zones and coalesced.write(ipa, size, value):
+            inject.skip_instruction(vcpu)
+            return True
         run = vcpu.core.run
         MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
     else:
