@@ -36,6 +36,9 @@ NOBODY: frozenset[CpuInterface] = frozenset()
 class Vgic:
     """A GICv3 without security extensions or legacy mode. It has LPIs when it has an ITS (its.py)."""
 
+    has_system_registers = True
+    """CPU interfaces are system registers."""
+
     def __init__(self, vm: HostVm, bank: int = VIRTUAL) -> None:
         """`bank` says which interface of the processors is fed."""
         self.vm = vm
@@ -85,13 +88,22 @@ class Vgic:
             if not self.cpus:
                 raise KvmError(errno.ENODEV, "the VM has no vCPU")
             self.nr_irqs = self.nr_irqs or DEFAULT_IRQS
-            self.spis = [Irq(intid) for intid in range(PRIVATE_IRQS, min(self.nr_irqs, INTID_LIMIT))]
+            self.spis = [self.make_spi(intid) for intid in range(PRIVATE_IRQS, min(self.nr_irqs, INTID_LIMIT))]
             for irq in self.spis:
                 irq.target = self.cpus[0]
             self._map()
             self.initialized = True
         if self.on_init is not None:
             self.on_init()
+
+    def make_spi(self, intid: int) -> Irq:
+        """A shared interrupt."""
+        return Irq(intid)
+
+    def lazy_init(self) -> None:
+        """Before an interrupt comes from outside; KvmError(EBUSY) if nobody has called `init`."""
+        if not self.initialized:
+            raise KvmError(errno.EBUSY, "the GIC has not been initialised")
 
     def first_run(self, _vcpu: HostVcpu) -> None:
         """What must be true before a vCPU may run: ENXIO without addresses, EINVAL if they are bad, EBUSY before INIT."""

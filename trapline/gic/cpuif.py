@@ -54,7 +54,7 @@ def reset(cpu: CpuInterface, requeue: Requeue) -> None:
     fold(cpu, requeue)
     for n in range(LIST_REGISTERS):
         regs[LR_SLOT + n] = 0
-    regs[_VMCR] = ICH_VMCR_EL2(VFIQEn=1, VBPR0=2, VBPR1=3)
+    regs[_VMCR] = ICH_VMCR_EL2(VFIQEn=1, VBPR0=2, VBPR1=3) if cpu.legacy is None else cpu.legacy.reset()
     regs[_HCR] = _EN
     for slot in _APRS:
         regs[slot] = 0
@@ -156,14 +156,15 @@ def _choose(cpu: CpuInterface, queue: list[Irq], deliverable: Deliverable) -> tu
 
 
 def _list_register(cpu: CpuInterface, irq: Irq, deliverable: Deliverable) -> int:
-    value = irq.intid | irq.priority << LR_PRIORITY | irq.group << LR_GROUP
+    group = irq.group if cpu.legacy is None else cpu.legacy.line(irq.group)
+    value = irq.vintid() | irq.priority << LR_PRIORITY | group << LR_GROUP
     if not irq.edge:
         # Pending *and* active would be delivered again without a look at the wire in between.
         value |= LR_EOI
         return value | (LR_ACTIVE if irq.active else LR_PENDING)
     if irq.active:
         value |= LR_ACTIVE
-        if irq.target is not cpu:
+        if irq.target is not cpu or irq.one_at_a_time:
             # Its next delivery is another vCPU's, so this one only has to say when it is done.
             return value | LR_EOI
     return value | LR_PENDING if deliverable(irq) else value

@@ -135,10 +135,12 @@ class PerIrq:
     user_get: Get | None = None
     user_put: Put | None = None
     widths: frozenset[int] = WORD
+    count: int = INTID_LIMIT + 4
+    """For how many interrupts there is room."""
     length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", (INTID_LIMIT + 4) * self.bits // 8)
+        object.__setattr__(self, "length", self.count * self.bits // 8)
 
     def _fields(self, access: Access, offset: int, length: int) -> Iterable[tuple[int, int, Irq]]:
         """(shift, position of the register's low bits, interrupt) for each interrupt the access touches."""

@@ -9,7 +9,7 @@ distributor (`drop_pending`, `force_active`), which the owner applies when it fo
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trapline.arm64.gic_interface import VIRTUAL
 from trapline.arm64.regs import ICH_LR0_EL2
@@ -17,6 +17,9 @@ from trapline.arm64.state import BANK_SLOTS, SYSREG_SLOTS, CpuState
 from trapline.registers import Field, Register
 
 from .host import HostVcpu
+
+if TYPE_CHECKING:
+    from .legacy import LegacyInterface
 
 PRIVATE_IRQS = 32
 SGIS = 16
@@ -64,7 +67,9 @@ def bank_view(state: CpuState, bank: int) -> Any:
 class CpuInterface:
     """The interrupts of one vCPU: its private ones, its queue and what its list registers hold."""
 
-    __slots__ = ("vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist", "lpis")
+    __slots__ = (
+        "vcpu", "sysreg", "private", "queue", "loaded", "dirty", "spilled", "groups", "frame", "region", "redist", "lpis", "legacy",
+    )  # fmt: skip
 
     def __init__(self, vcpu: HostVcpu, bank: int = VIRTUAL) -> None:
         self.vcpu = vcpu
@@ -88,6 +93,8 @@ class CpuInterface:
         self.redist: dict[str, int] = {"GICR_PENDBASER": 0}
         self.lpis = False
         """GICR_CTLR.EnableLPIs."""
+        self.legacy: LegacyInterface | None = None
+        """The rest of a GICv2's CPU interface."""
 
     @property
     def affinity(self) -> int:
@@ -143,6 +150,13 @@ class Irq:
         self.force_active: bool | None = None
         self.watched = False
         """Somebody wants to know when the guest has completed it."""
+
+    one_at_a_time = False
+    """It cannot be active and pending in a list register."""
+
+    def vintid(self) -> int:
+        """What the guest sees when it acknowledges the interrupt."""
+        return self.intid
 
     def __repr__(self) -> str:
         flags = [name for name in ("enabled", "latch", "line", "active", "edge") if getattr(self, name)]

@@ -33,6 +33,7 @@ class Test:
     cpus: int = 1
     limit: float = DEFAULT_LIMIT
     needs: str = ""
+    gic: int = 3
 
 
 TESTS = (
@@ -42,9 +43,9 @@ TESTS = (
     Test("selftest-smp", "selftest", "smp", cpus=CPUS),
     Test("pci-test", "pci-test"),
     Test("pmu-cycle-counter", "pmu", "cycle-counter 0", needs="PMU"),
-    Test("gicv2-ipi", "gic", "ipi", cpus=CPUS, needs="GICv2"),
-    Test("gicv2-mmio", "gic", "mmio", cpus=CPUS, needs="GICv2"),
-    Test("gicv2-active", "gic", "active", cpus=CPUS, needs="GICv2"),
+    Test("gicv2-ipi", "gic", "ipi", cpus=CPUS, gic=2),
+    Test("gicv2-mmio", "gic", "mmio", cpus=CPUS, gic=2),
+    Test("gicv2-active", "gic", "active", cpus=CPUS, gic=2),
     Test("gicv3-ipi", "gic", "ipi", cpus=CPUS),
     Test("gicv3-active", "gic", "active", cpus=CPUS),
     Test("its-introspection", "gic", "its-introspection", cpus=CPUS),
@@ -107,7 +108,7 @@ def run_test(test: Test, directory: Path, environment: str, backend: str, machin
         return Result("SKIP", note=f"{image.name} is not in the folder")
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--kernel", str(image), "--initrd", environment]
     command += ["--params", test.params, "--cpus", str(test.cpus), "--mem", MEMORY, "--backend", backend, "--machine", machine]
-    command += ["--timeout", str(limit or test.limit), "--no-reboot", "--pci-testdev"]
+    command += ["--timeout", str(limit or test.limit), "--no-reboot", "--pci-testdev", "--gic", str(test.gic)]
     start = time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     return judge(done.returncode, done.stdout, done.stderr, time.monotonic() - start)

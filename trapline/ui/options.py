@@ -156,8 +156,6 @@ def add_boot_options(parser: argparse.ArgumentParser) -> None:
 
 def config_from(options: argparse.Namespace, **boot: Any) -> Config:
     """The configuration that the machine options describe; `boot` gives kernel, initrd, params and firmware."""
-    if options.gic != "3":
-        raise BadInput("--gic 2: the GICv2 is not there yet; leave the option out")
     if options.trace_ioctls is not None and (options.machine == "bare" or options.deterministic or options.record is not None):
         raise BadInput("--trace-ioctls is for machines of a KVM in the host's time: leave out --machine bare, --deterministic and --record")
     config = Config(
@@ -170,6 +168,7 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         timeout=options.timeout,
         machine=options.machine,
         el2=options.el2,
+        gic=int(options.gic),
         deterministic=deterministic_from(options),
         cpu=options.cpu,
         sysreg=options.sysreg,

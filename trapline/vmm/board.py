@@ -24,6 +24,8 @@ FLASH = Region(0x0000_0000, 0x0400_0000)
 FLASH_VARIABLES = Region(0x0400_0000, 0x0400_0000)
 """The bank where firmware keeps its settings."""
 GIC_DISTRIBUTOR = Region(0x0800_0000, 0x0001_0000)
+GICV2 = (Region(0x0800_0000, 0x1000), Region(0x0801_0000, 0x2000))
+"""Distributor and CPU interface of a GICv2, which is there instead of a GICv3."""
 GIC_ITS = Region(0x0808_0000, 0x0002_0000)
 GIC_REDISTRIBUTORS = Region(0x080A_0000, 0x00F6_0000)
 UART = Region(0x0900_0000, 0x1000)
@@ -55,6 +57,7 @@ MAINTENANCE_PPI = 9
 """The GIC's own, for the hypervisor that fills its list registers."""
 
 MAX_CPUS = GIC_REDISTRIBUTORS.size // REDISTRIBUTOR_SIZE
+GICV2_MAX_CPUS = 8
 MAX_RAM = 255 * GiB
 """QEMU's limit for RAM in one piece."""
 

@@ -49,6 +49,7 @@ class Description:
     seed:           entropy for the kernel's address layout and its generator; none if empty.
     el2:            whether the CPUs have EL2.
     its:            whether the interrupt controller has an ITS.
+    gic:            version of the interrupt controller.
     """
 
     ram: int
@@ -59,6 +60,7 @@ class Description:
     seed: bytes = b""
     el2: bool = False
     its: bool = False
+    gic: int = 3
 
 
 def build(machine: Description) -> bytes:
@@ -154,16 +156,21 @@ def timer(el2: bool) -> fdt.Node:
 
 
 def interrupt_controller(machine: Description) -> fdt.Node:
-    """The GICv3, with its ITS. Its maintenance interrupt is for a hypervisor."""
+    """The GICv3, with its ITS, or the GICv2. Its maintenance interrupt is for a hypervisor."""
     maintenance: Properties = {"interrupts": (GIC_PPI, board.MAINTENANCE_PPI, LEVEL_HIGH)} if machine.el2 else {}
+    version: Properties = {
+        "compatible": "arm,gic-v3",
+        "reg": reg(board.GIC_DISTRIBUTOR, board.GIC_REDISTRIBUTORS),
+        "#redistributor-regions": 1,
+    }
+    if machine.gic == 2:
+        version = {"compatible": "arm,cortex-a15-gic", "reg": reg(*board.GICV2)}
     made = node(
         f"intc@{board.GIC_DISTRIBUTOR.base:x}",
         {
-            "compatible": "arm,gic-v3",
-            "reg": reg(board.GIC_DISTRIBUTOR, board.GIC_REDISTRIBUTORS),
+            **version,
             "interrupt-controller": None,
             "#interrupt-cells": 3,
-            "#redistributor-regions": 1,
             "#address-cells": 2,
             "#size-cells": 2,
             "ranges": None,

@@ -37,6 +37,8 @@ from trapline.vmm.board import (
     GIC_DISTRIBUTOR,
     GIC_ITS,
     GIC_REDISTRIBUTORS,
+    GICV2,
+    GICV2_MAX_CPUS,
     GPIO,
     GPIO_SPI,
     MAX_CPUS,
@@ -65,6 +67,11 @@ SEED_BYTES = 40
 POWER_KEY_SECONDS = 0.1
 INTERRUPTS = 256
 """Interrupts of the GIC, private ones included."""
+GICS = {
+    2: (DeviceType.ARM_VGIC_V2, {VgicAddr.V2_DIST: GICV2[0].base, VgicAddr.V2_CPU: GICV2[1].base}),
+    3: (DeviceType.ARM_VGIC_V3, {VgicAddr.V3_DIST: GIC_DISTRIBUTOR.base, VgicAddr.V3_REDIST: GIC_REDISTRIBUTORS.base}),
+}
+"""By version: the device, and where its parts are."""
 PAGE = 4096
 PCI_TEST_SLOT = 1 << 3
 """Device 1, function 0."""
@@ -92,6 +99,7 @@ class Config:
 
     machine: "virt", a virtual machine of a KVM, or "bare", the software processors without a hypervisor of ours.
     el2:     whether a bare machine's processors have EL2, and start there.
+    gic:     version of the interrupt controller, 2 or 3.
     """
 
     kernel: Path | None = None
@@ -113,6 +121,7 @@ class Config:
     """Called with each new VM, after its policy files."""
     machine: str = "virt"
     el2: bool = False
+    gic: int = 3
     deterministic: Deterministic | None = None
 
     def check(self) -> None:
@@ -127,6 +136,10 @@ class Config:
             raise BadInput("a bare machine has no KVM whose exits for system registers could be answered; leave --machine out")
         if self.sysreg and self.deterministic is not None and self.deterministic.record is not None:
             raise BadInput("--sysreg with --record: what policies answer is not recorded; use --deterministic")
+        if self.gic == 2 and self.machine == "bare":
+            raise BadInput("--gic 2: a bare machine has a GICv3; leave the option out")
+        if self.gic == 2 and self.cpus > GICV2_MAX_CPUS:
+            raise BadInput(f"--cpus {self.cpus}: a GICv2 serves at most {GICV2_MAX_CPUS}")
         if self.initrd is not None and self.kernel is None:
             raise BadInput("--initrd needs --kernel")
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -264,11 +277,14 @@ class Machine:
         if self.config.machine == "bare":
             cast("BareVm", self.vm).create_gic(GIC_DISTRIBUTOR.base, GIC_REDISTRIBUTORS.base, INTERRUPTS)
             return
-        gic = cast(Vm, self.vm).create_device(DeviceType.ARM_VGIC_V3)
+        kind, places = GICS[self.config.gic]
+        gic = cast(Vm, self.vm).create_device(kind)
         gic.set_attr(VgicGroup.NR_IRQS, 0, INTERRUPTS, width=4)
-        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_DIST, GIC_DISTRIBUTOR.base)
-        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_REDIST, GIC_REDISTRIBUTORS.base)
+        for attr, base in places.items():
+            gic.set_attr(VgicGroup.ADDR, attr, base)
         gic.set_attr(VgicGroup.CTRL, VgicCtrl.INIT)
+        if kind != DeviceType.ARM_VGIC_V3:
+            return
         with suppress(KvmError):  # a KVM without ITS
             its = cast(Vm, self.vm).create_device(DeviceType.ARM_VGIC_ITS)
             its.set_attr(VgicGroup.ADDR, VgicAddr.ITS, GIC_ITS.base)
@@ -317,6 +333,7 @@ class Machine:
                 seed=self._entropy("device tree")(SEED_BYTES),
                 el2=self.config.el2,
                 its=self.has_its,
+                gic=self.config.gic,
             )
         )
 

@@ -105,7 +105,7 @@ class IdRegisters:
 
     def _update(self) -> None:
         vm = self.vm
-        configuration = (vm.vcpu_features, vm.vgic is not None)
+        configuration = (vm.vcpu_features, vm.has_gic_registers)
         if self._offered_for != configuration and not (self._offered_for and vm.has_run):
             self._offered_for = configuration
             self._offered = self._offer()
@@ -117,7 +117,7 @@ class IdRegisters:
         hidden = ["VHE", "VMID16", "CSV2_2"]  # a guest has no SCXTNUM_EL1: it traps, and is UNDEFINED
         if not vm.has_feature(Feature.PTRAUTH_ADDRESS):
             hidden.append("PAuth")
-        if vm.vgic is None:
+        if not vm.has_gic_registers:
             hidden.append("GICv3")
         values: dict[type[Sysreg], int] = vm.machine.features.without(*hidden).id_values()
         values[_P0] = _P0(values[_P0]).replace(EL2=0)

@@ -31,6 +31,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
     {
         Cap.IRQCHIP: 1,
         Cap.SIGNAL_MSI: 1,
+        Cap.ARM_SET_DEVICE_ADDR: 1,
         Cap.SYNC_MMU: 1,
         Cap.ARM_PSCI: 1,
         Cap.ARM_PSCI_0_2: 1,
@@ -153,6 +154,8 @@ class Arm64:
             return self.features.breakpoints
         if cap == Cap.GUEST_DEBUG_HW_WPS:
             return self.features.watchpoints
+        if cap in (Cap.MAX_VCPUS, Cap.MAX_VCPU_ID) and vm is not None:
+            return vm.arch.max_vcpus
         if cap == Cap.MSI_DEVID:
             if vm is None:
                 raise KvmError(EINVAL)

@@ -38,7 +38,7 @@ def _sgi(group: int) -> Write:
     """A write that sends software generated interrupts."""
 
     def write(vcpu: Arm64Vcpu, value: int) -> bool:
-        if vcpu.vm.vgic is None:
+        if not vcpu.vm.has_gic_registers:
             return False
         vcpu.vm.vgic.write_sgi1r(vcpu, value, group)
         return True
@@ -47,7 +47,7 @@ def _sgi(group: int) -> Write:
 
 
 def _deactivate(vcpu: Arm64Vcpu, value: int) -> bool:
-    if vcpu.vm.vgic is None:
+    if not vcpu.vm.has_gic_registers:
         return False
     vcpu.vm.vgic.write_dir(vcpu, value)
     return True

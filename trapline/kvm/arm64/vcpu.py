@@ -201,7 +201,8 @@ class Arm64Vcpu:
     def _first_run(self) -> None:
         """What is done once, before a vCPU enters the guest for the first time."""
         present = self.vm.vgic is not None
-        self.sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(self.sysreg[ICC_SRE_EL2.slot]).replace(Enable=int(present))
+        registers = int(self.vm.has_gic_registers)
+        self.sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(self.sysreg[ICC_SRE_EL2.slot]).replace(Enable=registers)
         if present:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from errno import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trapline.abi.arm64 import (
     KVM_ARM_PREFERRED_TARGET,
@@ -16,6 +16,7 @@ from trapline.abi.arm64 import (
     IrqType,
     VcpuInit,
 )
+from trapline.abi.arm64_vm import KVM_ARM_SET_DEVICE_ADDR, KVM_CREATE_IRQCHIP, DeviceAddr
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
 from trapline.abi.irq import MSI_VALID_DEVID, Msi
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     from trapline.kvm.vm import Vm
 
 MAX_VCPUS = 64
+GICV2_MAX_VCPUS = 8
 FIRST_SPI = 32
+DEVICE_SHIFT, DEVICE_MASK, DEVICE_RANGE_MASK = 16, 0xFFFF, 0xFFFF
+"""Parts of kvm_arm_device_addr.id."""
+
 IRQCHIP_PINS = 988
 """Inputs that a GSI can lead to: every SPI there can be."""
 
@@ -55,7 +60,6 @@ SWITCHES: Mapping[int, int] = MappingProxyType(
 class Arm64Vm:
     """One VM. `config_lock` protects what is fixed by the first vCPU that is initialised or runs."""
 
-    max_vcpus = MAX_VCPUS
     irqchip_pins = IRQCHIP_PINS
     machine: Arm64
     timer: VmTimer
@@ -80,6 +84,8 @@ class Arm64Vm:
         core.attributes = VmAttributes(self)
         self.smccc = Smccc(self)
         """What of the hypercalls is the kernel's."""
+        self.max_vcpus = MAX_VCPUS
+        """A GICv2 lowers it."""
 
     @property
     def has_run(self) -> bool:
@@ -160,17 +166,33 @@ class Arm64Vm:
         return None if test else make(self)
 
     def _create_vgic_v3(self) -> DeviceOps:
-        if self.vgic is not None:
-            raise KvmError(EEXIST)
-        if len(self.core.vcpus) > self.max_vcpus:
-            raise KvmError(E2BIG)
-        if self.has_run:
-            raise KvmError(EBUSY)
         from trapline.kvm.arm64.vgic import VgicV3
 
+        return self._create_vgic(VgicV3, MAX_VCPUS)
+
+    def _create_vgic_v2(self) -> DeviceOps:
+        from trapline.kvm.arm64.vgic import VgicV2
+
+        return self._create_vgic(VgicV2, GICV2_MAX_VCPUS)
+
+    def _create_vgic(self, kind: Callable[[Any], DeviceOps], most: int) -> DeviceOps:
+        """The interrupt controller, of which there is one, before any vCPU runs."""
         with self.stop_vcpus():
-            self._install(VgicV3(self))
-        return self.vgic  # type: ignore[no-any-return,return-value]
+            if self.vgic is not None:
+                raise KvmError(EEXIST)
+            if self.has_run:
+                raise KvmError(EBUSY)
+            if len(self.core.vcpus) > most:
+                raise KvmError(E2BIG)
+            vgic = kind(self)
+            self._install(vgic)
+            self.max_vcpus = most
+        return vgic
+
+    @property
+    def has_gic_registers(self) -> bool:
+        """Whether CPU interfaces are system registers, as those of a GICv3 are."""
+        return self.vgic is not None and self.vgic.has_system_registers
 
     def _install(self, vgic: Any) -> None:
         """Make an interrupt controller the VM's, and connect it to what the core knows of interrupts."""
@@ -198,7 +220,7 @@ class Arm64Vm:
         """An ITS, of which there may be several, for the GICv3 that there is."""
         from trapline.kvm.arm64.vgic import VgicIts
 
-        if self.vgic is None:
+        if not self.has_gic_registers:
             raise KvmError(ENODEV)
         with self.vgic.lock:
             self.vgic.lpis.memory = self.core.memory
@@ -247,8 +269,7 @@ class Arm64Vm:
     def _irqchip(self) -> None:
         if self.vgic is None:
             raise KvmError(ENXIO)
-        if not self.vgic.initialized:
-            raise KvmError(EBUSY)
+        self.vgic.lazy_init()
 
     def _vcpu(self, vcpu_id: int) -> Arm64Vcpu:
         for vcpu in self.vcpus:
@@ -271,9 +292,33 @@ class Arm64Vm:
 
 
 DEVICES: Mapping[int, Callable[[Arm64Vm], DeviceOps]] = MappingProxyType(
-    {DeviceType.ARM_VGIC_V3: Arm64Vm._create_vgic_v3, DeviceType.ARM_VGIC_ITS: Arm64Vm._create_its}
+    {
+        DeviceType.ARM_VGIC_V2: Arm64Vm._create_vgic_v2,
+        DeviceType.ARM_VGIC_V3: Arm64Vm._create_vgic_v3,
+        DeviceType.ARM_VGIC_ITS: Arm64Vm._create_its,
+    }
 )
 """What makes each kind of in-kernel device."""
+
+
+@implements(KVM_CREATE_IRQCHIP)
+def create_irqchip(vm: Vm, _argument: int) -> int:
+    """A GICv2 without a file of its own."""
+    with vm.lock:
+        vm.arch.create_device(DeviceType.ARM_VGIC_V2, test=False)
+    return 0
+
+
+@implements(KVM_ARM_SET_DEVICE_ADDR)
+def set_device_addr(vm: Vm, request: DeviceAddr) -> int:
+    """The id's upper half says which device: there is but one. The lower half says which of its ranges."""
+    if request.id >> DEVICE_SHIFT & DEVICE_MASK:
+        raise KvmError(ENODEV)
+    vgic = cast(Arm64Vm, vm.arch).vgic
+    if vgic is None or vgic.has_system_registers:
+        raise KvmError(ENODEV)
+    vgic.set_address(request.id & DEVICE_RANGE_MASK, request.addr)
+    return 0
 
 
 @implements(KVM_ARM_PREFERRED_TARGET)

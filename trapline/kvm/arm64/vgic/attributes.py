@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from errno import E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENXIO
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from trapline.abi.arm64 import VgicAddr, VgicCtrl, VgicGroup
 from trapline.errors import KvmError
@@ -54,6 +54,21 @@ class LevelAttr(Register, width=64):
     info = Field(31, 10)
 
 
+Check = Callable[[Any, int], object]
+Set = Callable[[Any, int, int], object]
+Get = Callable[[Any, int, int], int]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """How an attribute, or a whole group, is checked, written and read."""
+
+    size: int
+    set: Set
+    get: Get | None = None
+    check: Check = lambda _gic, _attr: None
+
+
 def check_range(base: int, size: int, ipa_bits: int, alignment: int = FRAME_ALIGNMENT) -> None:
     """EINVAL for an address that is not aligned or whose range wraps, E2BIG for one beyond the guest's physical addresses."""
     if base % alignment or base + size >= ADDRESSES:
@@ -62,30 +77,59 @@ def check_range(base: int, size: int, ipa_bits: int, alignment: int = FRAME_ALIG
         raise KvmError(E2BIG)
 
 
-class VgicV3(Vgic):
-    """A GICv3 with its device attributes. Every refusal is a KvmError."""
+class GicDevice(Vgic):
+    """An interrupt controller with device attributes."""
+
+    @property
+    def attributes(self) -> Mapping[tuple[int, int | None], Attribute]:
+        """What there is, by group and number."""
+        raise NotImplementedError
+
+    def _attribute(self, group: int, attr: int) -> Attribute:
+        found = self.attributes.get((group, attr)) or self.attributes.get((group, None))
+        if found is None:
+            raise KvmError(ENXIO)
+        return found
 
     def attr_size(self, group: int, attr: int) -> int:
         """Bytes of an attribute's value in user memory; ENXIO for unknown groups, addresses and commands."""
-        return _attribute(group, attr).size
+        return self._attribute(group, attr).size
 
     def has_attr(self, group: int, attr: int) -> None:
         """ENXIO unless the attribute exists; EINVAL if it names a vCPU that does not."""
-        _attribute(group, attr).check(self, attr)
+        self._attribute(group, attr).check(self, attr)
 
     def set_attr(self, group: int, attr: int, value: int) -> None:
         """Configure the device or restore a register. EBUSY while a vCPU runs."""
-        attribute = _attribute(group, attr)
+        attribute = self._attribute(group, attr)
         with self.vm.stop_vcpus():
             attribute.set(self, attr, value)
 
     def get_attr(self, group: int, attr: int, value: int = 0) -> int:
         """Read an attribute; `value` is what user memory held, which for REDIST_REGION is the index asked for."""
-        attribute = _attribute(group, attr)
+        attribute = self._attribute(group, attr)
         if attribute.get is None:
             raise KvmError(ENXIO)
         with self.vm.stop_vcpus():
             return attribute.get(self, attr, value)
+
+    def set_nr_irqs(self, count: int) -> None:
+        """NR_IRQS, private interrupts included. EBUSY if it was chosen already."""
+        if not 2 * PRIVATE_IRQS <= count <= NR_IRQS_MAX or count % NR_IRQS_STEP:
+            raise KvmError(EINVAL)
+        with self.lock:
+            if self.initialized or self.nr_irqs:
+                raise KvmError(EBUSY)
+            self.nr_irqs = count
+
+
+class VgicV3(GicDevice):
+    """A GICv3 with its device attributes. Every refusal is a KvmError."""
+
+    @property
+    def attributes(self) -> Mapping[tuple[int, int | None], Attribute]:
+        """What there is, by group and number."""
+        return ATTRIBUTES
 
     # ---- configuration ------------------------------------------------------------------------------------------------------
 
@@ -133,15 +177,6 @@ class VgicV3(Vgic):
             raise KvmError(ENOENT)
         region = self.regions[index]
         return RedistRegion(region.base, index=index, count=region.count)
-
-    def set_nr_irqs(self, count: int) -> None:
-        """NR_IRQS, private interrupts included. EBUSY if it was chosen already."""
-        if not 2 * PRIVATE_IRQS <= count <= NR_IRQS_MAX or count % NR_IRQS_STEP:
-            raise KvmError(EINVAL)
-        with self.lock:
-            if self.initialized or self.nr_irqs:
-                raise KvmError(EBUSY)
-            self.nr_irqs = count
 
     def save_pending_tables(self) -> None:
         """CTRL_SAVE_PENDING_TABLES: write to guest memory which LPIs are pending. ENXIO before INIT."""
@@ -221,20 +256,6 @@ class VgicV3(Vgic):
 
 # ---- the table ------------------------------------------------------------------------------------------------------------------
 
-Check = Callable[[VgicV3, int], object]
-Set = Callable[[VgicV3, int, int], object]
-Get = Callable[[VgicV3, int, int], int]
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """How an attribute, or a whole group, is checked, written and read."""
-
-    size: int
-    set: Set
-    get: Get | None = None
-    check: Check = lambda _gic, _attr: None
-
 
 def _frame(group: VgicGroup) -> Attribute:
     return Attribute(
@@ -286,10 +307,3 @@ ATTRIBUTES: Mapping[tuple[int, int | None], Attribute] = MappingProxyType(
     }
 )
 """By group and attribute number; None stands for groups whose attribute numbers are addresses or mean nothing."""
-
-
-def _attribute(group: int, attr: int) -> Attribute:
-    found = ATTRIBUTES.get((group, attr)) or ATTRIBUTES.get((group, None))
-    if found is None:
-        raise KvmError(ENXIO)
-    return found
