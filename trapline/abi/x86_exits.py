@@ -6,6 +6,7 @@ The exits that x86 shares with arm64 are those of `exits.py`. Answers (`IoExit.d
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -69,45 +70,54 @@ INTERNAL_ERROR_MEANINGS: Mapping[int, str] = MappingProxyType({
 EMULATION_HAS_BYTES = 1
 """Bit 0 of the first data word of an emulation failure: the instruction's bytes follow."""
 
-IO_LAYOUT = Struct("<BBHIQ")
+PIO_PAGE = 4096
+"""Where Linux puts the data of port accesses, though kvm_run says so each time."""
+
+ITEM_MASKS = (0, 0xFF, 0xFFFF, 0xFF_FFFF, 0xFFFF_FFFF)
 MSR_LAYOUT = Struct("<B7xIIQ")
 MSR_ERROR_OFFSET = UNION_OFFSET
 MSR_DATA_OFFSET = UNION_OFFSET + 16
 HYPERCALL_RET_OFFSET = UNION_OFFSET + 56
 
 
-class IoExit(Exit):
+class IoExit(ctypes.Structure, Exit):
     """The guest executed IN, OUT, INS or OUTS on a port that userspace serves.
 
     `data` holds `count` items of `size` bytes, little-endian. For an input, assign `data` (bytes, or an int for one item) before
-    running again.
+    running again. By far the most frequent exit, so it is no copy but a view of kvm_run: good until the vCPU runs again.
     """
 
-    __slots__ = ("_at", "_run", "count", "is_out", "port", "size")
+    _fields_ = (
+        ("_head", ctypes.c_uint8 * UNION_OFFSET),
+        ("is_out", ctypes.c_uint8),
+        ("size", ctypes.c_uint8),
+        ("port", ctypes.c_uint16),
+        ("count", ctypes.c_uint32),
+        ("_at", ctypes.c_uint64),
+        ("_rest", ctypes.c_uint8 * (PIO_PAGE - UNION_OFFSET - 16)),
+        ("_first", ctypes.c_uint32),
+    )
     __match_args__ = ("port", "data", "size", "is_out")
     reason = ExitReason.IO.value
 
-    def __init__(self, run: Any) -> None:
-        self.is_out, self.size, self.port, self.count, self._at = IO_LAYOUT.unpack_from(run, UNION_OFFSET)
-        self._run = run
-
     @property
     def data(self) -> bytes:
-        """The bytes written, or those an input will get. Valid until the vCPU runs again."""
-        at = self._at
-        return bytes(self._run[at : at + self.size * self.count])
+        """The bytes written, or those an input will get."""
+        return ctypes.string_at(ctypes.addressof(self) + self._at, self.size * self.count)
 
     @data.setter
     def data(self, value: bytes | int) -> None:
         if self.is_out:
             raise AttributeError("the guest wrote this data; only an input can be answered")
         total = self.size * self.count
-        answer = (value & (1 << 8 * total) - 1).to_bytes(total, "little") if isinstance(value, int) else value[:total]
-        self._run[self._at : self._at + total] = answer.ljust(total, b"\0")
+        answer = (value & (1 << 8 * total) - 1).to_bytes(total, "little") if isinstance(value, int) else bytes(value[:total])
+        ctypes.memmove(ctypes.addressof(self) + self._at, answer.ljust(total, b"\0"), total)
 
     @property
     def value(self) -> int:
         """`data` as a number."""
+        if self.count == 1 and self._at == PIO_PAGE:
+            return self._first & ITEM_MASKS[self.size]  # type: ignore[no-any-return]
         return int.from_bytes(self.data, "little")
 
     def __repr__(self) -> str:
@@ -365,7 +375,7 @@ def _decode_plain(cls: Callable[..., Exit], layout: Struct) -> Callable[[Any], E
 DECODERS: Mapping[int, Callable[[Any], Exit]] = MappingProxyType({
     **{cls.reason: exits.DECODERS[cls.reason] for cls in _SHARED},
     **{cls.reason: _decode_plain(cls, layout) for cls, layout in LAYOUTS.items()},
-    IoExit.reason: IoExit,
+    IoExit.reason: exits.ViewDecoder(IoExit.from_buffer),
     RdmsrExit.reason: RdmsrExit,
     WrmsrExit.reason: WrmsrExit,
     HypercallExit.reason: HypercallExit,

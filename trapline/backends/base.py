@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from trapline.abi.ioctl import Ioctl
+from trapline.errors import KvmError
 from trapline.turns import Turns
 
 
@@ -30,6 +31,18 @@ class Backend(Protocol):
 
     def runner(self, file: int) -> Callable[[], int]:
         """KVM_RUN of this vCPU as a function: 0, or KvmError. For those who run a vCPU again and again."""
+
+    def bare_runner(self, file: int) -> Callable[[], int]:
+        """The same with as little around it as there can be: it may also fail with a negative number, and `run_failure` says why.
+
+        Whoever calls it says in which thread, by `entering`.
+        """
+
+    def entering(self, file: int) -> None:
+        """This vCPU's next runs are in the calling thread: `kick` has to know."""
+
+    def run_failure(self) -> KvmError:
+        """Why the last `bare_runner` of this thread failed."""
 
     def close(self, file: int) -> None:
         """Close a file; what it stands for goes away with the last file that refers to it."""

@@ -110,6 +110,15 @@ class Software:
         """KVM_RUN of a vCPU."""
         return partial(self.ioctl, file, KVM_RUN, 0)
 
+    bare_runner = runner
+
+    def entering(self, file: int) -> None:
+        """A kick finds the vCPU in any thread."""
+
+    def run_failure(self) -> KvmError:
+        """Failures raise KvmError."""
+        return KvmError(EINVAL)
+
     def close(self, file: int) -> None:
         """Close a file."""
         self.system.files.close(file)

@@ -1,72 +1,50 @@
-"""Deadlines of running vCPUs: one thread that stops those which run for too long.
+"""What stops vCPUs that run for too long: one thread that interrupts them from time to time.
 
-Setting a deadline costs the runner a few hundred nanoseconds: the thread is woken only if it would sleep past it. A deadline that
-moves on, as it does with each exit, is noticed when the thread wakes for the old one.
+A run that is interrupted looks how long it has been on, and goes on. So a run that ends in good time pays nothing, neither for a look at
+a clock nor for telling anybody that it began; and one that does not end is stopped not before its time, and up to half as long after it.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
-from time import monotonic
 
-REPEAT = 0.05
-"""Seconds after which a vCPU that did not stop is told again."""
+LOOKS = 4
+"""How often a vCPU is interrupted in the time that a run may take."""
 
+LONGEST_WAIT = 15.0
+SHORTEST_WAIT = 0.01
 
-class Deadline:
-    """When one vCPU has to be back; `bark` is called in the watchdog's thread when it is not."""
-
-    __slots__ = ("bark", "expired", "when")
-
-    def __init__(self, bark: Callable[[], None]) -> None:
-        self.bark = bark
-        self.when = math.inf
-        self.expired = False
+Bark = Callable[[], None]
 
 
 class Watchdog:
-    """Looks after deadlines. Its thread runs while there are any."""
+    """Calls functions, each `LOOKS` times or more in its period. Its thread exists while there are any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._deadlines: set[Deadline] = set()
-        self._wakes = math.inf
+        self._periods: dict[Bark, float] = {}
+        self._wait = LONGEST_WAIT
         self._thread: threading.Thread | None = None
 
-    def set(self, deadline: Deadline, seconds: float) -> None:
-        """Let this deadline be so far from now."""
-        deadline.when = when = monotonic() + seconds
-        if when < self._wakes or deadline not in self._deadlines:
-            with self._changed:
-                self._deadlines.add(deadline)
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._watch, name="trapline watchdog", daemon=True)
-                    self._thread.start()
-                self._changed.notify()
-
-    def forget(self, deadline: Deadline) -> None:
-        """This deadline's vCPU is going away; `bark` is not called any more."""
+    def set(self, bark: Bark, period: float | None) -> None:
+        """Call `bark` in the watchdog's thread from now on; None: never again, once this returns."""
         with self._changed:
-            self._deadlines.discard(deadline)
-            self._changed.notify()
+            if period is None:
+                self._periods.pop(bark, None)
+                return
+            self._periods[bark] = period
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="trapline watchdog", daemon=True)
+                self._thread.start()
+            elif period / LOOKS < self._wait:
+                self._changed.notify()
 
     def _watch(self) -> None:
         with self._changed:
-            while self._deadlines:
-                # A deadline set from here on sees infinity, or the time computed with it in mind, and wakes the thread if need be.
-                self._wakes = math.inf
-                now = monotonic()
-                earliest = math.inf
-                for deadline in self._deadlines:
-                    if deadline.when <= now:
-                        deadline.expired = True
-                        deadline.bark()
-                        earliest = min(earliest, now + REPEAT)
-                    else:
-                        earliest = min(earliest, deadline.when)
-                self._wakes = earliest
-                self._changed.wait(None if earliest == math.inf else max(0.0, earliest - monotonic()))
-            self._wakes = math.inf
+            while self._periods:
+                self._wait = min(max(min(self._periods.values()) / LOOKS, SHORTEST_WAIT), LONGEST_WAIT)
+                if not self._changed.wait(self._wait):
+                    for bark in self._periods:
+                        bark()
             self._thread = None

@@ -56,7 +56,6 @@ class X86Vcpu(VcpuBase):
 
     decoders: ClassVar[Any] = DECODERS
     vm: X86Vm
-    timeout: float | None = DEFAULT_TIMEOUT
 
     sregs = Whole(x86.Sregs, x86.KVM_GET_SREGS, x86.KVM_SET_SREGS, "Segments, descriptor tables and control registers.")
     sregs2 = Whole(x86.Sregs2, x86.KVM_GET_SREGS2, x86.KVM_SET_SREGS2, "The same with PAE's page directory pointers.")
@@ -70,6 +69,7 @@ class X86Vcpu(VcpuBase):
         super().__init__(vm, file, vcpu_id)
         self.regs = Registers(self)
         self.msrs = MsrMap(vm.backend, file)
+        self.timeout = DEFAULT_TIMEOUT
 
     def ioctl(self, call: Ioctl, argument: Any = 0) -> int:
         """Any declared call of a vCPU's file."""
