@@ -59,6 +59,15 @@ class Traced:
 
         return traced
 
+    bare_runner = runner
+
+    def entering(self, file: int) -> None:
+        """Each run of `runner` says so itself, where it matters."""
+
+    def run_failure(self) -> KvmError:
+        """Failures raise KvmError."""
+        return self.inner.run_failure()
+
     def close(self, file: int) -> None:
         """Close a file."""
         self._runs.pop(file, None)
