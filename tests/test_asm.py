@@ -128,8 +128,21 @@ def test_vectors(text: str, word: int) -> None:
     assert assemble(text, 0x1000, {"label": 0x1010}) == word
 
 
-@pytest.mark.parametrize("text", ["", "frob x0", "add x0, x1", "add x0, w1, #1", "mov x0, #0x123456789", "ldr x0, [x1, #3",
-                                  "b nowhere", "add x0, x1, #4096000", "and x0, x1, #0", "ldp x0, x1, [x2, #4]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "frob x0",
+        "add x0, x1",
+        "add x0, w1, #1",
+        "mov x0, #0x123456789",
+        "ldr x0, [x1, #3",
+        "b nowhere",
+        "add x0, x1, #4096000",
+        "and x0, x1, #0",
+        "ldp x0, x1, [x2, #4]",
+    ],
+)
 def test_bad_source_is_refused(text: str) -> None:
     with pytest.raises(AsmError):
         assemble(text)

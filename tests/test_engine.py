@@ -56,8 +56,7 @@ print(sum("w" in mode and "x" in mode for mode in modes))
 def test_the_engine_adds_no_page_that_is_writable_and_executable() -> None:
     """llvmlite has one when imported: libffi keeps the closures of its callbacks there."""
     alone, running = (
-        subprocess.run([sys.executable, "-c", MAPPINGS, *more], capture_output=True, text=True, check=True).stdout
-        for more in ([], ["run"])
+        subprocess.run([sys.executable, "-c", MAPPINGS, *more], capture_output=True, text=True, check=True).stdout for more in ([], ["run"])
     )
     assert running == alone
 

@@ -375,5 +375,3 @@ def test_finalize_has_nothing_to_complete() -> None:
     vcpu.init()
     for number in (4, 5, 99):
         assert code_of(guest.vm.backend.ioctl, vcpu.file, KVM_ARM_VCPU_FINALIZE, FeatureNumber(number)) == errno.EINVAL
-
-

@@ -90,4 +90,3 @@ def test_codes_are_those_of_qemu(tcr: int, monkeypatch: pytest.MonkeyPatch) -> N
     for k, row in enumerate(rows):
         theirs = ANSWER.unpack_from(answers, ANSWER.size * k)
         assert ours(tcr, row, features) == theirs, [hex(x) for x in row]
-

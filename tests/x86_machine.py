@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,10 @@ from trapline import x86
 
 HERE = platform.machine() == "x86_64" and os.access("/dev/kvm", os.R_OK | os.W_OK)
 needs_x86_kvm = pytest.mark.skipif(not HERE, reason="NOT TESTED: /dev/kvm of an x86-64 host cannot be opened here")
+
+
+EMULATES = Path("/sys/module/kvm_pvm").exists()
+"""Whether this host's KVM is one without hardware support, which emulates most of what a guest does and lacks some of it."""
 
 
 def place(vm: x86.X86Vm, address: int, code: str) -> None:

@@ -169,8 +169,6 @@ def _after_failure(t: Trial):
     t.init_vcpu(file)
 
 
-
-
 @case.of(INIT, 0, "off means the state STOPPED")
 def _off(t: Trial):
     init(t, PSCI | 1)
@@ -368,5 +366,3 @@ def registers_survive(t: Trial) -> None:
     same(t.get_reg(arm64.reg_x(20)), 0x1234)
     same(t.get_reg(arm64.reg_x(0)), NOWHERE)
     true(t.get_reg(PC) % 4 == 0)
-
-

@@ -269,9 +269,7 @@ class Pair:
         a = bytes(ours)[CpuState.sysreg.offset :]
         b = ctypes.string_at(machine.cpu.address + CpuState.sysreg.offset, SYSREG_BYTES)
         if a != b:
-            rows += [
-                (reg.name, ours.sysreg[reg.slot], theirs.sysreg[reg.slot]) for reg in TABLE if reg.slot not in self._ignored
-            ]
+            rows += [(reg.name, ours.sysreg[reg.slot], theirs.sysreg[reg.slot]) for reg in TABLE if reg.slot not in self._ignored]
         found = [f"{name}: walker {x:#x}, compiled {y:#x}" for name, x, y in rows if x != y]
         if self.view.data != self.window.map[:]:
             found += [

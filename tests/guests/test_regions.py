@@ -37,4 +37,3 @@ def test_the_walker_agrees_while_linux_boots() -> None:
     assert report["status"] == 0
     assert not report["mismatches"], "\n".join(report["mismatches"])
     assert report["followed"] > 10
-

@@ -86,7 +86,8 @@ LOST = """
         .word 0                     // undefined: the exception goes to a vector that cannot be fetched
 """
 
-AT_EL2 = """
+AT_EL2 = (
+    """
         adr   x0, upper
         msr   s3_4_c12_c0_0, x0     // VBAR_EL2; its vectors go on at x28
         adr   x0, lower
@@ -175,9 +176,13 @@ put:    movz  x3, #0x0900, lsl #16
         strb  w1, [x3]
         ret
         .align 11
-upper:  """ + "br x28\n .align 7\n" * 16 + """
+upper:  """
+    + "br x28\n .align 7\n" * 16
+    + """
         .align 11
-lower:  """ + "br x27\n .align 7\n" * 16
+lower:  """
+    + "br x27\n .align 7\n" * 16
+)
 
 LOST_AT_EL2 = LOST.replace("s3_0_c12_c0_0", "s3_4_c12_c0_0").replace("VBAR_EL1", "VBAR_EL2")
 

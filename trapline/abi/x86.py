@@ -356,7 +356,7 @@ def KVM_GET_FPU(vcpu, fpu):  # type: ignore[no-untyped-def]
 
 @ioctl("vcpu", 0x8D, Fpu, "W")
 def KVM_SET_FPU(vcpu, fpu):  # type: ignore[no-untyped-def]
-    """Set x87 and SSE registers."""
+    """Set x87 and SSE registers, but neither MXCSR nor which of them are in use: KVM_SET_XSAVE does that."""
 
 
 @ioctl("vcpu", 0x8E, LapicState, "R", cap=Cap.IRQCHIP, EINVAL="KVM has no local APIC for this VM")
