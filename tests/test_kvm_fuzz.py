@@ -140,4 +140,4 @@ def test_the_fuzzer_reaches_success_and_failure() -> None:
             outcomes.setdefault(name, set()).update(codes)
     assert set(outcomes) == {call.name for call in CALLS}
     succeeded = {name for name, codes in outcomes.items() if 0 in codes}
-    assert len(succeeded) >= len(CALLS) - 3, set(outcomes) - succeeded
+    assert len(succeeded) >= len(CALLS) - 2, set(outcomes) - succeeded

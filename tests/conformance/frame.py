@@ -22,8 +22,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import errorcode
 from importlib import import_module
@@ -239,6 +241,16 @@ class Trial:
         self._keep.append(mmap.mmap(-1, pages * PAGE))
         return ctypes.addressof(ctypes.c_char.from_buffer(self._keep[-1]))
 
+    def edge(self, data: Any) -> int:
+        """The address of a copy of a structure after which no memory is."""
+        area = mmap.mmap(-1, 2 * PAGE)
+        self._keep.append(area)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        place = PAGE - ctypes.sizeof(data)
+        area[place:PAGE] = bytes(data)
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + PAGE), PAGE, 0) == 0
+        return start + place
+
     def put(self, data: bytes) -> int:
         """The address of a copy of these bytes, for an argument."""
         self._keep.append(ctypes.create_string_buffer(data, max(len(data), 1)))
@@ -302,6 +314,15 @@ class Trial:
         finally:
             watchdog.cancel()
         return decode_exit(self.runs[file])
+
+    @contextmanager
+    def own_handler(self) -> Iterator[None]:
+        """SIGUSR2 does nothing but interrupt."""
+        before = signal.signal(signal.SIGUSR2, lambda number, frame: None)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR2, before)
 
     def kick(self, file: int) -> None:
         """End a KVM_RUN, the present one or the next."""

@@ -56,6 +56,9 @@ class Ioctl:
     takes: str
     """What the argument is called, "" if there is none."""
 
+    nullable: bool
+    """A null pointer instead of the structure means something."""
+
     @property
     def size(self) -> int:
         """Bytes of argument that the number encodes."""
@@ -96,6 +99,7 @@ def ioctl(
     *,
     cap: Cap | None = None,
     makes_fd: bool = False,
+    nullable: bool = False,
     **causes: str,
 ) -> Callable[[Callable[..., Any]], Ioctl]:
     """Declare a call. Keyword arguments named like an errno state when the call fails with it."""
@@ -117,6 +121,7 @@ def ioctl(
             doc=" ".join((stub.__doc__ or "").split()),
             arch=next((arch for arch in ARCHITECTURES if module.startswith(arch)), ""),
             takes=parameters[0] if parameters else "",
+            nullable=nullable,
         )
 
     return declare

@@ -84,7 +84,7 @@ def KVM_RUN(vcpu):  # type: ignore[no-untyped-def]
     """Run the guest until something needs userspace; kvm_run says what. A pending MMIO or hypercall is completed first."""
 
 
-@ioctl("vcpu", 0x8B, SignalMask, "W", EINVAL="the mask is not 8 bytes long", EFAULT="the mask cannot be read")
+@ioctl("vcpu", 0x8B, SignalMask, "W", nullable=True, EINVAL="the mask is not 8 bytes long", EFAULT="the mask cannot be read")
 def KVM_SET_SIGNAL_MASK(vcpu, mask):  # type: ignore[no-untyped-def]
     """Say which signals are blocked during KVM_RUN, instead of those that the thread blocks. A null pointer: none said."""
 

@@ -53,5 +53,8 @@ class Backend(Protocol):
     def map_ring(self, file: int, size: int) -> Any:
         """The writable buffer that is a vCPU's dirty ring, of the VM's ring size."""
 
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        """What a file of statistics holds from `offset` on; fewer bytes than `size` at its end."""
+
     def kick(self, file: int) -> None:
         """Make a KVM_RUN of this vCPU that another thread is in return soon, with EINTR. The caller has set `immediate_exit`."""

@@ -108,6 +108,13 @@ class DevKvm:
         place = DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE
         return mmap.mmap(file, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=place)
 
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        """Read a file of statistics."""
+        try:
+            return os.pread(file, size, offset)
+        except OSError as error:
+            raise KvmError(error.errno or errno.EINVAL) from error
+
     def kick(self, file: int) -> None:
         """Interrupt the thread that ran the vCPU last; `immediate_exit`, which the caller has set, stops one that is about to.
 

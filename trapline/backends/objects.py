@@ -51,6 +51,7 @@ from trapline.abi.vm import (
 from trapline.backends.base import Backend
 from trapline.backends.identity import AIDR, MIDR, REVIDR, Identity, Implementation, smccc_filter, writable_masks
 from trapline.backends.memory import GuestMemory
+from trapline.backends.statistics import Statistics
 from trapline.backends.sysregs import Sysregs
 from trapline.backends.vcpu import Vcpu, VcpuBase, get_attr, has_attr, set_attr
 from trapline.backends.watchdog import Watchdog
@@ -161,6 +162,10 @@ class VmBase(Generic[V]):
         """Let each vCPU note the pages it writes in a ring of `size` bytes; before any vCPU is made."""
         self.enable_cap(Cap.DIRTY_LOG_RING_ACQ_REL if self.check_extension(Cap.DIRTY_LOG_RING_ACQ_REL) else Cap.DIRTY_LOG_RING, size)
         self.dirty_ring_size = size
+
+    def statistics(self) -> Statistics:
+        """What KVM counts of this VM. To be closed by the caller."""
+        return Statistics(self.backend, self.file)
 
     def reset_dirty_rings(self) -> int:
         """Give harvested entries of all rings back and watch their pages again; how many they were."""

@@ -17,6 +17,7 @@ from trapline.kvm import device as kvm_device
 from trapline.kvm import dirty as kvm_dirty
 from trapline.kvm import eventfd as kvm_eventfd
 from trapline.kvm import irqrouting as kvm_irqrouting
+from trapline.kvm import stats as kvm_stats
 from trapline.kvm import system as kvm_system
 from trapline.kvm import vcpu as kvm_vcpu
 from trapline.kvm import vm as kvm_vm
@@ -28,13 +29,14 @@ KINDS: Mapping[type, str] = {
     kvm_vm.Vm: "vm",
     kvm_vcpu.Vcpu: "vcpu",
     kvm_device.Device: "device",
+    kvm_stats.StatsFile: "stats",
 }
 """Which kind of file each kernel object makes."""
 
-UNKNOWN_CALL = {"system": EINVAL, "vm": EINVAL, "vcpu": EINVAL, "device": ENOTTY}
+UNKNOWN_CALL = {"system": EINVAL, "vm": EINVAL, "vcpu": EINVAL, "device": ENOTTY, "stats": ENOTTY}
 """What a file of each kind answers to a call that it does not know: on arm64 only devices say ENOTTY."""
 
-CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd, kvm_dirty, kvm_coalesced)
+CORE = (kvm_system, kvm_vm, kvm_vcpu, kvm_device, kvm_irqrouting, kvm_eventfd, kvm_dirty, kvm_coalesced, kvm_stats)
 
 
 class UndeclaredErrno(TraplineError):
@@ -96,7 +98,7 @@ class Software:
         if body is None:
             raise KvmError(ENOTTY, f"{call.name} does not exist here")
         if call.struct is not None and isinstance(argument, int):
-            argument = _structure_at(argument, call)
+            argument = _structure_at(argument, call) if argument or not call.nullable else None
         try:
             return body(target, argument)
         except KvmError as error:
@@ -133,6 +135,13 @@ class Software:
         if ring is None or size != len(ring.memory):
             raise KvmError(EINVAL, "the vCPU has no dirty ring of this size")
         return ring.memory
+
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        """Read a statistics file; KvmError(EINVAL) for any other."""
+        target = self.system.files.get(file)
+        if not isinstance(target, kvm_stats.StatsFile):
+            raise KvmError(EINVAL, "only files of statistics can be read")
+        return target.read(size, offset)
 
     def kick(self, file: int) -> None:
         """Interrupt the vCPU."""

@@ -86,6 +86,10 @@ class Traced:
         self._write(f"mmap(dirty ring of {file}) = {size:#x} bytes")
         return ring
 
+    def read(self, file: int, size: int, offset: int) -> bytes:
+        """Read a file of statistics."""
+        return self.inner.read(file, size, offset)
+
     def kick(self, file: int) -> None:
         """Interrupt a vCPU."""
         self.inner.kick(file)

@@ -37,6 +37,7 @@ from trapline.abi.vcpu import (
     reg_list,
 )
 from trapline.backends.rings import CoalescedRing, DirtyRing
+from trapline.backends.statistics import Statistics
 from trapline.errors import KvmError, NotSupported, Timeout
 
 if TYPE_CHECKING:
@@ -129,6 +130,10 @@ class VcpuBase:
         """Of the run that is on."""
         self._watched: float | None = None
         """What the watchdog was told."""
+
+    def statistics(self) -> Statistics:
+        """What KVM counts of this vCPU. To be closed by the caller."""
+        return Statistics(self._backend, self.file)
 
     def run(self, timeout: float | None = None) -> Exit:
         """Run the guest until something needs userspace, and return what. Raises KvmError.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trapline.abi.irq import Msi
     from trapline.kvm.device import DeviceOps
     from trapline.kvm.memslots import Memslot
+    from trapline.kvm.stats import Stat
     from trapline.kvm.vcpu import Vcpu
     from trapline.kvm.vm import Vm
 
@@ -36,6 +37,8 @@ class ArchVm(Protocol):
     """The architecture's part of a VM."""
 
     max_vcpus: int
+    vcpu_stats: Sequence[Stat]
+    """What this architecture counts of a vCPU. One of them is `signal_exits`."""
     irqchip_pins: int
     """How many inputs of an interrupt controller a GSI can lead to."""
 

@@ -48,6 +48,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.SYSTEM_EVENT_DATA: 1,
         Cap.INTERNAL_ERROR_DATA: 1,
         Cap.HALT_POLL: 1,
+        Cap.BINARY_STATS_FD: 1,
         Cap.COALESCED_MMIO: RING_PAGE,
         Cap.COALESCED_PIO: 1,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: sum(ManualProtect),

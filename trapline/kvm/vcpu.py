@@ -17,16 +17,21 @@ from trapline.abi.vcpu import (
     KVM_RUN,
     KVM_SET_MP_STATE,
     KVM_SET_ONE_REG,
+    KVM_SET_SIGNAL_MASK,
+    SIGSET_BYTES,
     MpStateArgument,
     OneReg,
+    SignalMask,
 )
 from trapline.errors import KvmError
 from trapline.host.shared import share_page
+from trapline.host.signals import pending
 from trapline.host.user import PAGE_SHIFT, PAGE_SIZE, copy_from_user, copy_to_user
 from trapline.kvm.coalesced import RING_PAGE
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.dirty import DirtyRing
 from trapline.kvm.requests import DIRTY_RING_SOFT_FULL
+from trapline.kvm.stats import VCPU_STATS, new_counters
 from trapline.sync import Bits, Lock
 
 if TYPE_CHECKING:
@@ -39,7 +44,9 @@ class Vcpu:
 
     def __init__(self, vm: Vm, vcpu_id: int, index: int) -> None:
         self.vm = vm
+        self.system = vm.system
         self.id = vcpu_id
+        self.stats_suffix = f"/vcpu-{vcpu_id}"
         self.index = index
         self.mutex = Lock("vcpu_mutex", protects="the vCPU's state; held during KVM_RUN")
         self.requests = Bits("requests")
@@ -50,6 +57,10 @@ class Vcpu:
         """kvm_run and what follows it, shared with userspace."""
         share_page(vm.coalesced.page, self.run, RING_PAGE)
         self.ring = DirtyRing(vm.tracking.ring_bytes) if vm.tracking.ring_bytes else None
+        self.stats_list = (*VCPU_STATS, *vm.arch.vcpu_stats)
+        self.stats = new_counters(self.stats_list)
+        self.sigset: int | None = None
+        """Signals that are blocked during KVM_RUN instead of those that the thread blocks; None: those."""
         self.arch = vm.arch.create_vcpu(self)
 
     @property
@@ -85,6 +96,7 @@ class Vcpu:
         """Whether userspace wants its thread back. Consumes the wish, as delivering a signal does."""
         if self.signal:
             self.signal = False
+            self.stats.signal_exits += 1
             encode_exit(self.run, IntrExit())
             return True
         return False
@@ -101,7 +113,22 @@ def run(vcpu: Vcpu, argument: int) -> int:
     with vcpu.mutex:
         if vcpu.vm.dead:
             raise KvmError(EIO)
+        if vcpu.sigset is not None and pending(vcpu.sigset):
+            vcpu.signal = True
         vcpu.arch.run()
+    return 0
+
+
+@implements(KVM_SET_SIGNAL_MASK)
+def set_signal_mask(vcpu: Vcpu, mask: SignalMask | None) -> int:
+    """Note which signals do not interrupt KVM_RUN."""
+    sigset = None
+    if mask is not None:
+        if mask.len != SIGSET_BYTES:
+            raise KvmError(EINVAL)
+        sigset = int.from_bytes(copy_from_user(ctypes.addressof(mask) + ctypes.sizeof(SignalMask), SIGSET_BYTES), "little")
+    with vcpu.mutex:
+        vcpu.sigset = sigset
     return 0
 
 

@@ -30,6 +30,7 @@ from trapline.kvm.eventfd import Ioeventfds, Irqfds
 from trapline.kvm.irqrouting import IrqRouter
 from trapline.kvm.memslots import GuestAccess, Memslots
 from trapline.kvm.requests import DEAD
+from trapline.kvm.stats import VM_STATS, new_counters
 from trapline.kvm.vcpu import Vcpu
 from trapline.sync import Lock, Srcu
 
@@ -41,6 +42,8 @@ class Vm:
     """One VM. Lives until its file and those of its vCPUs and devices are closed."""
 
     attributes: DeviceOps | None = None
+    stats_suffix = ""
+    """What follows the process's name in that of its statistics."""
 
     def __init__(self, system: System, kind: int) -> None:
         self.system = system
@@ -48,6 +51,8 @@ class Vm:
         self.srcu = Srcu("kvm_srcu")
         self.vcpus: list[Vcpu] = []
         self.dead = False
+        self.stats_list = VM_STATS
+        self.stats = new_counters(VM_STATS)
         self.arch = system.arch.create_vm(self, kind)
         self.tracking = DirtyTracking()
         self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize, self.tracking)

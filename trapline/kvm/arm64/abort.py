@@ -123,32 +123,35 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
         return False
     size = 1 << (esr >> SAS_SHIFT & 3)
     register = esr >> SRT_SHIFT & 31
-    vgic = vcpu.vm.vgic
+    vgic, core = vcpu.vm.vgic, vcpu.core
     if esr & WNR:
         value = vcpu.x[register] & (1 << 8 * size) - 1
         if vgic is not None and vgic.contains(ipa):
             vgic.mmio(vcpu, ipa, True, size, value)
-            inject.skip_instruction(vcpu)
-            return True
-        events = vcpu.core.vm.ioeventfds
+            return _written(vcpu)
+        events, coalesced = core.vm.ioeventfds, core.vm.coalesced
         if events.by_address and events.write(ipa, size, value):
-            inject.skip_instruction(vcpu)
-            return True
-        coalesced = vcpu.core.vm.coalesced
+            return _written(vcpu)
         if coalesced.zones and coalesced.write(ipa, size, value):
-            inject.skip_instruction(vcpu)
-            return True
-        run = vcpu.core.run
-        MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
+            return _written(vcpu)
+        MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
     else:
         if vgic is not None and vgic.contains(ipa):
+            core.stats.mmio_exit_kernel += 1
             _load(vcpu, esr, size, vgic.mmio(vcpu, ipa, False, size))
             return True
-        run = vcpu.core.run
-        MMIO_LAYOUT.pack_into(run, UNION_OFFSET, ipa, b"", size, 0)
-    REASON.pack_into(run, EXIT_REASON_OFFSET, MMIO_REASON)
+        MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, b"", size, 0)
+    core.stats.mmio_exit_user += 1
+    REASON.pack_into(core.run, EXIT_REASON_OFFSET, MMIO_REASON)
     vcpu.pending_mmio = esr
     return False
+
+
+def _written(vcpu: Arm64Vcpu) -> bool:
+    """A store that the kernel side has dealt with."""
+    vcpu.core.stats.mmio_exit_kernel += 1
+    inject.skip_instruction(vcpu)
+    return True
 
 
 def complete_mmio(vcpu: Arm64Vcpu) -> None:

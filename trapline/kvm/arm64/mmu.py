@@ -14,6 +14,7 @@ from trapline.arm64.regs import VTCR_EL2, VTTBR_EL2
 from trapline.host.user import AddressSpace
 from trapline.kvm.arm64.pagetable import BLOCK_SIZE, PAGE_SIZE, READ, WRITE, Stage2
 from trapline.kvm.memslots import Memslot, SlotSet
+from trapline.kvm.stats import Counters
 from trapline.sync import Lock
 
 GRANULE_4K_SL0 = {2: 0, 1: 1, 0: 2}
@@ -45,7 +46,15 @@ class Fault(Enum):
 class Mmu:
     """The stage 2 of one VM."""
 
-    def __init__(self, ipa_bits: int, vmid: int, tlb: TlbMaintenance, address_space: AddressSpace, slots: Callable[[], SlotSet]) -> None:
+    def __init__(
+        self,
+        ipa_bits: int,
+        vmid: int,
+        tlb: TlbMaintenance,
+        address_space: AddressSpace,
+        slots: Callable[[], SlotSet],
+        stats: Counters,
+    ) -> None:
         self.ipa_bits = ipa_bits
         self.vmid = vmid
         self.lock = Lock("mmu_lock", protects="stage-2 tables")
@@ -53,6 +62,7 @@ class Mmu:
         self._tlb = tlb
         self._address_space = address_space
         self._slots = slots
+        self._stats = stats
 
     @property
     def vttbr(self) -> int:
@@ -130,9 +140,15 @@ class Mmu:
         with self.lock:
             # No generator here: each range has to be done.
             if any([self.tables.write_protect(gpa + begin * PAGE_SIZE, gpa + end * PAGE_SIZE) for begin, end in ranges]):
-                self._tlb.tlbi_vmalls12e1(self.vmid)
+                self._flush()
 
     def _forget(self, start: int, end: int) -> None:
         if self.tables.unmap(start, end):
-            self._tlb.tlbi_vmalls12e1(self.vmid)
+            self._flush()
         self.tables.reclaim()
+
+    def _flush(self) -> None:
+        """Let all TLBs forget the VM's translations."""
+        self._stats.remote_tlb_flush_requests += 1
+        self._tlb.tlbi_vmalls12e1(self.vmid)
+        self._stats.remote_tlb_flush += 1

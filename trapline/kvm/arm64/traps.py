@@ -27,13 +27,17 @@ def unknown_trap(vcpu: Arm64Vcpu, esr: int) -> bool:
 def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
     """WFI sleeps, WFIT until its time at most; WFE and WFET are only a hint to let others run."""
     inject.skip_instruction(vcpu)
-    if not esr & WFX_WFE:
+    if esr & WFX_WFE:
+        vcpu.core.stats.wfe_exit_stat += 1
+    else:
+        vcpu.core.stats.wfi_exit_stat += 1
         vcpu.wait_for_interrupt(timer.virtual_deadline(vcpu, vcpu.x[esr >> WFX_RN_SHIFT & 31]) if esr & WFX_TIMEOUT else None)
     return True
 
 
 def _hvc(vcpu: Arm64Vcpu, esr: int) -> bool:
     """The PC is behind the HVC already."""
+    vcpu.core.stats.hvc_exit_stat += 1
     return hypercalls.call(vcpu, 0)
 
 

@@ -32,6 +32,7 @@ from trapline.kvm.arm64.pvtime import PvTime
 from trapline.kvm.arm64.syndrome import EC_SHIFT
 from trapline.kvm.arm64.traps import TRAPS, unknown_trap
 from trapline.kvm.requests import ALL, DEAD, RESET, SLEEP
+from trapline.kvm.stats import count_time
 from trapline.kvm.vcpu import check_immediate_exit
 from trapline.sync import Lock
 
@@ -278,7 +279,7 @@ class Arm64Vcpu:
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
         self.pvtime.update()
-        cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
+        cpu, sysreg, vgic, requests, stats = self.cpu, self.sysreg, self.vm.vgic, core.requests, core.stats
         while True:
             # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.
             self.in_guest = True
@@ -296,6 +297,7 @@ class Arm64Vcpu:
                 sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | self.pins
             kind = cpu.enter().kind
             self.in_guest = False
+            stats.exits += 1
             if vgic is not None:
                 vgic.sync(self)
             self.look_at_timers = kind == "irq"
@@ -347,6 +349,19 @@ class Arm64Vcpu:
     def wait_for_interrupt(self, until: int | None = None) -> None:
         """Sleep until an interrupt is pending for the guest, a timer fires, another thread wants something, or `until`, in host
         monotonic nanoseconds."""
+        stats, clock = self.core.stats, self.vm.machine.world.clock
+        begin = clock.now()
+        stats.blocking = 1
+        try:
+            self._wait_for_interrupt(until)
+        finally:
+            stats.blocking = 0
+            waited = max(0, clock.now() - begin)
+            stats.halt_wakeup += 1
+            stats.halt_wait_ns += waited
+            count_time(stats.halt_wait_hist, waited)
+
+    def _wait_for_interrupt(self, until: int | None) -> None:
         core = self.core
         while True:
             core.wait_queue.prepare()

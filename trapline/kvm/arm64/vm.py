@@ -30,6 +30,7 @@ from trapline.kvm.arm64.timer import VmTimer
 from trapline.kvm.arm64.vcpu import Arm64Vcpu
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.memslots import Memslot
+from trapline.kvm.stats import Stat
 from trapline.sync import Bits, Lock
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 
 MAX_VCPUS = 64
 GICV2_MAX_VCPUS = 8
+
+VCPU_STATS = tuple(
+    Stat(name)
+    for name in ("hvc_exit_stat", "wfe_exit_stat", "wfi_exit_stat", "mmio_exit_user", "mmio_exit_kernel", "signal_exits", "exits")
+)
 FIRST_SPI = 32
 DEVICE_SHIFT, DEVICE_MASK, DEVICE_RANGE_MASK = 16, 0xFFFF, 0xFFFF
 """Parts of kvm_arm_device_addr.id."""
@@ -60,6 +66,7 @@ SWITCHES: Mapping[int, int] = MappingProxyType(
 class Arm64Vm:
     """One VM. `config_lock` protects what is fixed by the first vCPU that is initialised or runs."""
 
+    vcpu_stats: Sequence[Stat] = VCPU_STATS
     irqchip_pins = IRQCHIP_PINS
     machine: Arm64
     timer: VmTimer
@@ -70,7 +77,7 @@ class Arm64Vm:
         self.ipa_bits = ipa_bits
         self.config_lock = Lock("config_lock", protects="vcpu_features, the step to HAS_RUN_ONCE")
         self.vmid = machine.vmids.take()
-        self.mmu = Mmu(ipa_bits, self.vmid, machine.engine, core.system.address_space, lambda: core.memslots.active)
+        self.mmu = Mmu(ipa_bits, self.vmid, machine.engine, core.system.address_space, lambda: core.memslots.active, core.stats)
         self.vgic: Any = None
         self.timer = VmTimer(self)
         self.vcpu_features: int | None = None
