@@ -32,6 +32,7 @@ class IoeventfdFlag(IntFlag):
     PIO = 1 << 1
     DEASSIGN = 1 << 2
     VIRTIO_CCW_NOTIFY = 1 << 3
+    FAST_MMIO = 1 << 4  # has a number and no meaning: accepted
 
 
 class RouteType(IntEnum):

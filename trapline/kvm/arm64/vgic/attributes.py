@@ -67,6 +67,8 @@ class Attribute:
     set: Set
     get: Get | None = None
     check: Check = lambda _gic, _attr: None
+    parse: Check = lambda _gic, _attr: None
+    """What is wrong with the number by itself: said before user memory is read, and before the vCPUs are stopped."""
 
 
 def check_range(base: int, size: int, ipa_bits: int, alignment: int = FRAME_ALIGNMENT) -> None:
@@ -92,8 +94,10 @@ class GicDevice(Vgic):
         return found
 
     def attr_size(self, group: int, attr: int) -> int:
-        """Bytes of an attribute's value in user memory; ENXIO for unknown groups, addresses and commands."""
-        return self._attribute(group, attr).size
+        """Bytes of an attribute's value in user memory; ENXIO for unknown groups, addresses and commands, EINVAL for no such vCPU."""
+        attribute = self._attribute(group, attr)
+        attribute.parse(self, attr)
+        return attribute.size
 
     def has_attr(self, group: int, attr: int) -> None:
         """ENXIO unless the attribute exists; EINVAL if it names a vCPU that does not."""
@@ -210,15 +214,15 @@ class VgicV3(GicDevice):
 
     def user_register(self, group: int, attr: int, value: int | None) -> int:
         """Read (`value` None) or write one word of a frame. EBUSY before INIT."""
-        owner, registers, offset = self.frame(group, attr)
         self.require_initialized()
+        owner, registers, offset = self.frame(group, attr)
         return self.user_access(owner, registers, offset, value)
 
     def user_sysreg(self, attr: int, value: int | None) -> int:
         """Read (`value` None) or write a register of a CPU interface. EBUSY before INIT."""
         cpu = self.named_cpu(attr)
-        row = sysregs.find(RegisterAttr(attr).offset & ENCODING)
         self.require_initialized()
+        row = sysregs.find(RegisterAttr(attr).offset & ENCODING)
         with self.lock:
             if value is None:
                 return row.read(cpu)
@@ -236,8 +240,8 @@ class VgicV3(GicDevice):
 
     def user_level(self, attr: int, value: int | None) -> int:
         """Read (`value` None) or restore the level of 32 wires. EBUSY before INIT."""
-        wires = self.wires(attr)
         self.require_initialized()
+        wires = self.wires(attr)
         if value is None:
             return sum(1 << bit for bit, irq in wires if irq.line and not irq.edge)
         with self.lock:
@@ -263,6 +267,7 @@ def _frame(group: VgicGroup) -> Attribute:
         set=lambda gic, attr, value: gic.user_register(group, attr, value),
         get=lambda gic, attr, _value: gic.user_register(group, attr, None),
         check=lambda gic, attr: gic.frame(group, attr),
+        parse=lambda gic, attr: group == VgicGroup.DIST_REGS or gic.named_cpu(attr),
     )
 
 
@@ -297,12 +302,14 @@ ATTRIBUTES: Mapping[tuple[int, int | None], Attribute] = MappingProxyType(
             set=lambda gic, attr, value: gic.user_sysreg(attr, value),
             get=lambda gic, attr, _value: gic.user_sysreg(attr, None),
             check=lambda gic, attr: (gic.named_cpu(attr), sysregs.find(RegisterAttr(attr).offset & ENCODING)),
+            parse=lambda gic, attr: gic.named_cpu(attr),
         ),
         (VgicGroup.LEVEL_INFO, None): Attribute(
             size=4,
             set=lambda gic, attr, value: gic.user_level(attr, value),
             get=lambda gic, attr, _value: gic.user_level(attr, None),
             check=lambda gic, attr: gic.wires(attr),
+            parse=lambda gic, attr: gic.named_cpu(attr),
         ),
     }
 )

@@ -53,12 +53,17 @@ class VgicV2(GicDevice, LegacyGic):
         base = self.dist_base if kind == VgicAddr.V2_DIST else self.cpu_base
         return UNSET if base is None else base
 
+    def named_cpu(self, attr: int) -> CpuInterface:
+        """The vCPU that an attribute names; EINVAL if there is none."""
+        number = RegisterNumber(attr).cpu
+        cpu = next((cpu for cpu in self.cpus if cpu.vcpu.id == number), None)
+        if cpu is None:
+            raise KvmError(EINVAL, f"there is no vCPU {number}")
+        return cpu
+
     def register(self, group: int, attr: int) -> tuple[CpuInterface, RegisterMap, int]:
         """vCPU, registers and offset that an attribute names: EINVAL for no such vCPU, ENXIO for no such register."""
-        number = RegisterNumber(attr)
-        cpu = next((cpu for cpu in self.cpus if cpu.vcpu.id == number.cpu), None)
-        if cpu is None:
-            raise KvmError(EINVAL, f"there is no vCPU {number.cpu}")
+        cpu, number = self.named_cpu(attr), RegisterNumber(attr)
         registers = DISTRIBUTOR if group == VgicGroup.DIST_REGS else CPU_INTERFACE
         known = registers is DISTRIBUTOR or number.offset in RESTORED
         if not known or not registers.exists(self.banked(cpu), number.offset):
@@ -87,6 +92,7 @@ def _registers(group: VgicGroup) -> Attribute:
         set=lambda gic, attr, value: gic.user_register(group, attr, value),
         get=lambda gic, attr, _value: gic.user_register(group, attr, None),
         check=lambda gic, attr: gic.register(group, attr),
+        parse=lambda gic, attr: gic.named_cpu(attr),
     )
 
 

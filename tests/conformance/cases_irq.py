@@ -1,0 +1,552 @@
+"""Interrupts: eventfds, routes, messages, lines, and the interrupt controllers' attributes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from errno import E2BIG, EAGAIN, EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO
+
+from tests.conformance.frame import GENERIC, Cases, Trial
+from trapline.abi.arm64 import DeviceType, IrqType, VgicAddr, VgicCtrl, VgicGroup, irq_word
+from trapline.abi.arm64_vm import KVM_ARM_SET_DEVICE_ADDR, KVM_CREATE_IRQCHIP
+from trapline.abi.caps import Cap
+from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR
+from trapline.abi.exits import MmioExit
+from trapline.abi.irq import (
+    KVM_IOEVENTFD,
+    KVM_IRQFD,
+    KVM_SET_GSI_ROUTING,
+    KVM_SIGNAL_MSI,
+    IoeventfdFlag,
+    IrqfdFlag,
+    IrqRouting,
+    RoutingEntry,
+    route_to_msi,
+    route_to_pin,
+    routing_table,
+)
+from trapline.abi.system import KVM_CHECK_EXTENSION
+from trapline.abi.vcpu import KVM_RUN
+from trapline.abi.vm import CREATE_DEVICE_TEST, KVM_CREATE_DEVICE, KVM_CREATE_VCPU, KVM_IRQ_LINE
+
+case = Cases(__name__)
+
+V2, V3, ITS = DeviceType.ARM_VGIC_V2, DeviceType.ARM_VGIC_V3, DeviceType.ARM_VGIC_ITS
+SET, GET, HAS = KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR
+ADDR, NR_IRQS, CTRL = VgicGroup.ADDR, VgicGroup.NR_IRQS, VgicGroup.CTRL
+DIST_REGS, CPU_REGS, REDIST_REGS = VgicGroup.DIST_REGS, VgicGroup.CPU_REGS, VgicGroup.REDIST_REGS
+CPU_SYSREGS, LEVEL_INFO, ITS_REGS = VgicGroup.CPU_SYSREGS, VgicGroup.LEVEL_INFO, VgicGroup.ITS_REGS
+DISTRIBUTOR, REDISTRIBUTORS, CPU_INTERFACE, ITS_BASE = 0x800_0000, 0x80A_0000, 0x801_0000, 0x808_0000
+TRANSLATER = ITS_BASE + 0x1_0040
+DOORBELL = 0xE000
+NO_FILE = 0x7FFF_FFF0
+IPA_END = 1 << 40
+ICC_PMR = 0xC230
+
+
+class Event:
+    """An eventfd that is closed with its case."""
+
+    def __init__(self) -> None:
+        self.file = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        os.close(self.file)
+
+    def read(self) -> int:
+        """What is in the counter."""
+        try:
+            return os.eventfd_read(self.file)
+        except BlockingIOError:
+            return 0
+
+
+def event(t: Trial) -> Event:
+    """A new eventfd."""
+    made = Event()
+    t._keep.append(made)
+    return made
+
+
+# --- KVM_IOEVENTFD ----------------------------------------------------------------------------------------------------------------
+
+
+def connect(t: Trial, length: int = 4, fd: int | None = None, address: int = DOORBELL, flags: int = 0, data: int = 0) -> int:
+    """KVM_IOEVENTFD."""
+    file = event(t).file if fd is None else fd
+    return t(KVM_IOEVENTFD, addr=address, len=length, fd=file, flags=flags, datamatch=data)
+
+
+MATCH, TAKE, PIO = IoeventfdFlag.DATAMATCH, IoeventfdFlag.DEASSIGN, IoeventfdFlag.PIO
+for size in (1, 2, 4, 8):
+    case(KVM_IOEVENTFD, 0, f"{size} bytes", lambda t, size=size: connect(t, size), GENERIC)
+case(KVM_IOEVENTFD, 0, "any length", lambda t: connect(t, 0), GENERIC, needs=Cap.IOEVENTFD_ANY_LENGTH)
+for size in (3, 5, 6, 7, 9, 16, 1 << 31):
+    case(KVM_IOEVENTFD, EINVAL, f"{size} bytes", lambda t, size=size: connect(t, size), GENERIC)
+case(KVM_IOEVENTFD, 0, "with data", lambda t: connect(t, flags=MATCH, data=7), GENERIC)
+case(KVM_IOEVENTFD, EINVAL, "data without a length", lambda t: connect(t, 0, flags=MATCH), GENERIC)
+case(KVM_IOEVENTFD, EINVAL, "a range that wraps", lambda t: connect(t, 8, address=(1 << 64) - 4), GENERIC)
+case(KVM_IOEVENTFD, 0, "a flag that means nothing", lambda t: connect(t, flags=IoeventfdFlag.FAST_MMIO), GENERIC)
+for bit in (5, 6, 31):
+    case(KVM_IOEVENTFD, EINVAL, f"flag bit {bit}", lambda t, bit=bit: connect(t, flags=1 << bit), GENERIC)
+case(KVM_IOEVENTFD, EBADF, "no file", lambda t: connect(t, fd=NO_FILE), GENERIC)
+case(KVM_IOEVENTFD, EBADF, "a negative file", lambda t: connect(t, fd=-1), GENERIC)
+case(KVM_IOEVENTFD, EINVAL, "a file that is no eventfd", lambda t: connect(t, fd=pipe(t)), GENERIC)
+case(KVM_IOEVENTFD, EINVAL, "a bad length and no file: the length first", lambda t: connect(t, 3, fd=-1), GENERIC)
+case(KVM_IOEVENTFD, 0, "port I/O", lambda t: connect(t, flags=PIO), GENERIC)
+case(KVM_IOEVENTFD, ENOENT, "nothing to take away", lambda t: connect(t, flags=TAKE), GENERIC)
+case(KVM_IOEVENTFD, ENOENT, "taking away checks no length", lambda t: connect(t, 3, flags=TAKE), GENERIC)
+case(KVM_IOEVENTFD, EBADF, "taking away looks at the file", lambda t: connect(t, fd=-1, flags=TAKE), GENERIC)
+
+
+def pipe(t: Trial) -> int:
+    """A file that is no eventfd."""
+    ends = os.pipe()
+    t._keep += [os.fdopen(ends[0], "rb"), os.fdopen(ends[1], "wb")]
+    return ends[0]
+
+
+def beside(errno: int, cause: str, *, length: int = 4, flags: int = MATCH, data: int = 7, address: int = DOORBELL) -> None:
+    """A case about a second connection beside one of 4 bytes and data 7."""
+
+    @case.of(KVM_IOEVENTFD, errno, cause, GENERIC)
+    def _(t: Trial):
+        connect(t, flags=MATCH, data=7)
+        yield
+        connect(t, length, flags=flags, data=data, address=address)
+
+
+beside(EEXIST, "the same again, of another eventfd")
+beside(0, "other data", data=8)
+beside(EEXIST, "the same without data", flags=0)
+beside(0, "another length", length=2)
+beside(EEXIST, "any length where there is one", length=0, flags=0)
+beside(0, "another address", address=DOORBELL + 4)
+beside(0, "the same of port I/O", flags=MATCH | PIO)
+
+
+def taking(errno: int, cause: str, *, length: int = 4, flags: int = MATCH, data: int = 7, same: bool = True) -> None:
+    """A case about taking away, when there is one of 4 bytes and data 7."""
+
+    @case.of(KVM_IOEVENTFD, errno, cause, GENERIC)
+    def _(t: Trial):
+        first, second = event(t), event(t)
+        connect(t, fd=first.file, flags=MATCH, data=7)
+        yield
+        connect(t, length, fd=first.file if same else second.file, flags=flags | TAKE, data=data)
+
+
+taking(0, "take it away")
+taking(ENOENT, "take away other data", data=8)
+taking(ENOENT, "take away without data", flags=0)
+taking(ENOENT, "take away another length", length=2)
+taking(ENOENT, "take away another eventfd's", same=False)
+
+
+@case.of(KVM_RUN, 0, "a write that an ioeventfd takes does not exit", GENERIC)
+def _signals(t: Trial):
+    took = event(t)
+    connect(t, 1, fd=took.file, flags=MATCH, data=7)
+    t.program(("store", DOORBELL, 7), ("store", DOORBELL, 7), ("store", DOORBELL, 8))
+    yield
+    exit = t.run()
+    assert isinstance(exit, MmioExit) and (exit.phys_addr, exit.data if isinstance(exit.data, int) else exit.data[0]) == (DOORBELL, 8)
+    assert took.read() == 2
+
+
+# --- KVM_IRQFD --------------------------------------------------------------------------------------------------------------------
+
+
+def gic(t: Trial, kind: int = V3, cpus: int = 1, ready: bool = True) -> int:
+    """An interrupt controller with addresses, initialised if `ready`; the first vCPU is there."""
+    assert t.vcpu
+    for number in range(1, cpus):
+        t.add_vcpu(number)
+    device = t.add_device(kind)
+    second = (VgicAddr.V3_REDIST, REDISTRIBUTORS) if kind == V3 else (VgicAddr.V2_CPU, CPU_INTERFACE)
+    t.set_attr(device, ADDR, VgicAddr.V3_DIST if kind == V3 else VgicAddr.V2_DIST, DISTRIBUTOR, 8)
+    t.set_attr(device, ADDR, *second, 8)
+    if ready:
+        t.set_attr(device, CTRL, VgicCtrl.INIT)
+    return device
+
+
+def irqfd(t: Trial, gsi: int = 8, fd: int | None = None, flags: int = 0, resamplefd: int = 0) -> int:
+    """KVM_IRQFD."""
+    return t(KVM_IRQFD, fd=event(t).file if fd is None else fd & 0xFFFF_FFFF, gsi=gsi, flags=flags, resamplefd=resamplefd)
+
+
+def with_gic(call, errno: int, cause: str, body, kind: int = V3, cpus: int = 1, ready: bool = True) -> None:
+    """A case about a VM with an interrupt controller; `body` gets its file as well."""
+
+    @case.of(call, errno, cause)
+    def _(t: Trial):
+        device = gic(t, kind, cpus, ready)
+        yield
+        body(t, device)
+
+
+case(KVM_IRQFD, EAGAIN, "no interrupt controller", lambda t: irqfd(t))
+case(KVM_IRQFD, EAGAIN, "no interrupt controller and no file: that first", lambda t: irqfd(t, fd=-1))
+for bit in (2, 3, 31):
+    case(KVM_IRQFD, EINVAL, f"flag bit {bit}", lambda t, bit=bit: irqfd(t, flags=1 << bit), GENERIC)
+case(KVM_IRQFD, 0, "take away what is not there", lambda t: irqfd(t, flags=IrqfdFlag.DEASSIGN))
+case(KVM_IRQFD, EBADF, "take away no file", lambda t: irqfd(t, fd=-1, flags=IrqfdFlag.DEASSIGN))
+case(KVM_IRQFD, EINVAL, "take away no eventfd", lambda t: irqfd(t, fd=pipe(t), flags=IrqfdFlag.DEASSIGN))
+with_gic(KVM_IRQFD, EAGAIN, "not initialised", lambda t, _: irqfd(t), ready=False)
+with_gic(KVM_IRQFD, EAGAIN, "a GICv2 that is not initialised", lambda t, _: irqfd(t), V2, ready=False)
+with_gic(KVM_IRQFD, 0, "connect", lambda t, _: irqfd(t))
+with_gic(KVM_IRQFD, 0, "connect to a GICv2", lambda t, _: irqfd(t), V2)
+with_gic(KVM_IRQFD, 0, "a GSI that leads nowhere", lambda t, _: irqfd(t, gsi=4000))
+with_gic(KVM_IRQFD, EBADF, "no file to connect", lambda t, _: irqfd(t, fd=NO_FILE))
+with_gic(KVM_IRQFD, EINVAL, "no eventfd to connect", lambda t, _: irqfd(t, fd=pipe(t)))
+with_gic(KVM_IRQFD, 0, "with resample", lambda t, _: irqfd(t, flags=IrqfdFlag.RESAMPLE, resamplefd=event(t).file))
+with_gic(KVM_IRQFD, EBADF, "resample without a file", lambda t, _: irqfd(t, flags=IrqfdFlag.RESAMPLE, resamplefd=NO_FILE))
+with_gic(KVM_IRQFD, EINVAL, "resample to no eventfd", lambda t, _: irqfd(t, flags=IrqfdFlag.RESAMPLE, resamplefd=pipe(t)))
+
+
+def again(errno: int, cause: str, first: int, second: int, flags: int = 0, then: int | None = None) -> None:
+    """A case about an eventfd that drives GSI 8 already."""
+
+    @case.of(KVM_IRQFD, errno, cause)
+    def _(t: Trial):
+        gic(t)
+        files = event(t).file, event(t).file
+        irqfd(t, fd=files[0])
+        yield
+        irqfd(t, first, files[second], flags)
+        if then is not None:
+            irqfd(t, then, files[second])
+
+
+again(EBUSY, "an eventfd twice", 8, 0)
+again(EBUSY, "an eventfd to two GSIs", 9, 0)
+again(0, "two eventfds to one GSI", 8, 1)
+again(0, "take away and connect again", 8, 0, IrqfdFlag.DEASSIGN, 9)
+again(EBUSY, "take away another GSI's: it stays", 9, 0, IrqfdFlag.DEASSIGN, 9)
+
+
+# --- KVM_SET_GSI_ROUTING ----------------------------------------------------------------------------------------------------------
+
+
+def routes(t: Trial, *entries: RoutingEntry, flags: int = 0) -> int:
+    """KVM_SET_GSI_ROUTING."""
+    return t(KVM_SET_GSI_ROUTING, routing_table(entries, flags))
+
+
+def route(type: int = 1, gsi: int = 5, flags: int = 0, irqchip: int = 0, pin: int = 0) -> RoutingEntry:
+    """An entry of whatever kind."""
+    return RoutingEntry(gsi, type, flags, 0, (ctypes.c_uint32 * 8)(irqchip, pin))
+
+
+case(KVM_SET_GSI_ROUTING, 0, "nothing", lambda t: routes(t))
+case(KVM_SET_GSI_ROUTING, EINVAL, "a flag of the table", lambda t: routes(t, flags=1))
+case(KVM_SET_GSI_ROUTING, EINVAL, "too many", lambda t: t(KVM_SET_GSI_ROUTING, IrqRouting(4097, 0)))
+case(KVM_SET_GSI_ROUTING, 0, "4096", lambda t: routes(t, *(route_to_pin(gsi, gsi % 988) for gsi in range(4096))))
+case(KVM_SET_GSI_ROUTING, 0, "the last pin", lambda t: routes(t, route(pin=987)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "a pin after the last", lambda t: routes(t, route(pin=988)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "a second interrupt controller", lambda t: routes(t, route(irqchip=1)))
+case(KVM_SET_GSI_ROUTING, 0, "the last GSI", lambda t: routes(t, route(gsi=4095)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "a GSI after the last", lambda t: routes(t, route(gsi=4096)))
+case(KVM_SET_GSI_ROUTING, 0, "a message", lambda t: routes(t, route_to_msi(5, TRANSLATER, 1)))
+case(KVM_SET_GSI_ROUTING, 0, "a message of a device", lambda t: routes(t, route_to_msi(5, TRANSLATER, 1, devid=3)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "an unknown flag of a message", lambda t: routes(t, route(2, flags=2)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "a flag of a pin", lambda t: routes(t, route(flags=1)))
+for kind in (0, 3, 4, 5, 6):
+    case(KVM_SET_GSI_ROUTING, EINVAL, f"type {kind}", lambda t, kind=kind: routes(t, route(kind)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "one GSI to two pins", lambda t: routes(t, route(), route(pin=1)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "one GSI to a pin and a message", lambda t: routes(t, route(), route(2)))
+case(KVM_SET_GSI_ROUTING, EINVAL, "one GSI to two messages", lambda t: routes(t, route(2), route(2)))
+case(KVM_SET_GSI_ROUTING, 0, "two GSIs to one pin", lambda t: routes(t, route(), route(gsi=6)))
+
+
+# --- KVM_SIGNAL_MSI ---------------------------------------------------------------------------------------------------------------
+
+
+def message(t: Trial, address: int = TRANSLATER, flags: int = 1, data: int = 0, devid: int = 0) -> int:
+    """KVM_SIGNAL_MSI."""
+    return t(KVM_SIGNAL_MSI, address_lo=address & 0xFFFF_FFFF, address_hi=address >> 32, data=data, flags=flags, devid=devid)
+
+
+def its(t: Trial, place: bool = True) -> int:
+    """An ITS beside a GICv3."""
+    gic(t)
+    device = t.add_device(ITS)
+    if place:
+        t.set_attr(device, ADDR, VgicAddr.ITS, ITS_BASE, 8)
+    return device
+
+
+def with_its(call, errno: int, cause: str, body, place: bool = True) -> None:
+    """A case about a VM with an ITS; `body` gets its file as well."""
+
+    @case.of(call, errno, cause)
+    def _(t: Trial):
+        device = its(t, place)
+        yield
+        body(t, device)
+
+
+case(KVM_SIGNAL_MSI, EINVAL, "no interrupt controller", lambda t: message(t))
+with_gic(KVM_SIGNAL_MSI, EINVAL, "unknown flag", lambda t, _: message(t, flags=2))
+with_gic(KVM_SIGNAL_MSI, ENODEV, "no ITS", lambda t, _: message(t))
+with_gic(KVM_SIGNAL_MSI, ENODEV, "a GICv2", lambda t, _: message(t), V2)
+with_its(KVM_SIGNAL_MSI, EINVAL, "no device", lambda t, _: message(t, flags=0))
+with_its(KVM_SIGNAL_MSI, EINVAL, "an address that is no ITS's", lambda t, _: message(t, 0x1000))
+with_its(KVM_SIGNAL_MSI, EINVAL, "an ITS without address", lambda t, _: message(t), place=False)
+with_its(KVM_SIGNAL_MSI, EBUSY, "an ITS that is off", lambda t, _: message(t))
+
+
+# --- KVM_IRQ_LINE with an interrupt controller ------------------------------------------------------------------------------------
+
+
+def line(t: Trial, kind: int, number: int, vcpu: int = 0, level: int = 1) -> int:
+    """KVM_IRQ_LINE."""
+    return t(KVM_IRQ_LINE, irq=irq_word(kind, number, vcpu), level=level)
+
+
+for version, name in ((V3, "GICv3"), (V2, "GICv2")):
+    with_gic(KVM_IRQ_LINE, 0, f"{name}: an SPI", lambda t, _: line(t, IrqType.SPI, 40), version)
+    with_gic(KVM_IRQ_LINE, 0, f"{name}: a PPI", lambda t, _: line(t, IrqType.PPI, 20), version)
+    with_gic(KVM_IRQ_LINE, EINVAL, f"{name}: an SPI below 32", lambda t, _: line(t, IrqType.SPI, 31), version)
+    with_gic(KVM_IRQ_LINE, EINVAL, f"{name}: an SPI that is not there", lambda t, _: line(t, IrqType.SPI, 256), version)
+    with_gic(KVM_IRQ_LINE, EINVAL, f"{name}: an SGI", lambda t, _: line(t, IrqType.PPI, 15), version)
+    with_gic(KVM_IRQ_LINE, EINVAL, f"{name}: a PPI of no vCPU", lambda t, _: line(t, IrqType.PPI, 20, vcpu=1), version)
+    with_gic(KVM_IRQ_LINE, ENXIO, f"{name}: a pin of a vCPU", lambda t, _: line(t, IrqType.CPU, 0), version)
+with_gic(KVM_IRQ_LINE, EBUSY, "a GICv3 that is not initialised", lambda t, _: line(t, IrqType.SPI, 40), ready=False)
+with_gic(KVM_IRQ_LINE, 0, "a GICv2 initialises itself", lambda t, _: line(t, IrqType.SPI, 40), V2, ready=False)
+
+
+# --- creating -----------------------------------------------------------------------------------------------------------------------
+
+for version, name in ((V3, "GICv3"), (V2, "GICv2")):
+    case(KVM_CREATE_DEVICE, 0, name, lambda t, version=version: t.add_device(version))
+    with_gic(KVM_CREATE_DEVICE, EEXIST, f"{name}: a second GICv3", lambda t, _: t.add_device(V3), version)
+    with_gic(KVM_CREATE_DEVICE, EEXIST, f"{name}: a second GICv2", lambda t, _: t.add_device(V2), version)
+    with_gic(KVM_CREATE_IRQCHIP, EEXIST, f"beside a {name}", lambda t, _: t(KVM_CREATE_IRQCHIP), version)
+    with_gic(KVM_CREATE_VCPU, EBUSY, f"after a {name} was initialised", lambda t, _: t.add_vcpu(1), version)
+case(KVM_CREATE_IRQCHIP, 0, "a GICv2", lambda t: t(KVM_CREATE_IRQCHIP))
+case(KVM_CREATE_DEVICE, 0, "only a look", lambda t: t(KVM_CREATE_DEVICE, type=V2, flags=CREATE_DEVICE_TEST))
+with_gic(KVM_CREATE_VCPU, EINVAL, "the ninth beside a GICv2", lambda t, _: t.add_vcpu(8), V2, ready=False)
+with_gic(KVM_CHECK_EXTENSION, 0, "a GICv2 serves eight", lambda t, _: same(t.cap(Cap.MAX_VCPUS), 8), V2)
+with_its(KVM_CREATE_DEVICE, 0, "a second ITS", lambda t, _: t.add_device(ITS))
+with_its(KVM_CHECK_EXTENSION, 0, "messages need a device number", lambda t, _: same(t.cap(Cap.MSI_DEVID), 1))
+with_gic(KVM_CHECK_EXTENSION, 0, "messages need no device number without ITS", lambda t, _: same(t.cap(Cap.MSI_DEVID), 0))
+case(KVM_CHECK_EXTENSION, EINVAL, "MSI_DEVID without a VM", lambda t: t.cap(Cap.MSI_DEVID, on=t.system))
+
+
+def same(found: int, expected: int) -> None:
+    """A check that says what it found."""
+    assert found == expected, f"{found}, not {expected}"
+
+
+@case.of(KVM_CREATE_DEVICE, EBUSY, "after a vCPU has run")
+def _late(t: Trial):
+    t.program(("store", DOORBELL, 1))
+    t.run()
+    yield
+    t.add_device(V3)
+
+
+@case.of(KVM_CREATE_DEVICE, E2BIG, "a GICv2 for nine vCPUs")
+def _crowded(t: Trial):
+    for number in range(9):
+        t.add_vcpu(number)
+    yield
+    t.add_device(V2)
+
+
+def first_run(errno: int, cause: str, kind: int, *addresses: tuple[int, int], ready: bool = True) -> None:
+    """A case about the first KVM_RUN with an interrupt controller at these addresses."""
+
+    @case.of(KVM_RUN, errno, cause)
+    def _(t: Trial):
+        t.program(("store", DOORBELL, 1))
+        device = t.add_device(kind)
+        for attr, base in addresses:
+            t.set_attr(device, ADDR, attr, base, 8)
+        if ready:
+            t.set_attr(device, CTRL, VgicCtrl.INIT)
+        yield
+        t.run()
+
+
+AT2 = ((VgicAddr.V2_DIST, DISTRIBUTOR), (VgicAddr.V2_CPU, CPU_INTERFACE))
+AT3 = ((VgicAddr.V3_DIST, DISTRIBUTOR), (VgicAddr.V3_REDIST, REDISTRIBUTORS))
+first_run(0, "GICv3 complete", V3, *AT3)
+first_run(ENXIO, "GICv3 without addresses", V3)
+first_run(ENXIO, "GICv3 without distributor", V3, AT3[1])
+first_run(ENXIO, "GICv3 without redistributors", V3, AT3[0])
+first_run(EBUSY, "GICv3 not initialised", V3, *AT3, ready=False)
+first_run(EINVAL, "GICv3 whose frames overlap", V3, AT3[1], (VgicAddr.V3_DIST, REDISTRIBUTORS + 0x1_0000))
+first_run(0, "GICv2 complete", V2, *AT2)
+first_run(0, "GICv2 not initialised", V2, *AT2, ready=False)
+first_run(ENXIO, "GICv2 without addresses", V2)
+first_run(ENXIO, "GICv2 without CPU interface", V2, AT2[0])
+first_run(EINVAL, "GICv2 whose frames overlap", V2, AT2[0], (VgicAddr.V2_CPU, DISTRIBUTOR - 0x1000))
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------------------------
+
+
+def device_addr(t: Trial, id: int, address: int) -> int:
+    """KVM_ARM_SET_DEVICE_ADDR."""
+    return t(KVM_ARM_SET_DEVICE_ADDR, id=id, addr=address)
+
+
+def legacy(errno: int, cause: str, id: int, address: int) -> None:
+    """A case about the older way to place a GICv2."""
+
+    @case.of(KVM_ARM_SET_DEVICE_ADDR, errno, cause)
+    def _(t: Trial):
+        t(KVM_CREATE_IRQCHIP)
+        device_addr(t, VgicAddr.V2_CPU, CPU_INTERFACE)
+        yield
+        device_addr(t, id, address)
+
+
+case(KVM_ARM_SET_DEVICE_ADDR, ENODEV, "no interrupt controller", lambda t: device_addr(t, 0, DISTRIBUTOR))
+with_gic(KVM_ARM_SET_DEVICE_ADDR, ENODEV, "a GICv3", lambda t, _: device_addr(t, 0, DISTRIBUTOR))
+legacy(0, "the distributor", 0, DISTRIBUTOR)
+legacy(EEXIST, "the CPU interface again", 1, CPU_INTERFACE)
+legacy(ENODEV, "an unknown kind of address", 2, DISTRIBUTOR)
+legacy(ENODEV, "an unknown device", 1 << 16, DISTRIBUTOR)
+legacy(EINVAL, "not aligned", 0, DISTRIBUTOR + 0x800)
+legacy(E2BIG, "beyond the IPA size", 0, IPA_END)
+
+
+def place(errno: int, cause: str, kind: int, attr: int, base: int, before: tuple[tuple[int, int], ...] = ()) -> None:
+    """A case about an address of a new device, after others were set."""
+
+    @case.of(SET, errno, cause)
+    def _(t: Trial):
+        assert t.vcpu
+        if kind == ITS:
+            t.add_device(V3)
+        device = t.add_device(kind)
+        for earlier, at in before:
+            t.set_attr(device, ADDR, earlier, at, 8)
+        yield
+        t.set_attr(device, ADDR, attr, base, 8)
+
+
+def region(index: int, base: int, count: int, flags: int = 0) -> int:
+    """The value of a redistributor region."""
+    return count << 52 | base | flags << 12 | index
+
+
+DIST, REDIST, REGION = VgicAddr.V3_DIST, VgicAddr.V3_REDIST, VgicAddr.V3_REDIST_REGION
+for attr, name in ((DIST, "distributor"), (REDIST, "redistributors")):
+    place(0, f"GICv3 {name}", V3, attr, DISTRIBUTOR)
+    place(EINVAL, f"GICv3 {name} not aligned to 64 KiB", V3, attr, DISTRIBUTOR + 0x1000)
+    place(E2BIG, f"GICv3 {name} beyond the IPA size", V3, attr, IPA_END)
+    place(EEXIST, f"GICv3 {name} twice", V3, attr, DISTRIBUTOR + 0x10_0000, ((attr, DISTRIBUTOR),))
+place(EINVAL, "GICv3 distributor that wraps", V3, DIST, (1 << 64) - 0x1_0000)
+place(ENXIO, "GICv3 with an address of a GICv2", V3, VgicAddr.V2_DIST, DISTRIBUTOR)
+place(ENXIO, "GICv3 with an address of an ITS", V3, VgicAddr.ITS, ITS_BASE)
+place(ENXIO, "GICv3 with an unknown address", V3, 6, DISTRIBUTOR)
+place(EINVAL, "redistributors over the distributor", V3, REDIST, DISTRIBUTOR - 0x1_0000, ((DIST, DISTRIBUTOR),))
+place(0, "a region", V3, REGION, region(0, REDISTRIBUTORS, 4))
+place(0, "a second region", V3, REGION, region(1, 0x900_0000, 1), ((REGION, region(0, REDISTRIBUTORS, 4)),))
+place(EINVAL, "a region for nobody", V3, REGION, region(0, REDISTRIBUTORS, 0))
+place(EINVAL, "a region with flags", V3, REGION, region(0, REDISTRIBUTORS, 1, flags=1))
+place(EINVAL, "a first region with index 1", V3, REGION, region(1, REDISTRIBUTORS, 1))
+place(EINVAL, "a region after the other kind", V3, REGION, region(0, REDISTRIBUTORS, 1), ((REDIST, REDISTRIBUTORS),))
+place(EINVAL, "the other kind after a region", V3, REDIST, 0x900_0000, ((REGION, region(0, REDISTRIBUTORS, 1)),))
+place(EINVAL, "regions that overlap", V3, REGION, region(1, REDISTRIBUTORS, 1), ((REGION, region(0, REDISTRIBUTORS, 1)),))
+place(E2BIG, "a region that ends beyond the IPA size", V3, REGION, region(0, IPA_END - 0x2_0000, 2))
+for attr, name in ((VgicAddr.V2_DIST, "distributor"), (VgicAddr.V2_CPU, "CPU interface")):
+    place(0, f"GICv2 {name}", V2, attr, DISTRIBUTOR)
+    place(0, f"GICv2 {name} aligned to 4 KiB", V2, attr, DISTRIBUTOR + 0x1000)
+    place(EINVAL, f"GICv2 {name} not aligned to 4 KiB", V2, attr, DISTRIBUTOR + 0x800)
+    place(E2BIG, f"GICv2 {name} beyond the IPA size", V2, attr, IPA_END)
+    place(EEXIST, f"GICv2 {name} twice", V2, attr, DISTRIBUTOR + 0x10_0000, ((attr, DISTRIBUTOR),))
+place(E2BIG, "GICv2 CPU interface that ends beyond the IPA size", V2, VgicAddr.V2_CPU, IPA_END - 0x1000)
+place(ENXIO, "GICv2 with an address of a GICv3", V2, DIST, DISTRIBUTOR)
+place(0, "ITS", ITS, VgicAddr.ITS, ITS_BASE)
+place(EEXIST, "ITS twice", ITS, VgicAddr.ITS, ITS_BASE, ((VgicAddr.ITS, ITS_BASE),))
+place(EINVAL, "ITS not aligned to 64 KiB", ITS, VgicAddr.ITS, ITS_BASE + 0x1000)
+place(E2BIG, "ITS that ends beyond the IPA size", ITS, VgicAddr.ITS, IPA_END - 0x1_0000)
+place(ENODEV, "ITS with an address of a GICv3", ITS, DIST, DISTRIBUTOR)
+
+
+@case.of(GET, ENOENT, "a region that is not there")
+def _no_region(t: Trial):
+    device = t.add_device(V3)
+    yield
+    t.get_attr(device, ADDR, REGION, 8)
+
+
+# --- numbers of interrupts, registers, levels ---------------------------------------------------------------------------------------
+
+for count, code in ((64, 0), (96, 0), (992, 0), (32, EINVAL), (63, EINVAL), (65, EINVAL), (1000, EINVAL), (1024, EINVAL), (0, EINVAL)):
+    for version, name in ((V3, "GICv3"), (V2, "GICv2")):
+        with_gic(SET, code, f"{name}: {count} interrupts", lambda t, d, count=count: t.set_attr(d, NR_IRQS, 0, count), version, ready=False)
+with_gic(SET, EBUSY, "how many interrupts, too late", lambda t, d: t.set_attr(d, NR_IRQS, 0, 64))
+with_gic(SET, EFAULT, "how many interrupts, nowhere", lambda t, d: t.set_attr(d, NR_IRQS, 0), ready=False)
+with_gic(SET, 0, "initialise again", lambda t, d: t.set_attr(d, CTRL, VgicCtrl.INIT))
+with_gic(SET, ENXIO, "save pending tables before initialising", lambda t, d: t.set_attr(d, CTRL, VgicCtrl.SAVE_PENDING_TABLES), ready=False)
+with_gic(SET, 0, "save pending tables", lambda t, d: t.set_attr(d, CTRL, VgicCtrl.SAVE_PENDING_TABLES))
+with_gic(SET, ENXIO, "a command of an ITS to a GICv3", lambda t, d: t.set_attr(d, CTRL, VgicCtrl.ITS_SAVE_TABLES))
+with_gic(SET, ENXIO, "an unknown group", lambda t, d: t.set_attr(d, 99, 0, 0))
+with_gic(GET, ENXIO, "a command cannot be read", lambda t, d: t.get_attr(d, CTRL, VgicCtrl.INIT))
+
+ABSENT = 5 << 32
+"""The vCPU 5, or that with affinity 5, as attributes of registers name it."""
+
+for group, name in ((DIST_REGS, "distributor"), (REDIST_REGS, "redistributor")):
+    with_gic(GET, 0, f"a register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0))
+    with_gic(GET, EBUSY, f"a register of the {name}, not initialised", lambda t, d, group=group: t.get_attr(d, group, 0), ready=False)
+    with_gic(GET, ENXIO, f"no register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0xF000))
+    with_gic(HAS, 0, f"a {name} has a register", lambda t, d, group=group: t.has_attr(d, group, 0))
+    with_gic(HAS, ENXIO, f"a {name} has not this register", lambda t, d, group=group: t.has_attr(d, group, 0xF000))
+with_gic(GET, 0, "a register of the second frame", lambda t, d: t.get_attr(d, REDIST_REGS, 0x1_0100))
+with_gic(GET, EINVAL, "a redistributor of no vCPU", lambda t, d: t.get_attr(d, REDIST_REGS, ABSENT))
+with_gic(GET, EINVAL, "no vCPU, and not initialised: that first", lambda t, d: t.get_attr(d, REDIST_REGS, ABSENT), ready=False)
+with_gic(HAS, EINVAL, "has a redistributor of no vCPU", lambda t, d: t.has_attr(d, REDIST_REGS, ABSENT))
+with_gic(GET, 0, "a distributor does not look at the affinity", lambda t, d: t.get_attr(d, DIST_REGS, ABSENT))
+with_gic(GET, 0, "ICC_PMR_EL1", lambda t, d: t.get_attr(d, CPU_SYSREGS, ICC_PMR, 8))
+with_gic(GET, ENXIO, "a system register of something else", lambda t, d: t.get_attr(d, CPU_SYSREGS, 0xC000, 8))
+with_gic(GET, EINVAL, "a system register of no vCPU", lambda t, d: t.get_attr(d, CPU_SYSREGS, ABSENT | ICC_PMR, 8))
+with_gic(GET, 0, "levels", lambda t, d: t.get_attr(d, LEVEL_INFO, 32))
+with_gic(GET, EINVAL, "levels from within a word", lambda t, d: t.get_attr(d, LEVEL_INFO, 33))
+with_gic(GET, EINVAL, "something else than levels", lambda t, d: t.get_attr(d, LEVEL_INFO, 32 | 1 << 10))
+with_gic(SET, EINVAL, "GICD_IIDR of another make", lambda t, d: t.set_attr(d, DIST_REGS, 8, 0x1234))
+with_gic(SET, 0, "GICD_IIDR of an older revision", lambda t, d: t.set_attr(d, DIST_REGS, 8, 0x4B00_243B))
+
+for group, name in ((DIST_REGS, "distributor"), (CPU_REGS, "CPU interface")):
+    with_gic(GET, 0, f"GICv2: a register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0), V2)
+    with_gic(GET, 0, f"GICv2: a register of the {name} initialises", lambda t, d, group=group: t.get_attr(d, group, 0), V2, ready=False)
+    with_gic(GET, ENXIO, f"GICv2: no register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0xFF8), V2)
+    with_gic(GET, EINVAL, f"GICv2: a register of the {name} of no vCPU", lambda t, d, group=group: t.get_attr(d, group, ABSENT), V2)
+    with_gic(HAS, ENXIO, f"GICv2: a {name} has not this register", lambda t, d, group=group: t.has_attr(d, group, 0xFF8), V2)
+with_gic(GET, 0, "GICv2: a banked register of the second vCPU", lambda t, d: t.get_attr(d, DIST_REGS, 1 << 32 | 0x100), V2, 2)
+with_gic(GET, ENXIO, "GICv2: GICC_IAR cannot be read from outside", lambda t, d: t.get_attr(d, CPU_REGS, 0xC), V2)
+with_gic(GET, ENXIO, "GICv2: a group of a GICv3", lambda t, d: t.get_attr(d, REDIST_REGS, 0), V2)
+with_gic(SET, EINVAL, "GICv2: GICD_IIDR of revision 1", lambda t, d: t.set_attr(d, DIST_REGS, 8, 0x4B00_143B), V2)
+
+
+# --- the ITS ------------------------------------------------------------------------------------------------------------------------
+
+for offset, name in ((0, "CTLR"), (4, "IIDR"), (8, "TYPER"), (0x80, "CBASER"), (0x88, "CWRITER"), (0x90, "CREADR"), (0x100, "BASER0")):
+    with_its(GET, 0, f"GITS_{name}", lambda t, d, offset=offset: t.get_attr(d, ITS_REGS, offset, 8))
+for offset in (0x84, 0x104, 2):
+    with_its(GET, EINVAL, f"an ITS register at {offset:#x}", lambda t, d, offset=offset: t.get_attr(d, ITS_REGS, offset, 8))
+    with_its(HAS, EINVAL, f"an ITS has a register at {offset:#x}", lambda t, d, offset=offset: t.has_attr(d, ITS_REGS, offset))
+with_its(GET, ENXIO, "no ITS register", lambda t, d: t.get_attr(d, ITS_REGS, 0x40, 8))
+with_its(GET, ENXIO, "an ITS register before there is an address", lambda t, d: t.get_attr(d, ITS_REGS, 0, 8), place=False)
+with_its(SET, EINVAL, "GITS_CREADR outside the ring", lambda t, d: t.set_attr(d, ITS_REGS, 0x90, 0x1000, 8))
+with_its(SET, EINVAL, "GITS_IIDR of another layout", lambda t, d: t.set_attr(d, ITS_REGS, 4, 0x4B00_143B, 8))
+for command in (VgicCtrl.INIT, VgicCtrl.ITS_SAVE_TABLES, VgicCtrl.ITS_RESTORE_TABLES, VgicCtrl.ITS_RESET):
+    with_its(SET, 0, f"ITS {command.name}, of nothing", lambda t, d, command=command: t.set_attr(d, CTRL, command))
+    with_its(HAS, 0, f"an ITS has {command.name}", lambda t, d, command=command: t.has_attr(d, CTRL, command))
+with_its(HAS, ENXIO, "an ITS has no pending tables", lambda t, d: t.has_attr(d, CTRL, VgicCtrl.SAVE_PENDING_TABLES))
+with_its(SET, ENXIO, "an unknown group of an ITS", lambda t, d: t.set_attr(d, NR_IRQS, 0, 64))
+
+
+@case.of(SET, EFAULT, "ITS tables that are not in memory")
+def _no_tables(t: Trial):
+    device = its(t)
+    t.set_attr(device, ITS_REGS, 0x108, 1 << 63 | 0x4000_0000, 8)
+    yield
+    t.set_attr(device, CTRL, VgicCtrl.ITS_SAVE_TABLES)
