@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trapline.abi.caps import Cap
 from trapline.abi.exits import Exit, IntrExit, MmioExit
 
 Program = Callable[["FakeVcpu"], Iterator[Exit]]
@@ -101,7 +102,7 @@ class FakeVm:
         return FakeDevice()
 
     def check_extension(self, cap: int) -> int:
-        return 1
+        return int(cap not in (Cap.ARM_PMU_V3, Cap.STEAL_TIME))
 
     def enable_cap(self, cap: int, *args: int) -> int:
         return 0

@@ -20,6 +20,7 @@ from trapline.arm64.regs import (
     HCR_EL2,
     ICC_SGI1R_EL1,
     ID_AA64PFR0_EL1,
+    MDCR_EL2,
     MIDR_EL1,
     OSLSR_EL1,
     PMCR_EL0,
@@ -32,7 +33,17 @@ from trapline.arm64.regs.system import BY_ENCODING, SYSTEM_OPS
 from trapline.arm64.state import CpuState
 from trapline.arm64.sysreg import encode
 from trapline.arm64.sysreg_functions import FUNCTIONS, cval_from_tval, next_timer_count, timer_lines, tval_from_cval
-from trapline.arm64.traps import OK, TRAPPED, UNDEFINED, Trapped, Undefined, access_outcome, access_result, unallocated_result
+from trapline.arm64.traps import (
+    OK,
+    TRAPPED,
+    UNDEFINED,
+    Trapped,
+    Undefined,
+    access_outcome,
+    access_result,
+    unallocated_outcome,
+    unallocated_result,
+)
 from trapline.registers import Register
 
 
@@ -120,6 +131,19 @@ def test_implementation_defined_space() -> None:
     assert unallocated_result(0xC780, 0, read) == Undefined()
     assert unallocated_result(0xC780, 1, lambda register: 0) == Undefined()
     assert unallocated_result(0xC500, 1, read) == Undefined()
+
+
+def test_performance_monitors_trap_although_the_machine_has_none() -> None:
+    """PMCR_EL0, PMINTENSET_EL1, PMEVCNTR0_EL0; by the definition and compiled."""
+    for encoding, els in ((encode((3, 3, 9, 12, 0)), (0, 1)), (encode((3, 0, 9, 14, 1)), (1,)), (encode((3, 3, 14, 8, 0)), (0, 1))):
+        for el in range(3):
+            for trap in (False, True):
+                state = CpuState()
+                state.el, state.sysreg[MDCR_EL2.slot] = el, MDCR_EL2(TPM=trap)
+                wanted = unallocated_result(encoding, el, lambda register, state=state: state.sysreg[register.slot])
+                assert wanted == (Trapped(2, 0x18) if trap and el in els else Undefined()), (hex(encoding), el)
+                outcome = unallocated_outcome(state, encoding)
+                assert outcome == (TRAPPED | 2 << 8 | 0x18 << 16 if isinstance(wanted, Trapped) else UNDEFINED)
 
 
 def test_compiled_decision_is_the_defined_one() -> None:

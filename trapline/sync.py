@@ -314,6 +314,14 @@ class World:
         """Somewhere for one task to sleep."""
         return WaitQueue(name)
 
+    def call_at(self, deadline_ns: int, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called, on a thread of its own, when the clock reads `deadline_ns`. Returns what cancels it."""
+        delay = max(0, deadline_ns - self.clock.now()) / 1e9
+        timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), callback)
+        timer.daemon = True
+        timer.start()
+        return timer.cancel
+
     def wall_ns(self) -> int:
         """Nanoseconds since 1970."""
         return time.time_ns()

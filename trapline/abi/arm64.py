@@ -145,6 +145,16 @@ class VcpuGroup(IntEnum):
     PVTIME_CTRL = 2
 
 
+class PmuAttr(IntEnum):
+    """Attributes of VcpuGroup.PMU_V3_CTRL."""
+
+    IRQ = 0
+    INIT = 1
+    FILTER = 2
+    SET_PMU = 3
+    SET_NR_COUNTERS = 4
+
+
 class TimerAttr(IntEnum):
     """Attributes of VcpuGroup.TIMER_CTRL: the PPI of each timer, as a 32-bit int."""
 

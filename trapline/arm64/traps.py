@@ -14,7 +14,7 @@ from typing import Final
 
 from trapline.arm64.exceptions import FP_ISS, HOST, IL, route_sync, sysreg_syndrome, take_exception
 from trapline.arm64.regs import TABLE
-from trapline.arm64.regs.el2 import HCR_EL2
+from trapline.arm64.regs.el2 import HCR_EL2, MDCR_EL2
 from trapline.arm64.regs.special import FP_ACCESS
 from trapline.arm64.regs.system import SYSTEM_OPS, SystemOp
 from trapline.arm64.state import CpuState
@@ -84,8 +84,14 @@ def access_result(row: type[Sysreg] | SystemOp, el: int, write: bool, read: Read
 
 def unallocated_result(encoding: int, el: int, read: ReadControl) -> Undefined | Trapped:
     """What an access to an encoding without a row does: UNDEFINED, or in the implementation-defined space (CRn 11 and 15) a trap
-    to EL2 under HCR_EL2.TIDCP. From EL0 that space is UNDEFINED always, one of the two choices the architecture gives."""
-    op0, _, crn, _, _ = decode(encoding)
+    to EL2 under HCR_EL2.TIDCP. From EL0 that space is UNDEFINED always, one of the two choices the architecture gives.
+
+    The machine has no performance monitors, but MDCR_EL2.TPM traps their registers: a hypervisor can play them.
+    """
+    op0, op1, crn, crm, _ = decode(encoding)
+    if op0 == 3 and ((crn == 9 and crm >= 12) or (crn == 14 and crm >= 8)) and op1 in ((3,) if crn == 14 or el == 0 else (0, 3)):
+        if el < 2 and read(MDCR_EL2) & MDCR_EL2.TPM.mask:
+            return Trapped(2, 0x18)
     if op0 in (1, 3) and crn in (11, 15) and el == 1 and read(HCR_EL2) & HCR_EL2.TIDCP.mask:
         return Trapped(2, 0x18)
     return Undefined()
@@ -149,7 +155,7 @@ RULE_VALUE2: tuple[u64, ...] = tuple(rule[7] for rule in _RULES)
 RULE_HOST1: tuple[u32, ...] = tuple(rule[8] for rule in _RULES)
 RULE_HOST2: tuple[u32, ...] = tuple(rule[9] for rule in _RULES)
 
-TRAP_TIDCP = TRAPPED | 2 << TARGET_SHIFT | 0x18 << EC_SHIFT
+TO_HYPERVISOR = TRAPPED | 2 << TARGET_SHIFT | 0x18 << EC_SHIFT
 TARGET_MASK = 3 << TARGET_SHIFT
 TO_EL2 = 2 << TARGET_SHIFT
 FP_TO_EL1 = TRAPPED | 1 << TARGET_SHIFT | FP_ACCESS << EC_SHIFT
@@ -176,10 +182,16 @@ def find_entry(key: u32) -> u32:
 def unallocated_outcome(cpu: Ptr[CpuState], encoding: u32) -> u32:
     """`unallocated_result` for the current state: use it for encodings without a row and for registers the machine lacks."""
     op0: u32 = encoding >> 14 & 3
+    op1: u32 = encoding >> 11 & 7
     crn: u32 = encoding >> 7 & 15
+    crm: u32 = encoding >> 3 & 15
+    monitor: u1 = op0 == 3 and ((crn == 9 and crm >= 12) or (crn == 14 and crm >= 8 and op1 == 3))
+    if monitor and (op1 == 3 or (op1 == 0 and cpu.el == 1)):
+        if cpu.el < 2 and cpu.sysreg[MDCR_EL2.slot] & MDCR_EL2.TPM.mask != 0:
+            return TO_HYPERVISOR
     if (op0 == 1 or op0 == 3) and (crn == 11 or crn == 15):
         if cpu.el == 1 and cpu.sysreg[HCR_EL2.slot] & HCR_EL2.TIDCP.mask != 0:
-            return TRAP_TIDCP
+            return TO_HYPERVISOR
     return UNDEFINED
 
 

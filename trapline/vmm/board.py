@@ -31,6 +31,8 @@ GIC_REDISTRIBUTORS = Region(0x080A_0000, 0x00F6_0000)
 UART = Region(0x0900_0000, 0x1000)
 RTC = Region(0x0901_0000, 0x1000)
 GPIO = Region(0x0903_0000, 0x1000)
+PVTIME = Region(0x090A_0000, 0x0001_0000)
+"""Memory in which each CPU finds its stolen time."""
 VIRTIO = Region(0x0A00_0000, 0x200)
 """The first of the virtio-mmio slots."""
 PCIE_MMIO = Region(0x1000_0000, 0x2EFF_0000)
@@ -53,6 +55,7 @@ VIRTIO_SPI = 16
 # Private peripheral interrupts, counted from 16 as the device tree does: secure physical, physical, virtual, hypervisor timer.
 TIMER_PPIS = (13, 14, 11, 10)
 HYP_VIRTUAL_TIMER_PPI = 12
+PMU_PPI = 7
 MAINTENANCE_PPI = 9
 """The GIC's own, for the hypervisor that fills its list registers."""
 

@@ -48,6 +48,7 @@ class Description:
     initrd:         where the initial ramdisk is, if there is one.
     seed:           entropy for the kernel's address layout and its generator; none if empty.
     el2:            whether the CPUs have EL2.
+    pmu:            whether they have performance monitors.
     its:            whether the interrupt controller has an ITS.
     gic:            version of the interrupt controller.
     """
@@ -59,6 +60,7 @@ class Description:
     initrd: Region | None = None
     seed: bytes = b""
     el2: bool = False
+    pmu: bool = False
     its: bool = False
     gic: int = 3
 
@@ -74,6 +76,7 @@ def build(machine: Description) -> bytes:
         node(f"memory@{board.RAM_BASE:x}", {"device_type": "memory", "reg": reg(Region(board.RAM_BASE, machine.ram))}),
         cpus(machine.cpus),
         timer(machine.el2),
+        *([pmu()] if machine.pmu else []),
         interrupt_controller(machine),
         clock(),
         primecell("pl011", PL011.compatible, board.UART, board.UART_SPI, {"clock-names": ("uartclk", "apb_pclk")}),
@@ -153,6 +156,11 @@ def timer(el2: bool) -> fdt.Node:
     ppis = (*board.TIMER_PPIS, board.HYP_VIRTUAL_TIMER_PPI) if el2 else board.TIMER_PPIS
     interrupts = tuple(cell for ppi in ppis for cell in (GIC_PPI, ppi, LEVEL_HIGH))
     return node("timer", {"compatible": ("arm,armv8-timer", "arm,armv7-timer"), "always-on": None, "interrupts": interrupts})
+
+
+def pmu() -> fdt.Node:
+    """The performance monitors and their private interrupt."""
+    return node("pmu", {"compatible": "arm,armv8-pmuv3", "interrupts": (GIC_PPI, board.PMU_PPI, LEVEL_HIGH)})
 
 
 def interrupt_controller(machine: Description) -> fdt.Node:

@@ -59,6 +59,7 @@ from trapline.vmm.board import (
 )
 from trapline.vmm.bus import Bus
 from trapline.vmm.mirror import PageMirror
+from trapline.vmm.services import start_services
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareSystem, BareVcpu, BareVm  # brings the engine with it
@@ -196,6 +197,7 @@ class Machine:
         plan = software.plan(config.memory)
         self.vm: Vm | BareVm = system.create_vm()
         try:
+            self.has_pmu = config.machine != "bare" and bool(self.vm.check_extension(Cap.ARM_PMU_V3))
             if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
                 self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
             for path in config.sysreg:
@@ -208,6 +210,8 @@ class Machine:
             self.flash = () if isinstance(software.kernel, images.LinuxImage) else self._add_flash(software.firmware)
             self.vcpus = [self._add_vcpu(number) for number in range(config.cpus)]
             self._add_gic()
+            if self.config.machine != "bare":
+                start_services(cast(Vm, self.vm), cast("list[Vcpu]", self.vcpus))
             self.uart = PL011(self._spi(UART_SPI), output)
             if self.vm.check_extension(Cap.READONLY_MEM):
                 self.uart.mirror = PageMirror(self.vm, UART.base)
@@ -270,6 +274,8 @@ class Machine:
         features = [Feature.POWER_OFF] if number else []
         if self.vm.check_extension(Cap.ARM_PTRAUTH_ADDRESS) and self.vm.check_extension(Cap.ARM_PTRAUTH_GENERIC):
             features += [Feature.PTRAUTH_ADDRESS, Feature.PTRAUTH_GENERIC]
+        if self.has_pmu:
+            features.append(Feature.PMU_V3)
         return self.vm.create_vcpu(number, features=features)
 
     def _add_gic(self) -> None:
@@ -332,6 +338,7 @@ class Machine:
                 initrd=plan.initrd,
                 seed=self._entropy("device tree")(SEED_BYTES),
                 el2=self.config.el2,
+                pmu=self.has_pmu,
                 its=self.has_its,
                 gic=self.config.gic,
             )

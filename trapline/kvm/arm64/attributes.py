@@ -1,4 +1,4 @@
-"""A vCPU's device attributes: its timers' interrupts and where its stolen time is told."""
+"""A vCPU's device attributes: its PMU, its timers' interrupts and where its stolen time is told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from trapline.abi.arm64 import VcpuGroup
 from trapline.errors import KvmError
+from trapline.kvm.arm64.pmu import PmuAttributes
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -33,6 +34,8 @@ class VcpuAttributes:
 
     def _group(self, group: int) -> AttributeGroup:
         match group:
+            case VcpuGroup.PMU_V3_CTRL:
+                return PmuAttributes(self._vcpu)
             case VcpuGroup.TIMER_CTRL:
                 return self._vcpu.vm.timer
             case VcpuGroup.PVTIME_CTRL:
@@ -53,4 +56,8 @@ class VcpuAttributes:
 
     def has_attr(self, group: int, attr: int) -> None:
         """ENXIO unless the attribute exists."""
-        self.attr_size(group, attr)
+        found = self._group(group)
+        if isinstance(found, PmuAttributes):
+            found.has_attr(attr)  # without a PMU there are none, which is another error when one is used
+        else:
+            found.attr_size(attr)

@@ -55,7 +55,7 @@ def _features_of(init: VcpuInit, machine_has_pauth: bool) -> int:
     features = words[0] & ~(1 << Feature.POWER_OFF)
     if any(words[1:]) or features & ~KNOWN_FEATURES:
         raise KvmError(ENOENT)
-    allowed = 1 << Feature.PSCI_0_2 | (PTRAUTH if machine_has_pauth else 0)
+    allowed = 1 << Feature.PSCI_0_2 | 1 << Feature.PMU_V3 | (PTRAUTH if machine_has_pauth else 0)
     if features & ~allowed or features & PTRAUTH not in (0, PTRAUTH):
         raise KvmError(EINVAL)
     return features

@@ -51,10 +51,10 @@ OS_LOCK: Final = OSLSR_EL1.OSLK.mask
 KERNEL_OR_MONITOR: Final = MDSCR_EL1.KDE.mask | MDSCR_EL1.MDE.mask
 DEBUG_ENABLES: Final = KERNEL_OR_MONITOR | MDSCR_EL1.SS.mask
 
-GUEST_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1))
-NOBODY_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TDA=1))
-USERSPACE_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TDA=1, TDE=1))
-"""What traps by owner. The OS lock's registers and the debug ROM's address are always answered by the hypervisor."""
+GUEST_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TPM=1))
+NOBODY_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TPM=1, TDA=1))
+USERSPACE_OWNS: Final = int(MDCR_EL2(TDRA=1, TDOSA=1, TPM=1, TDA=1, TDE=1))
+"""What traps by owner. The OS lock's registers, the debug ROM's address and the PMU are always answered by the hypervisor."""
 
 FAMILIES: Final = (DBGBCR, DBGBVR, DBGWCR, DBGWVR)
 ENABLING: Final = (MDSCR, OSLSR)

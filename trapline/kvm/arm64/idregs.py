@@ -31,6 +31,7 @@ from trapline.arm64.regs import (
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import flags
+from trapline.kvm.arm64.pmu import VERSION as PMU_VERSION
 from trapline.registers import Field
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ WRITABLE: Final[Mapping[int, int]] = MappingProxyType(
     {
         _P0.encoding: _only(_P0.SEL2, _P0.DIT, _P0.RME, _P0.CSV2, _P0.CSV3),
         _P1.encoding: _only(_P1.BT, _P1.SSBS, _P1.CSV2_frac),
-        _D0.encoding: _only(_D0.DoubleLock, _D0.WRPs, _D0.PMUVer, _D0.DebugVer),
+        _D0.encoding: _only(_D0.DoubleLock, _D0.WRPs, _D0.DebugVer),
         ID_AA64ISAR0_EL1.encoding: _all_but(ID_AA64ISAR0_EL1),
         _I1.encoding: _all_but(_I1, _I1.APA, _I1.API, _I1.GPA, _I1.GPI),
         _I2.encoding: _all_but(_I2, _I2.APA3, _I2.GPA3),
@@ -122,6 +123,8 @@ class IdRegisters:
         values: dict[type[Sysreg], int] = vm.machine.features.without(*hidden).id_values()
         values[_P0] = _P0(values[_P0]).replace(EL2=0)
         values[_D0] = _D0(values[_D0]).replace(CTX_CMPs=0)
+        if vm.has_feature(Feature.PMU_V3):
+            values[_D0] = _D0(values[_D0]).replace(PMUVer=PMU_VERSION)
         values[_M1] = _M1(values.get(_M1, 0)).replace(HCX=0, VMIDBits=0)
         return {reg.encoding: int(value) for reg, value in values.items()}
 

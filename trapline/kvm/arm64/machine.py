@@ -17,10 +17,10 @@ from trapline.kvm.arm64 import debug as debug_module
 from trapline.kvm.arm64 import vm as vm_module
 from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
 from trapline.sync import Lock, World
+from trapline.turns import Turns
 
 if TYPE_CHECKING:
     from trapline.kvm.vm import Vm
-    from trapline.turns import Turns
 
 DEFAULT_IPA_BITS = 40
 MIN_IPA_BITS, MAX_IPA_BITS = 32, 48
@@ -42,6 +42,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.ARM_SYSTEM_SUSPEND: 1,
         Cap.ARM_SUPPORTED_REG_MASK_RANGES: 1,
         Cap.ARM_WRITABLE_IMP_ID_REGS: 1,
+        Cap.ARM_PMU_V3: 1,
         Cap.PTP_KVM: 1,
         Cap.STEAL_TIME: 1,
         Cap.COUNTER_OFFSET: 1,
@@ -131,6 +132,8 @@ class Arm64:
         self.vmids = Vmids()
         self.processors = Processors(engine)
         self.world = World() if world is None else world
+        self.counts_instructions = isinstance(self.world, Turns)
+        """Whether the machine knows how many instructions a processor has retired."""
         self.reset_values = [(reg.slot, int(value)) for reg, value in features.reset_values().items()]
         """What every register's storage holds after reset."""
 

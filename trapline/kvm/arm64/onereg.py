@@ -33,7 +33,7 @@ from trapline.arm64.regs import (
 from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR
 from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
-from trapline.kvm.arm64 import psci, smccc, timer
+from trapline.kvm.arm64 import pmu_registers, psci, smccc, timer
 
 if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -167,6 +167,9 @@ TIMERS: Final[dict[int, Access]] = {
 }
 """The physical counter cannot be moved on a machine without FEAT_ECV: its id accepts what it is given and keeps counting."""
 
+PMU: Final[dict[int, Access]] = {abi.reg_sysreg(*enc): Access(*access) for enc, access in pmu_registers.SAVED.items()}
+"""Of vCPUs with a PMU."""
+
 CACHES: Final[dict[int, Access]] = {abi.reg_ccsidr(index): _zero_only(int(size)) for index, size in enumerate(CACHE_SIZES)}
 
 
@@ -225,6 +228,8 @@ def check_id(reg_id: int) -> None:
 
 def _find(vcpu: Arm64Vcpu, reg_id: int) -> Access:
     access = registers(vcpu.vm.machine.features).get(reg_id)
+    if access is None and vcpu.pmu is not None:
+        access = PMU.get(reg_id)
     if access is not None:
         return access
     check_id(reg_id)
@@ -244,4 +249,4 @@ def write(vcpu: Arm64Vcpu, reg_id: int, value: int) -> None:
 
 def list_ids(vcpu: Arm64Vcpu) -> list[int]:
     """Every id."""
-    return list(registers(vcpu.vm.machine.features))
+    return [*registers(vcpu.vm.machine.features), *(PMU if vcpu.pmu is not None else ())]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.arm64.regs import ACTLR_EL1, AIDR_EL1, ICC_ASGI1R_EL1, ICC_DIR_EL1, ICC_SGI0R_EL1, ICC_SGI1R_EL1, REVIDR_EL1
 from trapline.arm64.sysreg import Sysreg, encode
-from trapline.kvm.arm64 import debug, inject, timer
+from trapline.kvm.arm64 import debug, inject, pmu_registers, timer
 from trapline.kvm.arm64.syndrome import sysreg_encoding
 from trapline.kvm.arm64.sysreg_exits import handle_unknown
 
@@ -69,6 +69,7 @@ READS: Mapping[int, Read] = MappingProxyType(
         AIDR_EL1.encoding: _identity(AIDR_EL1),
         **debug.READS,
         **timer.READS,
+        **pmu_registers.READS,
     }
 )
 
@@ -87,6 +88,7 @@ WRITES: Mapping[int, Write] = MappingProxyType(
         ICC_DIR_EL1.encoding: _deactivate,
         **debug.WRITES,
         **timer.WRITES,
+        **pmu_registers.WRITES,
     }
 )
 

@@ -28,6 +28,7 @@ from trapline.errors import KvmError
 from trapline.kvm.arm64 import debug, flags, onereg, psci, sysreg_exits, timer
 from trapline.kvm.arm64.abort import NOT_PENDING, complete_mmio
 from trapline.kvm.arm64.attributes import VcpuAttributes
+from trapline.kvm.arm64.pmu import Pmu
 from trapline.kvm.arm64.pvtime import PvTime
 from trapline.kvm.arm64.syndrome import EC_SHIFT
 from trapline.kvm.arm64.traps import TRAPS, unknown_trap
@@ -86,6 +87,7 @@ class Arm64Vcpu:
         self.debug = debug.DebugState()
         self.pvtime = PvTime(self)
         self.attributes = VcpuAttributes(self)
+        self.pmu: Pmu | None = None
         self.initialized = False
         self.features = 0
         self.has_run = False
@@ -144,6 +146,8 @@ class Arm64Vcpu:
                 raise KvmError(EINVAL)
             vm.vcpu_features = self.features = features
             self.initialized = True
+            if self.pmu is None and features >> Feature.PMU_V3 & 1:
+                self.pmu = Pmu(self)
         if self.has_run:
             vm.forget_code()
         self.core.requests.take(RESET)
@@ -181,6 +185,8 @@ class Arm64Vcpu:
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
         debug.reset(self)
+        if self.pmu is not None:
+            self.pmu.reset()
         if running:
             debug.load(self)
         self.cpu.request_flush()
@@ -207,6 +213,8 @@ class Arm64Vcpu:
         if present:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()
+        if self.pmu is not None:
+            self.pmu.check()
         with self.vm.config_lock:
             ids = self.vm.id_values()
             self.vm.flags.set(flags.HAS_RUN_ONCE)
@@ -279,7 +287,8 @@ class Arm64Vcpu:
         if core.run[IMMEDIATE_EXIT_OFFSET]:
             check_immediate_exit(core)
         self.pvtime.update()
-        cpu, sysreg, vgic, requests, stats = self.cpu, self.sysreg, self.vm.vgic, core.requests, core.stats
+        cpu, sysreg, vgic, requests = self.cpu, self.sysreg, self.vm.vgic, core.requests
+        pmu, stats = self.pmu, core.stats
         while True:
             # From here on a kick reaches the processor, so what is asked for after this look still ends the guest's run.
             self.in_guest = True
@@ -295,7 +304,7 @@ class Arm64Vcpu:
                 vgic.flush(self)
             else:
                 sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | self.pins
-            kind = cpu.enter().kind
+            kind = (cpu.enter if pmu is None or not pmu.running else pmu.enter)().kind
             self.in_guest = False
             stats.exits += 1
             if vgic is not None:

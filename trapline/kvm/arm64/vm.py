@@ -25,6 +25,7 @@ from trapline.host.user import PAGE_SIZE
 from trapline.kvm.arm64 import flags
 from trapline.kvm.arm64.idregs import IdRegisters
 from trapline.kvm.arm64.mmu import Mmu
+from trapline.kvm.arm64.pmu import VmPmu
 from trapline.kvm.arm64.smccc import Smccc, VmAttributes
 from trapline.kvm.arm64.timer import VmTimer
 from trapline.kvm.arm64.vcpu import Arm64Vcpu
@@ -87,6 +88,7 @@ class Arm64Vm:
         self.has_ssbs = "SSBS" in machine.features
         self.has_mte = "MTE2" in machine.features
         self.its: list[Any] = []
+        self.pmu = VmPmu(self)
         self.ids = IdRegisters(self)
         core.attributes = VmAttributes(self)
         self.smccc = Smccc(self)
