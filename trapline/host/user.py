@@ -7,6 +7,7 @@ the host has confirmed that the address is there and can be read or written: tha
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from bisect import bisect_right
 from ctypes import c_size_t, c_ulong, c_void_p
@@ -26,8 +27,10 @@ USER_END = 1 << (48 if platform.machine() in ("aarch64", "arm64") else 47)
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", c_void_p), ("length", c_size_t)]
+_Vectors = ctypes.c_size_t * 4
+"""Two `struct iovec`: base and length here, base and length there."""
+
+VECTOR_SIZE = 2 * ctypes.sizeof(ctypes.c_size_t)
 
 
 def _libc() -> ctypes.CDLL:
@@ -37,7 +40,6 @@ def _libc() -> ctypes.CDLL:
         function.argtypes = [ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong]
         function.restype = ctypes.c_ssize_t
     libc.madvise.argtypes = [c_void_p, c_size_t, ctypes.c_int]
-    libc.getpid.restype = ctypes.c_int
     return libc
 
 
@@ -118,24 +120,28 @@ def _knows_populate() -> bool:
 
 
 def _transfer(call: ctypes._NamedFuncPointer, address: int, buffer: ctypes.Array[ctypes.c_char], size: int) -> bool:
-    local = _Iovec(ctypes.addressof(buffer), size)
-    remote = _Iovec(address, size)
-    return bool(call(LIBC.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) == size)
+    """Copy between the buffer and an address that need not be valid."""
+    vectors = _Vectors(ctypes.addressof(buffer), size, address, size)
+    place = ctypes.addressof(vectors)
+    return bool(call(os.getpid(), place, 1, place + VECTOR_SIZE, 1, 0) == size)
 
 
 def copy_from_user(address: int, size: int) -> bytes:
     """`size` bytes of user memory; KvmError(EFAULT) if they cannot be read."""
-    buffer = ctypes.create_string_buffer(max(size, 1))
-    if size and not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_readv, address, buffer, size)):
+    if not size:
+        return b""
+    buffer = ctypes.create_string_buffer(size)
+    if not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_readv, address, buffer, size)):
         raise KvmError(EFAULT)
-    return buffer.raw[:size]
+    return buffer.raw
 
 
 def copy_to_user(address: int, data: bytes) -> None:
     """Write user memory; KvmError(EFAULT) if it cannot be written."""
-    buffer = ctypes.create_string_buffer(data, max(len(data), 1))
     size = len(data)
-    if size and not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_writev, address, buffer, size)):
+    if not size:
+        return
+    if not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_writev, address, ctypes.create_string_buffer(data, size), size)):
         raise KvmError(EFAULT)
 
 

@@ -120,7 +120,7 @@ class IdRegisters:
             hidden.append("PAuth")
         if not vm.has_gic_registers:
             hidden.append("GICv3")
-        values: dict[type[Sysreg], int] = vm.machine.features.without(*hidden).id_values()
+        values = vm.machine.id_values_without(*hidden)
         values[_P0] = _P0(values[_P0]).replace(EL2=0)
         values[_D0] = _D0(values[_D0]).replace(CTX_CMPs=0)
         if vm.has_feature(Feature.PMU_V3):

@@ -11,6 +11,7 @@ from trapline.abi.arm64 import GUEST_DEBUG_MASK, VM_TYPE_IPA_SIZE_MASK
 from trapline.abi.caps import Cap
 from trapline.arm64.features import Features
 from trapline.arm64.regs.timer import COUNTER_HZ
+from trapline.arm64.sysreg import Sysreg
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import calls as calls_module
 from trapline.kvm.arm64 import debug as debug_module
@@ -119,6 +120,16 @@ class Processors:
             self._idle.append(cpu)
 
 
+def _runs(values: Mapping[int, int]) -> list[tuple[int, bytes]]:
+    """64-bit values by slot, joined where slots follow each other."""
+    runs: list[tuple[int, bytearray]] = []
+    for slot, value in sorted(values.items()):
+        if not runs or runs[-1][0] + len(runs[-1][1]) // 8 != slot:
+            runs.append((slot, bytearray()))
+        runs[-1][1].extend(value.to_bytes(8, "little"))
+    return [(slot, bytes(data)) for slot, data in runs]
+
+
 class Arm64:
     """KVM/arm64 over one engine."""
 
@@ -134,8 +145,16 @@ class Arm64:
         self.world = World() if world is None else world
         self.counts_instructions = isinstance(self.world, Turns)
         """Whether the machine knows how many instructions a processor has retired."""
-        self.reset_values = [(reg.slot, int(value)) for reg, value in features.reset_values().items()]
-        """What every register's storage holds after reset."""
+        self.reset_runs = _runs({reg.slot: int(value) for reg, value in features.reset_values().items()})
+        """What every register's storage holds after reset, as the bytes of neighbours from a slot on."""
+        self._id_values: dict[frozenset[str], Mapping[type[Sysreg], int]] = {}
+
+    def id_values_without(self, *hidden: str) -> dict[type[Sysreg], int]:
+        """ID registers of this machine less some features. Every VM asks, and few answers differ."""
+        key = frozenset(hidden)
+        if key not in self._id_values:
+            self._id_values[key] = MappingProxyType(self.features.without(*hidden).id_values())
+        return dict(self._id_values[key])
 
     @classmethod
     def on_software_machine(cls, turns: Turns | None = None, features: Features | None = None) -> Arm64:

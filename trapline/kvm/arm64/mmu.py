@@ -133,7 +133,9 @@ class Mmu:
     def unmap_all(self) -> None:
         """Remove every translation."""
         with self.lock:
-            self._forget(0, 1 << self.ipa_bits)
+            if self.tables.clear():
+                self._flush()
+            self.tables.reclaim()
 
     def write_protect(self, gpa: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Make the next write to each page of these ranges, [begin, end) counted from `gpa` on, fault."""

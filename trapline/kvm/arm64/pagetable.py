@@ -150,6 +150,15 @@ class Stage2:
         """Remove every translation that touches [start, end); say whether there was any. TLBs still hold them afterwards."""
         return self._unmap(self._root, self.first_level, 0, start, end)
 
+    def clear(self) -> bool:
+        """Remove every translation; say whether there was any. TLBs still hold them afterwards."""
+        size = ctypes.sizeof(self._root)
+        if bytes(self._root).count(0) == size:
+            return False
+        ctypes.memset(self.root, 0, size)
+        self._retired.extend(self._tables.keys() - self._retired)
+        return True
+
     def _unmap(self, table: ctypes.Array[ctypes.c_uint64], level: int, base: int, start: int, end: int) -> bool:
         found = False
         for index, address in self._indices(level, len(table), base, start, end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from errno import EINTR, EINVAL, EIO, ENOEXEC
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,14 +162,11 @@ class Arm64Vcpu:
         state, sysreg = self.state, self.sysreg
         running = self.debug.guest_values is not None
         debug.put(self)
-        for register in range(31):
-            self.x[register] = 0
-        for vector in state.v:
-            vector.lo = vector.hi = 0
-        for index in range(len(state.sp_el)):
-            state.sp_el[index] = 0
-        for slot, value in self.vm.machine.reset_values:
-            sysreg[slot] = value
+        for array in (self.x, state.v, state.sp_el):
+            ctypes.memset(ctypes.addressof(array), 0, ctypes.sizeof(array))
+        storage = ctypes.addressof(sysreg)
+        for slot, values in self.vm.machine.reset_runs:
+            ctypes.memmove(storage + 8 * slot, values, len(values))
         hcr = GUEST_HCR
         if self.features & PTRAUTH:
             hcr = hcr.replace(API=1, APK=1)

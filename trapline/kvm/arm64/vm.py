@@ -147,6 +147,8 @@ class Arm64Vm:
             self._drop_code(slot)
 
     def _drop_code(self, slot: Memslot) -> None:
+        if not self.has_run:
+            return  # nothing was decoded from it for this VM, and what other VMs had there went with them
         start = max(slot.hva, PAGE_SIZE)  # nothing is ever at address 0, which is the engine's word for no page
         self.machine.engine.drop_code(start, slot.hva + slot.size - start)
 
