@@ -352,7 +352,7 @@ class System:
             file, self.file = self.file, -1
             self.backend.close(file)
 
-    def __enter__(self) -> System:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from trapline.abi.caps import Cap
-from trapline.backends.select import DEVICE, choose, open_system
+from trapline.backends.select import DEVICE, X86_MACHINES, choose, open_system, open_x86
 from trapline.errors import TraplineError
 from trapline.paths import cache_root
 from trapline.vmm import guests
@@ -71,6 +71,20 @@ def kvm() -> Iterator[Row]:
             yield "opens", f"yes: API version {system.api_version}, up to {cpus} vCPUs, {ipa or 40}-bit guest addresses", True
     except (TraplineError, OSError, ImportError) as error:
         yield "opens", f"MISSING: {error}", False
+    if platform.machine() in X86_MACHINES and os.access(DEVICE, os.R_OK | os.W_OK):
+        yield from x86_guests()
+
+
+def x86_guests() -> Iterator[Row]:
+    """What x86 guests can have on this host; nothing that an arm64 guest needs."""
+    from trapline.backends.x86.probe import abilities
+
+    try:
+        with open_x86() as system:
+            for name, text in abilities(system):
+                yield f"x86 {name}", text, True
+    except (TraplineError, OSError) as error:
+        yield "x86 guests", f"cannot run here: {error}", True
 
 
 def describe_device() -> str:
