@@ -40,10 +40,6 @@ class Chain:
     readable: list[memoryview]
     writable: list[memoryview]
 
-    def read_all(self) -> bytes:
-        """All readable bytes."""
-        return b"".join(self.readable)
-
     @property
     def writable_length(self) -> int:
         """Bytes the device may write."""

@@ -19,7 +19,8 @@ from trapline.engine.tier1.regions import Place, Region, supported
 
 WORTHWHILE = 4
 """A region of fewer instructions is not made: entering it would cost what it saves."""
-
+RECORDINGS = 4096
+"""Words whose meaning is remembered: guests can make any number of them."""
 
 Pages = Callable[[int], bytes | None]
 """The 4 KiB of instructions that lie so many pages after the entry's; None if they are not at hand."""
@@ -35,7 +36,7 @@ class RegionBuilder:
         self._jit = Jit()
         self._cache = cache
 
-    @functools.cache  # noqa: B019 - a builder lives as long as its process
+    @functools.lru_cache(RECORDINGS)  # noqa: B019 - a builder lives as long as its process
     def _recording(self, word: int) -> Recorder | None:
         """What a word does; None if that is the interpreter's business."""
         insn = self._decoder.decode(word)

@@ -17,6 +17,9 @@ from trapline.engine.tier1.built import Built
 if TYPE_CHECKING:
     from trapline.engine.engine import Code
 
+LIFETIME = 1000
+"""Answers after which another process takes over: LLVM's pass managers leave 85 KiB behind with every region."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -34,14 +37,19 @@ class RegionCompiler:
         self._connection: Connection | None = None
         self._sending = threading.Lock()
         self._orders: dict[int, Order] = {}
-        self._number = 0
+        self._number = self._answers = 0
         self._failed = False
 
     def order(self, heat: int, index: int, shape: int, order: Order) -> int | None:
-        """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler."""
+        """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler at the moment."""
         with self._sending:
             if self._failed:
                 return None
+            if self._answers >= LIFETIME:
+                if self._orders:
+                    return None  # first it finishes what it has
+                self._send("stop", 0)
+                self._connection, self._answers = None, 0
             if self._connection is None:
                 self._connection = self._start()
             self._number += 1
@@ -91,5 +99,7 @@ class RegionCompiler:
                         self._send("text", text)
                 else:
                     self._orders.pop(number).deliver(value)
+                    self._answers += 1
         except (EOFError, OSError):
-            self._failed = True
+            if connection is self._connection:
+                self._failed = True

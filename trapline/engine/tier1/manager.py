@@ -38,7 +38,11 @@ PERIOD, IDLE_PERIOD = 0.001, 0.02
 HOT = 2
 """How often code is met before it is compiled."""
 REGIONS = 8192
-"""Regions of one engine at most."""
+"""Regions that are linked into one process at most: guests that write code without end get no more than these."""
+ORDERS = 256
+"""Regions that wait for the compiler at most."""
+SPOTS = 1 << 16
+"""Spots that are remembered at most, for whatever reason: past that all are forgotten, and what is hot is met again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +141,9 @@ class Regions:
         if in_region or not records:
             return
         spot = Spot(records, (pc & 4095) >> 2)
+        if len(self._counts) >= SPOTS:
+            self._counts.clear()
         self._counts[spot] += 1
-        if len(self.installed) >= REGIONS:
-            return
         self._findings.add(spot, cpu, pc & -4096, hot=self._counts[spot] >= HOT and spot not in self._hopeless)
 
     # -- the compiler's thread -------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ class Regions:
         """Put into service what earlier runs compiled of a page."""
         assert self._stored is not None
         waiting = self._stored.waiting(records, self._texts)
-        if not waiting:
+        if not waiting or not self._room:
             return
         pages = Pages(cpu, va, records, self._texts)
         undecoded = self.engine.shared.undecoded
@@ -166,10 +170,15 @@ class Regions:
             if ctypes.c_uint64.from_address(records + built.entry * RECORD_SIZE).value != undecoded
             and all(pages.records(p) is not None for p in built.pages)
         ]
-        for linked in link(ready, self.engine.code):
+        for linked in link(ready[: self._room], self.engine.code):
             if linked.install(self.engine, pages, self._texts):
                 self.installed[Spot(records, linked.built.entry)] = linked
         waiting[:] = [built for built in waiting if built not in ready]
+
+    @property
+    def _room(self) -> int:
+        """How many more regions may be linked."""
+        return max(0, REGIONS - len(self.engine.code.regions))
 
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:
         """Put a spot's region into service again, or order it."""
@@ -183,7 +192,7 @@ class Regions:
         if known is not None and known.install(self.engine, pages, self._texts):
             return
         text = pages.text(0)
-        if text is None:
+        if text is None or len(self._ordered) >= ORDERS or not self._room:
             return
         word = int.from_bytes(text[4 * spot.index : 4 * spot.index + 4], "little")
         shape = self.engine.entry.decode(word, spot.index)
@@ -194,11 +203,13 @@ class Regions:
 
     def arrived(self, spot: Spot, pages: Pages, built: Built | None) -> None:
         """The compiler is done with a spot (on the client's thread)."""
-        if built is not None and not self._findings.closed:
+        if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
                 if linked.install(self.engine, pages, self._texts):
                     self.installed[spot] = linked
         elif built is None:
+            if len(self._hopeless) >= SPOTS:
+                self._hopeless.clear()
             self._hopeless.add(spot)
         self._ordered.pop(spot, None)
 

@@ -3,7 +3,8 @@
 It talks over one socket. A wish is `("wish", number, heat, index, shape)`: the region around the instruction `index` of a page.
 While it looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or
 None)`. What is worth compiling waits its turn, the hottest first, and comes back as `("built", number, Built or None)`.
-`("hotter", number, heat)` changes the order. When the socket closes, what still waits is compiled for later runs.
+`("hotter", number, heat)` changes the order. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later
+runs.
 """
 
 from __future__ import annotations
@@ -54,12 +55,15 @@ class Server:
         try:
             while True:
                 kind, number, *rest = self._connection.recv()
+                if kind == "stop":
+                    break
                 if kind == "wish":
                     self._consider(number, *rest)
                 elif number in self._wishes:
                     self._wishes[number].heat = rest[0]
         except (EOFError, ConnectionError):
-            os.nice(AFTERWARDS - NICENESS)
+            pass
+        os.nice(AFTERWARDS - NICENESS)
         with self._changed:
             self._deadline = time.monotonic() + LINGER
             self._changed.notify()

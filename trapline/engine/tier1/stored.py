@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER
 from trapline.engine.tier1.built import Built
@@ -21,6 +22,8 @@ class StoredRegions:
             self._places.setdefault(stored.word, {}).setdefault(stored.entry, []).append(stored)
         self._words = frozenset(self._places)
         self._waiting: dict[int, tuple[int, list[Built]]] = {}
+        self._read: WeakValueDictionary[str, Built] = WeakValueDictionary()
+        """One object for any number of pages that hold the same code."""
 
     def waiting(self, records: int, texts: Texts) -> list[Built]:
         """The regions of a page that are still to be put into service; who does that takes them out of the list."""
@@ -38,15 +41,15 @@ class StoredRegions:
         for word in self._words.intersection(words):
             for index, regions in self._places[word].items():
                 if words[index] == word:
-                    found += [built for each in regions if (built := _match(each, words)) is not None]
+                    found += [built for each in regions if (built := self._match(each, words)) is not None]
         return found
 
-
-def _match(stored: Stored, words: memoryview) -> Built | None:
-    """A region, if its code is what a page holds where it was in its own first page."""
-    if stored.following and words[stored.entry + 1] != stored.following:
-        return None
-    built = stored.read()
-    if built is None or any(words[index] != word for page, index, word in built.words if page == 0):
-        return None
-    return built
+    def _match(self, stored: Stored, words: memoryview) -> Built | None:
+        """A region, if its code is what a page holds where it was in its own first page."""
+        if stored.following and words[stored.entry + 1] != stored.following:
+            return None
+        built = self._read.get(stored.tag) or stored.read()
+        if built is None or any(words[index] != word for page, index, word in built.words if page == 0):
+            return None
+        self._read[stored.tag] = built
+        return built
