@@ -61,10 +61,11 @@ def test_the_engine_adds_no_page_that_is_writable_and_executable() -> None:
     assert running == alone
 
 
-def test_code_that_a_guest_rewrites(bench: Bench) -> None:
+@pytest.mark.parametrize("invalidate", ["ic ivau, x2", "ic iallu", "ic ialluis"])
+def test_code_that_a_guest_rewrites(bench: Bench, invalidate: str) -> None:
     """The sequence that the manual asks for: clean, DSB, invalidate, DSB, ISB."""
     code = bench.load(
-        """
+        f"""
         mov x5, #3
         adr x2, patched
     again:
@@ -73,7 +74,7 @@ def test_code_that_a_guest_rewrites(bench: Bench) -> None:
         str w1, [x2]
         dc cvau, x2
         dsb ish
-        ic ivau, x2
+        {invalidate}
         dsb ish
         isb
         subs x5, x5, #1
@@ -92,13 +93,13 @@ def test_code_that_a_guest_rewrites(bench: Bench) -> None:
 
 def test_code_that_another_vcpu_rewrites(bench: Bench) -> None:
     """One vCPU spins in a function; another turns its branch into a NOP, as Linux's static keys do."""
-    target = bench.load("spin: b spin\nmov x0, #7\nhvc #1")
+    target = bench.load("spin: add x1, x1, #1\nb spin\nmov x0, #7\nhvc #1")
     nop = int.from_bytes(assemble_program("nop"), "little")
     patcher = bench.load("str w1, [x2]\ndc cvau, x2\ndsb ish\nic ivau, x2\ndsb ish\nisb\nhvc #2")
-    spinning, patching = bench.cpu(target), bench.cpu(patcher, x1=nop, x2=target)
+    spinning, patching = bench.cpu(target), bench.cpu(patcher, x1=nop, x2=target + 4)
     thread = threading.Thread(target=spinning.enter, daemon=True)
     thread.start()
-    while not spinning.state.running:
+    while not spinning.state.x[1]:  # it has decoded the branch
         pass
     patching.enter()
     assert hvc_number(patching) == 2

@@ -335,6 +335,32 @@ def test_many_machines_one_after_another(kvm: System) -> None:
         guest.close()
 
 
+def test_a_vm_inherits_no_translations(kvm: System) -> None:
+    """The next VM has the processor and the VMID of the one before, and less memory."""
+    text = "mov x1, #0x50000000\nldr x0, [x1]\nmov x2, #0x9000000\nstr x0, [x2]"
+    first = Guest(kvm, text)
+    extra = first.vm.add_memory(0x5000_0000, 2 * MB)
+    extra[0:8] = (7).to_bytes(8, "little")
+    assert first.run().value == 7
+    first.close()
+    second = Guest(kvm, text)
+    exit = second.run()
+    second.close()
+    assert isinstance(exit, MmioExit) and exit.phys_addr == 0x5000_0000 and not exit.is_write
+
+
+def test_memory_that_holds_other_code(boot) -> None:
+    """A slot is taken away, its memory gets another program, and it comes back."""
+    guest = boot("nop\nmov x0, #1\nmov x2, #0x9000000\nstr x0, [x2]")
+    assert guest.run().value == 1
+    ram = guest.ram
+    guest.vm.set_user_memory_region(ram.slot, 0, RAM, 0, ram.address)
+    ram.view[4:8] = program("mov x0, #2")
+    guest.vm.set_user_memory_region(ram.slot, 0, RAM, ram.size, ram.address)
+    guest.vcpu.regs.pc = RAM  # the completed store moves it on by an instruction
+    assert guest.run().value == 2
+
+
 def test_a_register_set_by_userspace_changes_translation_at_once(kvm: System) -> None:
     """Two sets of tables map one address differently; userspace switches between them while the guest waits for a device."""
     va, tables = 0x1000_0000, (RAM + MB, RAM + MB + 0x10000)

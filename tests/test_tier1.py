@@ -275,17 +275,18 @@ def test_a_region_that_another_vcpu_patches(bench: Bench) -> None:
 
 
 def test_a_region_whose_code_changed_is_not_entered(bench: Bench) -> None:
-    """The change is in the middle of the region: its entry is as it was."""
-    code = bench.load("add x0, x0, #1\nadd x0, x0, #2\nadd x0, x0, #3\nadd x0, x0, #4\nhvc #1")
+    """The change is in the region's second cache line: what was decoded at its entry stays."""
+    count = 24
+    code = bench.load("add x0, x0, #1\n" * count + "hvc #1")
     cpu = bench.cpu(code)
     cpu.enter()
     linked = Tier1(bench).install(code)
     new = int.from_bytes(assemble_program("add x0, x0, #100"), "little")
-    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code + 8)
+    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code + 4 * (count - 2))
     patching.enter()
     bench.start(cpu, code, x0=0)
     cpu.enter()
-    assert cpu.state.x[0] == 1 + 2 + 100 + 4
+    assert cpu.state.x[0] == count - 1 + 100
     assert not linked.install(bench.engine, Here(bench.engine, code & -PAGE, Texts()), Texts())
 
 

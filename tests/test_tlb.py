@@ -322,6 +322,22 @@ def test_a_broadcast_reaches_a_running_vcpu(bench: Bench, op: Any) -> None:
         assert (hvc_number(writing), hvc_number(reading), reading.state.x[0]) == (2, 1, NEW)
 
 
+def test_a_page_that_changed_while_a_vcpu_stood_still(bench: Bench) -> None:
+    """A vCPU that was not running when another one invalidated does so before it goes on."""
+    old, new = two_pages(bench)
+    bench.tables.map(VA, old)
+    code = bench.load("ldr x0, [x1]\nhvc #1")
+    still, other = bench.cpu(code, x1=VA), bench.cpu(bench.load("tlbi vmalle1is\ndsb ish\nhvc #2"))
+    still.enter()
+    assert still.state.x[0] == OLD
+    bench.tables.map(VA, new)
+    other.enter()
+    assert hvc_number(other) == 2
+    bench.start(still, code, x1=VA)
+    still.enter()
+    assert still.state.x[0] == NEW
+
+
 def test_the_machine_shows_the_operations_that_are_tested(bench: Bench) -> None:
     assert ID_AA64ISAR0_EL1(bench.engine.features.id_values()[ID_AA64ISAR0_EL1]).TLB == 2
     assert len(CASES) == 30
