@@ -12,7 +12,8 @@ FOLDER = os.environ.get("KVM_UNIT_TESTS", "")
 
 MUST_PASS = (
     *("selftest-setup", "selftest-vectors-kernel", "selftest-vectors-user", "selftest-smp", "psci", "timer"),
-    *("gicv3-ipi", "gicv3-active", "cache", "pci-test", "pl031", "debug-bp", "debug-wp", "debug-sstep"),
+    *("gicv2-ipi", "gicv2-mmio", "gicv2-active", "gicv3-ipi", "gicv3-active", "its-introspection", "its-trigger"),
+    *("cache", "pci-test", "pl031", "debug-bp", "debug-wp", "debug-sstep"),
 )
 
 

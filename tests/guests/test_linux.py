@@ -51,6 +51,22 @@ def test_boots_with_all_cpus(files: guests.Guest, cpus: int) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_boots_with_a_gicv2(files: guests.Guest, cpus: int) -> None:
+    done = boot(files, "cat /proc/interrupts", "--cpus", str(cpus), "--gic", "2", params="")
+    assert done.returncode == 0 and "BOOT-OK" in done.stdout, done.stdout[-2000:] + done.stderr
+    timer = re.search(r"^ *\d+: +((?:\d+ +)+)GIC-0 +27 .*arch_timer", done.stdout, re.MULTILINE)
+    assert timer and len(timer[1].split()) == cpus and all(int(count) > 0 for count in timer[1].split())
+    for bad in ("Oops", "BUG:", "WARNING:", "rcu: INFO", "Unable to handle", "GICv3"):
+        assert bad not in done.stdout
+
+
+def test_finds_the_its(files: guests.Guest) -> None:
+    done = boot(files, "true", params="")
+    for line in ("ITS [mem 0x08080000-0x0809ffff]", "using allocated LPI pending table", "/intc@8000000/its@8080000 domain created"):
+        assert line in done.stdout
+
+
 def test_exit_status_of_the_command(files: guests.Guest) -> None:
     assert boot(files, "exit 5").returncode == 5
 

@@ -43,7 +43,8 @@ class Irqfds:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._lock = Lock("irqfds", protects="which eventfds drive which GSI")
-        self._sources: list[IrqSource] = []
+        self._sources: tuple[IrqSource, ...] = ()
+        """Replaced, never changed: vCPUs look at it without the lock."""
 
     def assign(self, event: EventFd, gsi: int, resample: EventFd | None) -> None:
         """Connect; KvmError(EBUSY) if the eventfd drives a GSI already."""
@@ -51,7 +52,7 @@ class Irqfds:
             if any(other.event.identity == event.identity for other in self._sources):
                 raise KvmError(EBUSY)
             source = IrqSource(event, gsi, resample)
-            self._sources.append(source)
+            self._sources = (*self._sources, source)
             self._update()
             self._vm.system.events.watch(event, lambda: self._signalled(source))
 
@@ -65,7 +66,7 @@ class Irqfds:
     def release(self) -> None:
         """Disconnect all of them: the VM is closed."""
         with self._lock:
-            for source in list(self._sources):
+            for source in self._sources:
                 self._remove(source)
 
     def routing_changed(self) -> None:
@@ -92,7 +93,7 @@ class Irqfds:
 
     def _remove(self, source: IrqSource) -> None:
         self._vm.system.events.unwatch(source.event)
-        self._sources.remove(source)
+        self._sources = tuple(other for other in self._sources if other is not source)
         source.event.close()
         if source.resample is not None:
             if not any(other.gsi == source.gsi and other.resample is not None for other in self._sources):

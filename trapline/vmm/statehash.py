@@ -36,6 +36,10 @@ CPU_INTERFACE = tuple(
     )
 )  # fmt: skip
 """ICC_PMR, BPR0, AP0R0, AP1R0, BPR1, CTLR, SRE, IGRPEN0, IGRPEN1, as the attribute group encodes them."""
+BANKED = (0x080, 0x100, 0x200, 0x300, *range(0x400, 0x420, 4), *range(0xF20, 0xF30, 4))
+"""Of a GICv2's distributor, what each vCPU has to itself."""
+GICV2_INTERFACE = (0x00, 0x04, 0x08, 0x1C, 0xD0)
+"""GICC_CTLR, PMR, BPR, ABPR, APR0."""
 LEVELS = range(0, 1024, 32)
 ITS = (0x00, *range(0x80, 0x98, 8), 0x100, 0x108)
 """GITS_CTLR, CBASER, CWRITER, CREADR, BASER0 and BASER1. What they lead to is in memory."""
@@ -85,6 +89,8 @@ def gic_attributes(vcpus: int) -> Iterator[tuple[int, int, int]]:
     for offsets in DISTRIBUTOR:
         yield from ((VgicGroup.DIST_REGS, offset, 4) for offset in offsets)
     for index in range(vcpus):
+        yield from ((VgicGroup.DIST_REGS, index << 32 | offset, 4) for offset in BANKED)
+        yield from ((VgicGroup.CPU_REGS, index << 32 | offset, 4) for offset in GICV2_INTERFACE)
         affinity = (index & 0xF | index >> 4 << 8) << 32
         for offsets in REDISTRIBUTOR:
             yield from ((VgicGroup.REDIST_REGS, affinity | offset, 4) for offset in offsets)
