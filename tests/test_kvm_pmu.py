@@ -23,7 +23,7 @@ CCNTR, XEVTYPER, XEVCNTR = ((3, 3, 9, 13, op2) for op2 in range(3))
 USERENR, OVSSET, INTENSET, INTENCLR = (3, 3, 9, 14, 0), (3, 3, 9, 14, 3), (3, 0, 9, 14, 1), (3, 0, 9, 14, 2)
 EVCNTR0, EVTYPER0, CCFILTR = (3, 3, 14, 8, 0), (3, 3, 14, 12, 0), (3, 3, 14, 15, 7)
 CYCLE = 1 << 31
-SW_INCR, CPU_CYCLES = 0x00, 0x11
+SW_INCR, CPU_CYCLES, CHAIN = 0x00, 0x11, 0x1E
 UNDEFINED = 1 << 25
 
 
@@ -185,7 +185,7 @@ def test_filter_and_counters() -> None:
 
 def test_identification(pmu: Monitored) -> None:
     assert pmu.vcpu.get_one_reg(TABLE["ID_AA64DFR0_EL1"].one_reg_id) >> 8 & 15 == 6
-    assert pmu.read(CEID0) == 1 << SW_INCR | 1 << CPU_CYCLES
+    assert pmu.read(CEID0) == 1 << SW_INCR | 1 << CPU_CYCLES | 1 << CHAIN
     assert pmu.read((3, 3, 9, 12, 7)) == 1 << 3 | 1 << 4, "stalls, of which there are none"
     assert pmu.read(PMCR) == 6 << 11 | 1 << 6
 
@@ -240,6 +240,18 @@ def test_software_increment(pmu: Monitored) -> None:
     assert (pmu.read(EVCNTR0), pmu.read(OVSSET)) == (1 << 32, 1), "32 bits overflow without PMCR_EL0.LP"
     pmu.write(OVSCLR, 1)
     assert pmu.read(OVSSET) == 0
+
+
+def test_chained_counters(pmu: Monitored) -> None:
+    pmu.write(EVTYPER0, CPU_CYCLES)
+    pmu.write((3, 3, 14, 12, 1), CHAIN)
+    pmu.write(EVCNTR0, 0xFFFF_FF00)
+    pmu.write(CNTENSET, 3)
+    pmu.write(PMCR, 1)
+    pmu.run(pmu.work(0x200))
+    assert (pmu.read(EVCNTR0) & 0xFFFF_FFFF, pmu.read((3, 3, 14, 8, 1)), pmu.read(OVSSET)) == (0x100, 1, 1)
+    pmu.run(pmu.work(3 << 32))
+    assert pmu.read((3, 3, 14, 8, 1)) == 4
 
 
 def test_registers_can_be_restored(pmu: Monitored) -> None:

@@ -25,7 +25,11 @@ ENVIRONMENT = "ERRATA_FORCE=y\n"
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One row of the table: an image, its arguments, and what it needs. `needs` names a feature the machine lacks: skipped."""
+    """One row of the table: an image, its arguments, and what it needs. `needs` names a feature the machine lacks: skipped.
+
+    kvm:       the feature is a hypervisor's: a bare machine has not got it.
+    counting:  for tests that count instructions: the software machine does that in deterministic runs.
+    """
 
     name: str
     image: str
@@ -34,6 +38,8 @@ class Test:
     limit: float = DEFAULT_LIMIT
     needs: str = ""
     gic: int = 3
+    kvm: bool = False
+    counting: bool = False
 
 
 TESTS = (
@@ -42,7 +48,16 @@ TESTS = (
     Test("selftest-vectors-user", "selftest", "vectors-user"),
     Test("selftest-smp", "selftest", "smp", cpus=CPUS),
     Test("pci-test", "pci-test"),
-    Test("pmu-cycle-counter", "pmu", "cycle-counter 0", needs="PMU"),
+    Test("pmu-cycle-counter", "pmu", "cycle-counter 0", kvm=True),
+    Test("pmu-event-introspection", "pmu", "pmu-event-introspection", kvm=True, counting=True),
+    Test("pmu-event-counter-config", "pmu", "pmu-event-counter-config", kvm=True),
+    Test("pmu-basic-event-count", "pmu", "pmu-basic-event-count", kvm=True, counting=True),
+    Test("pmu-mem-access", "pmu", "pmu-mem-access", kvm=True),
+    Test("pmu-sw-incr", "pmu", "pmu-sw-incr", kvm=True),
+    Test("pmu-chained-counters", "pmu", "pmu-chained-counters", kvm=True),
+    Test("pmu-chained-sw-incr", "pmu", "pmu-chained-sw-incr", kvm=True),
+    Test("pmu-chain-promotion", "pmu", "pmu-chain-promotion", kvm=True),
+    Test("pmu-overflow-interrupt", "pmu", "pmu-overflow-interrupt", kvm=True),
     Test("gicv2-ipi", "gic", "ipi", cpus=CPUS, gic=2),
     Test("gicv2-mmio", "gic", "mmio", cpus=CPUS, gic=2),
     Test("gicv2-active", "gic", "active", cpus=CPUS, gic=2),
@@ -104,11 +119,15 @@ def run_test(test: Test, directory: Path, environment: str, backend: str, machin
     image = directory / f"{test.image}.flat"
     if test.needs:
         return Result("SKIP", note=f"the machine has no {test.needs} yet")
+    if test.kvm and machine == "bare":
+        return Result("SKIP", note=f"a bare machine has no {test.image.upper()}")
     if not image.exists():
         return Result("SKIP", note=f"{image.name} is not in the folder")
     command = [sys.executable, "-m", "trapline.ui.cli", "run", "--kernel", str(image), "--initrd", environment]
     command += ["--params", test.params, "--cpus", str(test.cpus), "--mem", MEMORY, "--backend", backend, "--machine", machine]
     command += ["--timeout", str(limit or test.limit), "--no-reboot", "--pci-testdev", "--gic", str(test.gic)]
+    if test.counting and backend != "kvm":
+        command.append("--deterministic")
     start = time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     return judge(done.returncode, done.stdout, done.stderr, time.monotonic() - start)

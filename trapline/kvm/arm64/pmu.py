@@ -26,7 +26,7 @@ VERSION: Final = 6
 EVENT_COUNTERS: Final = 6
 CYCLES: Final = 31
 """Number of the cycle counter."""
-SW_INCR, INST_RETIRED, CPU_CYCLES, STALL_FRONTEND, STALL_BACKEND = 0x00, 0x08, 0x11, 0x23, 0x24
+SW_INCR, INST_RETIRED, CPU_CYCLES, CHAIN, STALL_FRONTEND, STALL_BACKEND = 0x00, 0x08, 0x11, 0x1E, 0x23, 0x24
 EVENTS: Final = 1 << 16
 WORD: Final = (1 << 64) - 1
 NOT_AT_EL1, NOT_AT_EL0 = 1 << 31, 1 << 30
@@ -69,7 +69,8 @@ class VmPmu:
 
     def events(self) -> Iterator[int]:
         """Events that are there."""
-        known = [SW_INCR, CPU_CYCLES, STALL_FRONTEND, STALL_BACKEND, *([INST_RETIRED] if self.vm.machine.counts_instructions else [])]
+        counted = [INST_RETIRED] if self.vm.machine.counts_instructions else []
+        known = [SW_INCR, CPU_CYCLES, CHAIN, STALL_FRONTEND, STALL_BACKEND, *counted]
         return (event for event in known if self.allows(event))
 
     def event_mask(self, first: int) -> int:
@@ -153,9 +154,17 @@ class Pmu:
         before = self.values[number]
         after = before + count
         bits = self._bits(number)
-        if after >> bits != before >> bits:
-            self.overflowed |= 1 << number
         self.values[number] = after & WORD
+        if overflows := (after >> bits) - (before >> bits):
+            self.overflowed |= 1 << number
+            self._chain(number + 1, overflows)
+
+    def _chain(self, number: int, count: int) -> None:
+        """The counter before an odd one has overflowed."""
+        if not number & 1 or number >= self.shared.counters or not self.enabled >> number & 1:
+            return
+        if self.types[number] & EVENTS - 1 == CHAIN and self.types[number] & FILTER_MASK != FILTER_MASK and self.shared.allows(CHAIN):
+            self.advance(number, count)
 
     def update(self) -> None:
         """Bring counters and the interrupt line up to date."""
