@@ -178,11 +178,14 @@ def test_regions_are_found_by_the_code_they_were_made_from(tmp_path: Path) -> No
         store.add(region)
     stored, texts = StoredRegions(store.all().values()), Texts()
     page = Page({5: 0xAAAA, 6: 0xBBBB, 9: 0xCCCC})
+    assert stored.has_news(page.records)
     waiting = stored.waiting(page.records, texts)
-    assert waiting == [here]
+    assert waiting == [here] and stored.has_news(page.records)
     waiting.clear()
+    assert not stored.has_news(page.records)
     assert stored.waiting(page.records, texts) == [], "it has been put into service"
     page.forget()
+    assert stored.has_news(page.records)
     assert stored.waiting(page.records, texts) == [here], "what was decoded was forgotten, and the region with it"
     page.text[9] = 0xDDDD
     page.forget()

@@ -19,6 +19,7 @@ from trapline.arm64.state import CpuState
 from trapline.arm64.walker import Walker
 
 KERNEL, USER = 0xFFFF_FFF0_1234_5678, 0x0000_0025_1234_5678
+TBI0, TBI1, TBID1 = TCR_EL1.TBI0.mask, TCR_EL1.TBI1.mask, TCR_EL1.TBID1.mask
 TCR = 16 | 16 << 16
 
 load_a64()
@@ -39,7 +40,7 @@ def make_cpu(tcr: int = TCR, enabled: bool = True) -> CpuState:
 
 @pytest.mark.parametrize("key", range(4))
 @pytest.mark.parametrize("pointer", [KERNEL, USER, 0, 2**64 - 1])
-@pytest.mark.parametrize("tcr", [TCR, TCR | pauth.TBI0, TCR | pauth.TBI0 | pauth.TBI1, TCR | pauth.TBI1 | pauth.TBID1, 25 | 25 << 16])
+@pytest.mark.parametrize("tcr", [TCR, TCR | TBI0, TCR | TBI0 | TBI1, TCR | TBI1 | TBID1, 25 | 25 << 16])
 def test_code_comes_and_goes(pointer: int, key: int, tcr: int) -> None:
     cpu = make_cpu(tcr)
     signed = pauth.pac_add(cpu, key, pointer, 0x1234)
@@ -52,7 +53,7 @@ def test_code_comes_and_goes(pointer: int, key: int, tcr: int) -> None:
 
 
 def test_top_byte_is_kept_when_ignored() -> None:
-    cpu = make_cpu(TCR | pauth.TBI0)
+    cpu = make_cpu(TCR | TBI0)
     tagged = USER | 0xA5 << 56
     signed = pauth.pac_add(cpu, 2, tagged, 7)
     assert signed >> 56 == 0xA5 and signed != tagged
@@ -60,7 +61,7 @@ def test_top_byte_is_kept_when_ignored() -> None:
 
 
 def test_error_code_is_where_the_manual_puts_it() -> None:
-    for key, tcr, bit in ((0, TCR, 61), (1, TCR, 62), (2, TCR | pauth.TBI0, 53), (3, TCR | pauth.TBI0, 54)):
+    for key, tcr, bit in ((0, TCR, 61), (1, TCR, 62), (2, TCR | TBI0, 53), (3, TCR | TBI0, 54)):
         cpu = make_cpu(tcr)
         broken = pauth.pac_auth(cpu, key, pauth.pac_add(cpu, key, USER, 1) ^ 1 << 50, 1)
         assert broken == USER | 1 << bit
@@ -120,7 +121,7 @@ def test_compiled_code_agrees() -> None:
     compiled = compile_functions(functions)
     rng = random.Random(5)
     for _ in range(300):
-        cpu = make_cpu(rng.choice((TCR, TCR | pauth.TBI0, TCR | pauth.TBI1, 39 | 17 << 16)))
+        cpu = make_cpu(rng.choice((TCR, TCR | TBI0, TCR | TBI1, 39 | 17 << 16)))
         pointer = rng.choice((KERNEL, USER, rng.getrandbits(64)))
         key, modifier = rng.randrange(4), rng.getrandbits(64)
         for function in functions[:2]:
@@ -143,7 +144,7 @@ def variant(description: str, tcr: int = TCR) -> CpuState:
 @pytest.mark.parametrize("more", ["", ",+epac", ",+pauth2", ",+fpac", ",+fpaccombine"])
 @pytest.mark.parametrize("pointer", [KERNEL, USER, 0, 2**64 - 1])
 def test_every_kind_comes_and_goes(algorithm: str, more: str, pointer: int) -> None:
-    for tcr in (TCR, TCR | pauth.TBI0 | pauth.TBI1, 25 | 20 << 16):
+    for tcr in (TCR, TCR | TBI0 | TBI1, 25 | 20 << 16):
         cpu = variant(f"+{algorithm}{more}", tcr)
         for key in range(4):
             signed = pauth.pac_add(cpu, key, pointer, 99)
@@ -171,7 +172,7 @@ def test_a_pointer_with_high_bits() -> None:
     odd = USER | 1 << 50
     signed = pauth.pac_add(variant("+epac"), 0, odd, 7)
     assert signed == USER
-    cpu = variant("+pauth2", TCR | pauth.TBI0 | pauth.TBI1)
+    cpu = variant("+pauth2", TCR | TBI0 | TBI1)
     twice = pauth.pac_add(cpu, 0, pauth.pac_add(cpu, 0, USER, 7), 7)
     assert twice == USER  # the same code, so its bits cancel
     assert pauth.pac_auth(cpu, 0, pauth.pac_add(cpu, 0, odd, 7), 7) == odd

@@ -27,11 +27,13 @@ ENABLES: tuple[u64, ...] = (SCTLR_EL1.EnIA.mask, SCTLR_EL1.EnIB.mask, SCTLR_EL1.
 GENERIC = 4
 """Number of the key of PACGA, after IA, IB, DA, DB."""
 
-TBI0, TBI1, TBID0, TBID1 = TCR_EL1.TBI0.mask, TCR_EL1.TBI1.mask, TCR_EL1.TBID0.mask, TCR_EL1.TBID1.mask
 T0SZ, T1SZ = TCR_EL1.T0SZ.lo, TCR_EL1.T1SZ.lo
 MIN_SIZE_OFFSET, MAX_SIZE_OFFSET = 16, 39
 TG0_64K, TG1_64K = 1, 3
 ONES = 0xFFFF_FFFF_FFFF_FFFF
+SIGN = 1 << 55
+"""The bit of a pointer that says which address range it is of."""
+BELOW_TOP_BYTE = SIGN - 1
 
 
 API, APA, APA3 = ID_AA64ISAR1_EL1.API, ID_AA64ISAR1_EL1.APA, ID_AA64ISAR2_EL1.APA3
@@ -63,22 +65,10 @@ def compute_pac(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
 
 
 @native
-def ignores_top_byte(cpu: Ptr[CpuState], upper: u64, is_data: u1) -> u1:
-    """EffectiveTBI() of the upper (1) or lower (0) address range."""
-    tcr = current_tcr(cpu)
-    ignored = tcr & TBI1 != 0 if upper != 0 else tcr & TBI0 != 0
-    data_only = tcr & TBID1 != 0 if upper != 0 else tcr & TBID0 != 0
-    return ignored and (is_data or not data_only)
-
-
-@native
-def bottom_pac_bit(cpu: Ptr[CpuState], upper: u64) -> u64:
-    """CalculateBottomPACBit(): the number of address bits below the code."""
-    tcr = current_tcr(cpu)
-    size = tcr >> T1SZ & 63 if upper != 0 else tcr >> T0SZ & 63
-    if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
-        size = unusual_size(cpu, tcr, upper, size)
-    return 64 - size
+def ignored_top_bytes(tcr: u64, is_data: u1) -> u64:
+    """EffectiveTBI() of the lower (bit 0) and the upper (bit 1) address range."""
+    ignored = tcr >> TCR_EL1.TBI0.lo & 3
+    return ignored if is_data else ignored & ~(tcr >> TCR_EL1.TBID0.lo)
 
 
 @native
@@ -94,17 +84,12 @@ def unusual_size(cpu: Ptr[CpuState], tcr: u64, upper: u64, size: u64) -> u64:
 
 
 @native
-def pac_mask(cpu: Ptr[CpuState], upper: u64, is_data: u1) -> u64:
-    """The bits of a pointer that hold the code: below the top byte if that is ignored, and never bit 55."""
-    top = u64(55) if ignores_top_byte(cpu, upper, is_data) else u64(64)
-    return (ONES << bottom_pac_bit(cpu, upper)) & (ONES >> (64 - top)) & ~(u64(1) << 55)
-
-
-@native
-def canonical(cpu: Ptr[CpuState], pointer: u64, upper: u64, is_data: u1) -> u64:
-    """The pointer with the code's bits, and bit 55, replaced by the sign."""
-    mask = pac_mask(cpu, upper, is_data) | u64(1) << 55
-    return pointer | mask if upper != 0 else pointer & ~mask
+def pac_mask(cpu: Ptr[CpuState], tcr: u64, upper: u64, ignored: u64) -> u64:
+    """The bits of a pointer that hold the code: from CalculateBottomPACBit() to below the top byte if that is ignored, never bit 55."""
+    size = tcr >> (T1SZ if upper != 0 else u64(T0SZ)) & 63
+    if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
+        size = unusual_size(cpu, tcr, upper, size)
+    return (ONES << (64 - size)) & (BELOW_TOP_BYTE if ignored >> upper & 1 != 0 else u64(ONES)) & ~SIGN
 
 
 @native
@@ -118,21 +103,21 @@ def pac_add(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """AddPAC(): keys are numbered IA, IB, DA, DB. A disabled key leaves the pointer alone."""
     if not is_enabled(cpu, key):
         return pointer
-    is_data = key >= 2
-    sign_bit = 55 if ignores_top_byte(cpu, 0, is_data) or ignores_top_byte(cpu, 1, is_data) else 63
-    upper = pointer >> sign_bit & 1
-    mask = pac_mask(cpu, upper, is_data)
-    plain = canonical(cpu, pointer, upper, is_data)
+    tcr = current_tcr(cpu)
+    ignored = ignored_top_bytes(tcr, key >= 2)
+    upper = (pointer >> 55 if ignored != 0 else pointer >> 63) & 1
+    mask = pac_mask(cpu, tcr, upper, ignored)
+    plain = pointer | mask | SIGN if upper != 0 else pointer & ~(mask | SIGN)
     code = compute_pac(cpu, key, plain, modifier)
     level = pac_level(cpu)
     if level >= PAUTH2:
         return plain & ~mask | (pointer ^ code) & mask
-    extension = pointer & (mask | u64(1) << 55)
-    if extension != 0 and extension != mask | u64(1) << 55:
+    extension = pointer & (mask | SIGN)
+    if extension != 0 and extension != mask | SIGN:
         if level == EPAC:
             code = 0
         else:
-            code = code ^ (u64(1) << 54 if ignores_top_byte(cpu, upper, is_data) else u64(1) << 62)
+            code = code ^ (u64(1) << 54 if ignored >> upper & 1 != 0 else u64(1) << 62)
     return plain & ~mask | code & mask
 
 
@@ -141,17 +126,18 @@ def pac_auth(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """Auth(): the pointer without its code, made non-canonical when the code is wrong."""
     if not is_enabled(cpu, key):
         return pointer
-    is_data = key >= 2
+    tcr = current_tcr(cpu)
+    ignored = ignored_top_bytes(tcr, key >= 2)
     upper = pointer >> 55 & 1
-    plain = canonical(cpu, pointer, upper, is_data)
-    mask = pac_mask(cpu, upper, is_data)
+    mask = pac_mask(cpu, tcr, upper, ignored)
+    plain = pointer | mask | SIGN if upper != 0 else pointer & ~(mask | SIGN)
     code = compute_pac(cpu, key, plain, modifier)
     if pac_level(cpu) >= PAUTH2:
         return pointer ^ code & mask
     if (code ^ pointer) & mask == 0:
         return plain
     error_code = u64(2) if key & 1 != 0 else u64(1)
-    at = 53 if ignores_top_byte(cpu, upper, is_data) else 61
+    at = 53 if ignored >> upper & 1 != 0 else 61
     return plain & ~(u64(3) << at) | error_code << at
 
 
@@ -160,14 +146,16 @@ def pac_failed(cpu: Ptr[CpuState], key: u64, result: u64) -> u1:
     """With FEAT_PAuth2: is what `pac_auth` gave the sign of a failed check?"""
     if not is_enabled(cpu, key):
         return False
-    upper = result >> 55 & 1
-    return (result ^ canonical(cpu, result, upper, key >= 2)) != 0
+    return result != pac_strip(cpu, result, key >= 2)
 
 
 @native
 def pac_strip(cpu: Ptr[CpuState], pointer: u64, is_data: u1) -> u64:
-    """Strip()."""
-    return canonical(cpu, pointer, pointer >> 55 & 1, is_data)
+    """Strip(): the pointer with the code's bits replaced by its sign."""
+    tcr = current_tcr(cpu)
+    upper = pointer >> 55 & 1
+    mask = pac_mask(cpu, tcr, upper, ignored_top_bytes(tcr, is_data))
+    return pointer | mask if upper != 0 else pointer & ~mask
 
 
 @native

@@ -21,8 +21,8 @@ Names outside the function that are ints (also attributes, `HCR_EL2.slot`) are c
 variable may index (element type from an annotation `tuple[u32, ...]`, else u64; bytes: u8).
 There are no globals, no allocation, no exceptions, no recursion.
 
-Errors in the source raise NativeError (a TypeError) with file and line at the first call or emission. LLVM itself is needed, and
-imported, by `compile_functions` only.
+Errors in the source raise NativeError (a TypeError) with file and line at the first call or emission. What looks at sources is imported
+then (a process that finds all its code compiled never does), LLVM itself by `compile_functions` only.
 """
 
 from __future__ import annotations
@@ -32,13 +32,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from trapline.bits import native_tree
-from trapline.bits.native_check import check, signature
-from trapline.bits.native_host import HostForm
-from trapline.bits.native_llvm import declaration, function_text, module_text
-from trapline.bits.native_python import compile_python
 from trapline.bits.native_types import (
     Extern,
     IntType,
@@ -76,6 +71,10 @@ from trapline.bits.native_types import (
     u64,
     u128,
 )
+
+if TYPE_CHECKING:
+    from trapline.bits import native_tree
+    from trapline.bits.native_host import HostForm
 
 __all__ = [
     "Extern", "IntType", "NativeError", "NativeFunction", "Ptr", "PtrType", "addressof", "bitreverse", "bswap", "cas64", "clz",
@@ -115,6 +114,8 @@ class NativeFunction(Generic[P, R]):
 
     @functools.cached_property
     def _signature(self) -> tuple[list[tuple[str, Type]], Return]:
+        from trapline.bits.native_check import signature
+
         return signature(self.function, self.scope)
 
     @property
@@ -135,10 +136,14 @@ class NativeFunction(Generic[P, R]):
     @functools.cached_property
     def tree(self) -> native_tree.Function:
         """The checked source; raises NativeError."""
+        from trapline.bits.native_check import check
+
         return check(self)
 
     @functools.cached_property
     def _python(self) -> Callable[..., Any]:
+        from trapline.bits.native_python import compile_python
+
         return compile_python(self.tree)
 
     def python(self) -> Callable[..., Any]:
@@ -160,10 +165,14 @@ class NativeFunction(Generic[P, R]):
 
     def emit(self, linkage: str = "internal") -> str:
         """LLVM IR of this function alone; `emit_module` includes what it calls."""
+        from trapline.bits.native_llvm import function_text
+
         return function_text(self.tree, linkage)
 
     def declare(self) -> str:
         """The LLVM `declare` line for callers in another module."""
+        from trapline.bits.native_llvm import declaration
+
         return declaration(self.symbol, self.params, self.ret)
 
     def __repr__(self) -> str:
@@ -214,6 +223,7 @@ def emit_module(functions: Sequence[NativeFunction[Any, Any]], linkage: str = "i
     `linkage` applies to `functions` ("" for external, "internal", "linkonce_odr", ...); callees are internal. The text has no
     target lines: parse it alone or append it to another module, once per module.
     """
+    from trapline.bits.native_llvm import module_text
 
     def wide() -> list[native_tree.Function]:
         from trapline.bits.native_wide import divide128

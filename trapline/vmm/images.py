@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, unpack_from
-
-import zstandard
 
 from trapline.errors import BadInput
 
@@ -172,13 +169,26 @@ def _gunzip(data: bytes) -> bytes:
     return plain
 
 
+# The others are seldom needed, and imported then.
+
+
 def _unzstd(data: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_IMAGE)
+    import zstandard
+
+    try:
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_IMAGE)
+    except zstandard.ZstdError as error:
+        raise EOFError(error) from error
 
 
 def _unxz(data: bytes) -> bytes:
+    import lzma
+
     stream = lzma.LZMADecompressor()
-    plain = stream.decompress(data, LARGEST_IMAGE)
+    try:
+        plain = stream.decompress(data, LARGEST_IMAGE)
+    except lzma.LZMAError as error:
+        raise EOFError(error) from error
     if not stream.eof:
         raise EOFError("the compressed data ends early or is too large")
     return plain
@@ -201,5 +211,5 @@ def decompress(kind: str, data: bytes, name: str) -> bytes:
         raise BadInput(f"--kernel {name}: compressed with {kind!r}; there is gzip, zstd, xz and lzma")
     try:
         return unpack(data)
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
+    except (zlib.error, EOFError) as error:
         raise BadInput(f"--kernel {name}: truncated or damaged ({kind}: {error})") from error

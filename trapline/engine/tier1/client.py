@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from trapline.engine.tier1.built import Built
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from trapline.engine.engine import Code
 
 LIFETIME = 1000
@@ -70,6 +69,11 @@ class RegionCompiler:
             self._failed = True  # the interpreter does without it
 
     def _start(self) -> Connection:
+        # Only here: a process that finds all its regions in the cache does without it.
+        import socket
+        import subprocess
+        from multiprocessing.connection import Connection
+
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "trapline.engine.tier1.server", str(theirs.fileno()), str(self._code.cache.path)]

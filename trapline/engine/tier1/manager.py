@@ -144,7 +144,9 @@ class Regions:
         if len(self._counts) >= SPOTS:
             self._counts.clear()
         self._counts[spot] += 1
-        self._findings.add(spot, cpu, pc & -4096, hot=self._counts[spot] >= HOT and spot not in self._hopeless)
+        hot = self._counts[spot] >= HOT and spot not in self._hopeless
+        if hot or self._stored is None or self._stored.has_news(records):
+            self._findings.add(spot, cpu, pc & -4096, hot)
 
     # -- the compiler's thread -------------------------------------------------------------------------------------------
     def work(self, met: Places, hot: Places) -> None:

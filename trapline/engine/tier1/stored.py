@@ -25,9 +25,14 @@ class StoredRegions:
         self._read: WeakValueDictionary[str, Built] = WeakValueDictionary()
         """One object for any number of pages that hold the same code."""
 
+    def has_news(self, records: int) -> bool:
+        """Whether `waiting` may have something for a page: it was not asked before, its code changed, or there is something left."""
+        known = self._waiting.get(records)
+        return known is None or bool(known[1]) or known[0] != _generation(records)
+
     def waiting(self, records: int, texts: Texts) -> list[Built]:
         """The regions of a page that are still to be put into service; who does that takes them out of the list."""
-        generation = ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value
+        generation = _generation(records)
         known = self._waiting.get(records)
         if known is not None and known[0] == generation:
             return known[1]
@@ -53,3 +58,8 @@ class StoredRegions:
             return None
         self._read[stored.tag] = built
         return built
+
+
+def _generation(records: int) -> int:
+    """What changes whenever decoded instructions of a page are forgotten."""
+    return int(ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value)
