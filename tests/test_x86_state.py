@@ -11,6 +11,7 @@ from x86_machine import EMULATES, needs_x86_kvm, place
 
 from trapline import x86
 from trapline.abi import x86 as abi
+from trapline.abi import x86_rare as rare
 from trapline.abi.caps import Cap
 from trapline.abi.x86 import GENERAL, MpState
 from trapline.errors import BadInput, KvmError, NotSupported
@@ -278,3 +279,21 @@ def test_a_declared_call_by_hand(vcpu: x86.X86Vcpu) -> None:
         assert vcpu.ioctl(abi.KVM_GET_TSC_KHZ) > 100_000
     except KvmError as error:
         assert error.errno == errno.EIO
+
+
+def test_calls_that_few_need(vm: x86.X86Vm, vcpu: x86.X86Vcpu) -> None:
+    banks = rare.MceCapabilities()
+    assert vm.backend.ioctl(vm.system.file, rare.KVM_X86_GET_MCE_CAP_SUPPORTED, banks) == 0
+    if vm.check_extension(Cap.MCE):
+        vcpu.ioctl(rare.KVM_X86_SETUP_MCE, rare.MceCapabilities(4))
+        with refused(errno.EINVAL):
+            vcpu.ioctl(rare.KVM_X86_SETUP_MCE, rare.MceCapabilities(255))
+        with refused(errno.EINVAL):
+            vcpu.ioctl(rare.KVM_X86_SET_MCE, rare.Mce(status=1 << 63, bank=4))
+    with refused(errno.ENXIO):
+        vm.ioctl(rare.KVM_GET_PIT, rare.PitState())
+    if not vm.check_extension(Cap.NESTED_STATE):
+        with refused(errno.EINVAL):
+            vcpu.ioctl(rare.KVM_GET_NESTED_STATE, rare.NestedState(size=128))
+    with refused(errno.EINVAL):
+        vm.ioctl(rare.KVM_SET_PMU_EVENT_FILTER, rare.PmuEventFilter(action=7))

@@ -13,6 +13,7 @@ class Cap(IntEnum):
     IRQCHIP = 0  # an in-kernel interrupt controller can be made
     USER_MEMORY = 3  # memory slots backed by user memory
     SET_TSS_ADDR = 4
+    VAPIC = 6
     EXT_CPUID = 7  # CPUID tables
     CLOCKSOURCE = 8  # kvmclock
     NR_VCPUS = 9  # recommended number of vCPUs
@@ -86,10 +87,12 @@ class Cap(IntEnum):
     COALESCED_PIO = 162  # the same for port addresses
     EXCEPTION_PAYLOAD = 164
     ARM_VM_IPA_SIZE = 165  # largest number of IPA bits of a VM
+    HYPERV_CPUID = 167
     MANUAL_DIRTY_LOG_PROTECT2 = 168
     ARM_SVE = 170
     ARM_PTRAUTH_ADDRESS = 171
     ARM_PTRAUTH_GENERIC = 172
+    PMU_EVENT_FILTER = 173
     ARM_IRQ_LINE_LAYOUT_2 = 174  # KVM_IRQ_LINE takes vCPU numbers above 255
     ARM_NISV_TO_USER = 177  # accesses without syndrome exit to userspace
     ARM_INJECT_EXT_DABT = 178  # userspace can inject an external data abort
