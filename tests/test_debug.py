@@ -445,7 +445,7 @@ def test_compiled_regions_give_way(bench: Bench) -> None:
     deadline = time.monotonic() + 100
     while not regions.installed:
         assert time.monotonic() < deadline, "the loop got no region"
-        assert run(0, 100_000) == (HVC, 1, 32)
+        assert run(0, 3_000_000) == (HVC, 1, 32)
     for _ in range(3):
         monitor = int(MDSCR_EL1(MDE=1))
         assert run(monitor, 1000, **break_at(value=beyond + 4)) == (BREAK, 0x22, 20)

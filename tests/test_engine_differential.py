@@ -15,7 +15,7 @@ from tests.differential.compare import BLOCK, VECTORS, Comparison, Mismatch, Rep
 from tests.differential.coverage import Coverage
 from tests.differential.generate import Generator
 from tests.differential.program import NOP, RECORD, Program, States, build
-from tests.differential.runners import Qemu, Regions, Trapline, Unicorn
+from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 SETS, SLOW_SETS, UNICORN_INSTRUCTIONS = 1000, 20_000, 200_000
@@ -45,6 +45,13 @@ def test_against_qemu(engine: Trapline, wanted: int) -> None:
 def test_regions_against_qemu(engine: Trapline) -> None:
     """The same with every block compiled as regions."""
     cover(Regions(), SETS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stencils_against_qemu(engine: Trapline) -> None:
+    """The same with every block laid out from stencils."""
+    cover(Stencilled(), SETS)
 
 
 def cover(ours: Trapline, wanted: int) -> None:

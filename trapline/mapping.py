@@ -24,6 +24,7 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
 
@@ -41,6 +42,12 @@ def map_far(size: int) -> Any:
     memory = (ctypes.c_char * size).from_address(address)
     weakref.finalize(memory, LIBC.munmap, address, size).atexit = False  # type: ignore[misc]
     return memory
+
+
+def protect(address: int, size: int, protection: int) -> None:
+    """mprotect(2) with `mmap.PROT_` flags; OSError if the host refuses."""
+    if LIBC.mprotect(address, size, protection):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def advise(address: int, size: int, advice: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.differential.compare import STATES, VECTORS, Comparison, Report
 from tests.differential.coverage import Coverage, load
-from tests.differential.runners import Qemu, Regions, Trapline, Unicorn
+from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn
 
 ORACLES = {"qemu": Qemu, "unicorn": Unicorn}
 
@@ -30,12 +30,13 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10, help="stop after so many mismatches")
     parser.add_argument("--keep", action="store_true", help=f"append mismatches to {VECTORS}")
     parser.add_argument("--only", default="", metavar="REGEX", help="only instructions whose names contain this")
+    parser.add_argument("--stencils", action="store_true", help="assemble every block from stencils")
     parser.add_argument("--regions", action="store_true", help="compile every block as a region (tier 1); slow")
     parser.add_argument("--list", action="store_true", help="print every instruction's operand sets, and all that is left out")
     options = parser.parse_args()
     oracle = ORACLES[options.oracle]()
     report = load(options.journal, oracle.name, options.seed) if options.journal else Report(oracle.name, options.seed)
-    ours = Regions() if options.regions else Trapline()
+    ours = Regions() if options.regions else Stencilled() if options.stencils else Trapline()
     comparison = Comparison(ours, oracle, only=options.only, states=options.states, limit=options.limit)
     coverage = Coverage(comparison, report)
     coverage.run(options.coverage, options.count, options.seconds, options.journal)

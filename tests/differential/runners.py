@@ -25,6 +25,8 @@ from trapline.arm64.regs import (
 )
 from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR, DebugControl, WatchControl
 from trapline.engine import Cpu, Engine
+from trapline.engine.state import PAGE_INSNS, RECORD_SIZE
+from trapline.engine.stencil.arena import Stencils
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.install import Texts, link
 
@@ -223,3 +225,38 @@ class Regions(Trapline):
         if not linked.install(self.engine, here, self.texts):
             return set()
         return {(address & -PAGE) + (page << 12) + (at << 2) for page, at, _ in linked.built.words}
+
+
+class Stencilled(Trapline):
+    """The engine again, with every instruction that has a stencil assembled before the program runs."""
+
+    name = "stencils"
+    compiled: set[int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.builder = RegionBuilder(self.engine.features, self.engine.code.cache)
+        self.texts = Texts()
+        self.stencils = Stencils(self.engine, self._make)
+        self.compiled = set()
+        self.instructions = 0
+        """How many there are so far."""
+
+    def _make(self, shapes: list[int]) -> bool:
+        self.engine.code.templates.add(self.builder.stencils(shapes))
+        return True
+
+    def run(self, program: Program) -> bytes:
+        super().run(program)  # decodes everything
+        self.stencils.forget()
+        here = Here(self.engine, CODE, self.texts)
+        self.compiled = set()
+        for page in range(-(-len(program.code) // PAGE)):
+            records = here.records(page)
+            if records is not None:
+                for _ in range(3):  # the first looks may be for templates
+                    self.instructions += self.stencils.assemble(records, self.texts.read)
+                at = (ctypes.c_uint64 * (PAGE_INSNS * RECORD_SIZE // 8)).from_address(records)[:: RECORD_SIZE // 8]
+                self.compiled |= {CODE + page * PAGE + 4 * k for k, handler in enumerate(at) if self.stencils.owns(handler)}
+        ctypes.memmove(DATA, program.data, len(program.data))
+        return self.finish(program)

@@ -6,9 +6,10 @@ by the host address of the code page; cache maintenance by the guest (IC) resets
 
 from __future__ import annotations
 
-from trapline.bits.native import Ptr, cas64, fence, load64, native, store8, store64, u1, u64
+from trapline.bits.native import Ptr, addressof, cas64, fence, load64, native, store8, store64, u1, u64
 from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, EngineState, Shared
 
+RESET_LOCK = Shared.reset_lock.offset
 POLL_SAMPLE = EngineState.poll_sample.offset
 HASH = 0x9E37_79B9_7F4A_7C15
 
@@ -28,7 +29,7 @@ def find_records(shared: Ptr[Shared], page: u64) -> u64:
 
 
 @native
-def lock_code(shared: Ptr[Shared], address: u64) -> None:
+def lock_code(address: u64) -> None:
     """Take the spin lock at `address` (held for microseconds only)."""
     while cas64(address, 0, 1) != 0:
         fence()
@@ -37,14 +38,14 @@ def lock_code(shared: Ptr[Shared], address: u64) -> None:
 @native
 def add_records(shared: Ptr[Shared], page: u64, lock: u64) -> u64:
     """Make the predecoded page of a host page, all records undecoded; 0 if there is no room left."""
-    lock_code(shared, lock)
+    lock_code(lock)
     records = find_records(shared, page)
     if records == 0 and shared.code_next + PAGE_BYTES <= shared.code_end:
         base = shared.code_next
         shared.code_next = base + PAGE_BYTES
         records = base + PAGE_HEADER
         store64(base, page)
-        reset_records(shared, records, 0, PAGE_INSNS)
+        forget(shared, records, 0, PAGE_INSNS)
         store64(records + PAGE_INSNS * RECORD_SIZE, shared.page_end)
         insert(shared, page, records)
     store64(lock, 0)
@@ -67,6 +68,14 @@ def insert(shared: Ptr[Shared], page: u64, records: u64) -> None:
 @native
 def reset_records(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
     """Forget what was decoded of `count` instructions, and all regions that have code on the page."""
+    lock_code(addressof(shared) + RESET_LOCK)  # against code that is being published
+    forget(shared, records, first, count)
+    store64(addressof(shared) + RESET_LOCK, 0)
+
+
+@native
+def forget(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
+    """`reset_records` of a page that nobody else changes."""
     generation = records - PAGE_HEADER + PAGE_GENERATION
     store64(generation, load64(generation) + 1)
     fence()

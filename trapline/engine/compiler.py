@@ -16,6 +16,9 @@ from trapline.engine.access import specialise
 from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
 from trapline.engine.shapes import batch_tag
+from trapline.engine.stencil import assemble
+from trapline.engine.stencil.emit import Stencil, Unsuited
+from trapline.engine.stencil.emit import module as stencil_module
 
 CALLED = (
     runtime.lookup, runtime.service, runtime.land, runtime.begin, runtime.start, runtime.continue_, taking.external_abort,
@@ -55,6 +58,11 @@ class Compiler:
         named = {"trapline_" + f.name.rstrip("_"): f.symbol for f in CALLED}
         return named | {"trapline_sys_" + f.name: f.symbol for f in SYSTEM}
 
+    @property
+    def assembler(self) -> dict[str, str]:
+        """The assembler's functions by name."""
+        return {f.name: f.symbol for f in (assemble.choose, assemble.assemble, assemble.publish)}
+
     def runtime_text(self) -> str:
         """IR of the runtime."""
         return emit_module((*CALLED, *SYSTEM), "")
@@ -76,6 +84,10 @@ class Compiler:
             if delta is not None:
                 direct[insn.name + insn.pattern.text] = delta
         return PredecoderEmitter(self.space, self.isa, direct).text()
+
+    def assembler_text(self) -> str:
+        """IR of the assembler of stencils."""
+        return emit_module((assemble.choose, assemble.assemble, assemble.publish), "")
 
     def module(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
         """IR of the handlers and fill functions of some shapes, and the native functions that they call, by symbol.
@@ -111,6 +123,20 @@ class Compiler:
         parts = [table, *functions, *sorted(externs), *declared, *declare_intrinsics(intrinsics), METADATA]
         return "\n".join(parts), natives
 
+    def stencils(self, numbers: list[int]) -> str:
+        """IR of the stencils of some shapes, of those that can have one."""
+        made, texts = [], []
+        for number in numbers:
+            handler = self._handler(number)
+            handler.text()  # finds a place for each operand
+            stencil = Stencil(f"s{number}", handler.recording, handler.far, handler.layout)
+            try:
+                texts.append(stencil.text())
+            except Unsuited:
+                continue
+            made.append(stencil)
+        return stencil_module(made, texts)
+
     def _handler(self, number: int) -> Handler:
         shape = self.space.resolve(number)
         recording = self._record(shape)
@@ -122,5 +148,3 @@ class Compiler:
             recorder.undefined()
             return recorder
         return shape.insn.record_shape(shape.number, slot)
-
-

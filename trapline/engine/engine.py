@@ -27,6 +27,7 @@ from trapline.engine.state import (
     CodeTlb,
     Shared,
 )
+from trapline.engine.stencil.arena import Templates
 from trapline.engine.tier1.client import RegionCompiler
 from trapline.engine.tier1.manager import Regions
 from trapline.engine.timers import Timers
@@ -52,7 +53,7 @@ LOOK_AHEAD = 96
 class Entry:
     """Compiled functions that Python calls; vCPUs and shared structures are given by address."""
 
-    def __init__(self, address: Callable[[str], int]) -> None:
+    def __init__(self, address: Callable[[str], int], assembler: dict[str, str]) -> None:
         def bind(symbol: str, result: type | None, *params: type) -> Callable[..., int]:
             return ctypes.CFUNCTYPE(result, *params)(address(symbol))
 
@@ -70,6 +71,9 @@ class Entry:
         self.fill = bind("trapline_fill", u64, u64, u64, u32)
         self.find_records = bind("trapline_find_records", u64, u64, u64)
         self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64)
+        if assembler:
+            self.choose, self.assemble = (bind(assembler[name], u64, u64) for name in ("choose", "assemble"))
+            self.publish = bind(assembler["publish"], u64, u64, u64)
         self.reset_records = bind("trapline_reset_records", None, u64, u64, u64, u64)
 
 
@@ -96,7 +100,11 @@ class Code:
         self._load("decoder.o", lambda: self.compiler.decoder_text(), speed=0)
         self._load("glue.o", lambda: self.compiler.glue_text())
         self.shapes.load()
-        self.entry = Entry(lambda symbol: self._exports.get(symbol) or self.jit.address(symbol))
+        if not counting:
+            self._load("assembler.o", lambda: self.compiler.assembler_text())
+        assembler = {} if counting else index["assembler"]
+        self.entry = Entry(lambda symbol: self._exports.get(symbol) or self.jit.address(symbol), assembler)
+        self.templates = Templates(index["count"], self.cache)
 
     @functools.cached_property
     def compiler(self) -> Compiler:
@@ -115,7 +123,7 @@ class Code:
         stored = self.cache.get(INDEX)
         if stored is not None:
             return json.loads(stored)  # type: ignore[no-any-return]
-        index = {"count": self.compiler.space.count, "exports": self.compiler.exports}
+        index = {"count": self.compiler.space.count, "exports": self.compiler.exports, "assembler": self.compiler.assembler}
         self.cache.put(INDEX, json.dumps(index).encode())
         return index
 
@@ -252,6 +260,8 @@ class Engine:
                 self.shared.code_next = self.shared.code_start
                 for each in (cpu, *others):
                     self.entry.flush_all(each.address)
+                if self.regions is not None:
+                    self.regions.stencils.forget()
             self.paused = False
         cpu.state.running = 1
 

@@ -268,20 +268,23 @@ class Handler(MemoryAccess):
         if target is not None:
             self._goto(target, branch.landing)
             return
-        delta = self._delta(branch)
-        record = self.emit.let(f"getelementptr i8, ptr %rec, i64 {delta}")
+        record = self._target_record(branch)
         self._poll(record)
         self._jump(record)
 
-    def _delta(self, branch: fx.Branch) -> str:
-        """Distance in record bytes of an in-page direct branch."""
+    def _target_record(self, branch: fx.Branch) -> str:
+        """The record that an in-page direct branch goes to."""
         if isinstance(branch.delta, int):
-            return str(branch.delta << RECORD_SHIFT)
-        assert branch.delta is not None
+            return self.emit.let(f"getelementptr i8, ptr %rec, i64 {branch.delta << RECORD_SHIFT}")
+        return self.emit.let(f"getelementptr i8, ptr %rec, i64 {self._slot(self._delta_slot(branch), 64)}")
+
+    def _delta_slot(self, branch: fx.Branch) -> Slot:
+        """Where the distance of an in-page direct branch is, in bytes of records."""
+        assert branch.delta is not None and not isinstance(branch.delta, int)
         scaled = branch.delta * (1 << RECORD_SHIFT)
         limit = PAGE_INSNS * RECORD_SIZE
         node = Bits("decoded", (scaled.bits,), 64, attr=(max(scaled.lo, -limit), min(scaled.hi, limit)))
-        return self._slot(self.layout.place(node), 64)
+        return self.layout.place(node)
 
     def _check_fp(self) -> None:
         disabled = self._load_field("fp_disabled", 32)

@@ -17,7 +17,7 @@ SOURCES = ("bits", "arm64", "engine")
 """Packages whose text decides what compiled code looks like."""
 PLAIN = frozenset(
     (
-        "asm", "asm_elements", "asm_program", "walker", "cpu", "engine", "timers", "turn_cpu", "client", "install", "manager",
+        "asm", "asm_elements", "asm_program", "walker", "cpu", "engine", "timers", "turn_cpu", "client", "install", "manager", "arena",
         "server", "cache", "log", "stored",
     )
 )  # fmt: skip
@@ -38,20 +38,23 @@ def source_key(package: Path, configuration: str) -> str:
     return digest.hexdigest()[:20]
 
 
+def _machine(relocation: str) -> llvm.TargetMachine:
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=2,
+        reloc=relocation,
+        codemodel="small",
+    )
+
+
 class Jit:
     """Compiles IR and loads objects into this process."""
 
     def __init__(self) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_default_triple()
-        self._machine = target.create_target_machine(
-            cpu=llvm.get_host_cpu_name(),
-            features=llvm.get_host_cpu_features().flatten(),
-            opt=2,
-            reloc="pic",
-            codemodel="small",
-        )
+        self._machine = _machine("pic")
         empty = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n')
         self._engine = llvm.create_mcjit_compiler(empty, self._machine)
         self._objects: list[object] = []
@@ -65,6 +68,15 @@ class Jit:
         builder = llvm.create_pass_builder(self._machine, options)
         builder.getModulePassManager().run(module, builder)
         return self._machine.emit_object(module)
+
+    def compile_absolute(self, ir: str) -> bytes:
+        """Compile a module whose undefined symbols are absolute values."""
+        machine = _machine("static")
+        module = llvm.parse_assembly(f'target triple = "{machine.triple}"\n' + ir)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return machine.emit_object(module)
 
     def compile_once_through(self, ir: str) -> bytes:
         """Compile a module of straight code: the few passes that it gains from, in a quarter of the time."""

@@ -237,6 +237,7 @@ class Shared(ctypes.Structure):
         ("cpu_count", c_uint64),
         ("cpus", c_uint64 * MAX_CPUS),
         ("code_lock", c_uint64),
+        ("reset_lock", c_uint64),
         ("code_start", c_uint64),
         ("code_next", c_uint64),
         ("code_end", c_uint64),

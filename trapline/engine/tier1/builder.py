@@ -13,6 +13,8 @@ from trapline.bits.to_llvm import declare_intrinsics
 from trapline.engine.cache import ObjectCache
 from trapline.engine.compiler import Compiler, slot
 from trapline.engine.jit import Jit
+from trapline.engine.stencil.extract import extract
+from trapline.engine.stencil.template import UNSUITED, Template
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.emit import RegionEmitter
 from trapline.engine.tier1.regions import Place, Region, supported
@@ -72,6 +74,12 @@ class RegionBuilder:
         declared = [f.declare() for f in emitter.natives.values()]  # type: ignore[attr-defined]
         parts = [body, *declared, *declare_intrinsics(emitter.intrinsics), *emitter.declarations()]
         return tag, "\n".join(parts), emitter.natives
+
+    def stencils(self, shapes: list[int]) -> bytes:
+        """Templates of shapes, empty ones of those that cannot have any."""
+        found = dict(extract(self._jit.compile_absolute(self._compiler.stencils(shapes))))
+        none = [bytes(Template(shape=shape, flags=UNSUITED)) for shape in shapes if f"s{shape}" not in found]
+        return b"".join([*found.values(), *none])
 
     def build(self, region: Region, shape: int) -> Built:
         """Compile a region, its native functions into the cache; `shape` is the shape number of its first instruction."""

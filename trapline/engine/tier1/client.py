@@ -7,9 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from trapline.engine.tier1.built import Built
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -25,7 +23,7 @@ class Order:
     """What was asked for: where the pages come from, and who gets the answer."""
 
     page: Callable[[int], bytes | None]
-    deliver: Callable[[Built | None], None]
+    deliver: Callable[[Any], None]
 
 
 class RegionCompiler:
@@ -41,6 +39,13 @@ class RegionCompiler:
 
     def order(self, heat: int, index: int, shape: int, order: Order) -> int | None:
         """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler at the moment."""
+        return self._ask(order, "wish", heat, index, shape)
+
+    def order_stencils(self, shapes: list[int], deliver: Callable[[Any], None]) -> bool:
+        """Ask for the templates of some shapes; False if there is no compiler at the moment."""
+        return self._ask(Order(_no_page, deliver), "stencils", shapes) is not None
+
+    def _ask(self, order: Order, kind: str, *rest: object) -> int | None:
         with self._sending:
             if self._failed:
                 return None
@@ -53,7 +58,7 @@ class RegionCompiler:
                 self._connection = self._start()
             self._number += 1
             self._orders[self._number] = order
-            self._send("wish", self._number, heat, index, shape)
+            self._send(kind, self._number, *rest)
             return self._number
 
     def hotter(self, number: int, heat: int) -> None:
@@ -107,3 +112,7 @@ class RegionCompiler:
         except (EOFError, OSError):
             if connection is self._connection:
                 self._failed = True
+
+
+def _no_page(distance: int) -> bytes | None:
+    return None

@@ -89,4 +89,6 @@ class Linked:
         if checker is not None:
             checker.follow(record, self)
             target = engine.check_address
-        return bool(engine.entry.install(record, engine.code.shapes.handlers[self.shape], target))
+        current = ctypes.c_uint64.from_address(record).value
+        ours = current == engine.code.shapes.handlers[self.shape] or engine.regions is not None and engine.regions.stencils.owns(current)
+        return ours and bool(engine.entry.install(record, current, target))

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from trapline.engine.state import (
     SAMPLES,
     ItlbEntry,
 )
+from trapline.engine.stencil.arena import Stencils, Templates
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.client import Order
 from trapline.engine.tier1.install import Linked, Texts, link
@@ -104,6 +106,13 @@ class Regions:
         self._hopeless: set[Spot] = set()
         self._seen = [0] * 64
         self._ordered: dict[Spot, int] = {}
+        self.stencils = Stencils(engine, functools.partial(_order_stencils, weakref.ref(self)))
+        self._pages: Counter[int] = Counter()
+        """How often the interpreter was met on a page."""
+        self._due: dict[int, int] = {}
+        """How often it must have been met before its page is laid out again."""
+        self._again: set[int] = set()
+        """Pages that may gain from templates that have arrived."""
         self._stored: StoredRegions | None = None
         self._findings = Findings()
         weakref.finalize(self, self._findings.close).atexit = False  # type: ignore[misc]
@@ -140,6 +149,7 @@ class Regions:
         self.samples["region" if in_region else "interpreter"] += 1
         if in_region or not records:
             return
+        self._pages[records] += 1
         spot = Spot(records, (pc & 4095) >> 2)
         if len(self._counts) >= SPOTS:
             self._counts.clear()
@@ -155,8 +165,20 @@ class Regions:
             self._stored = StoredRegions(RegionStore(self.engine.code.cache).all().values())
         for spot, place in met.items():
             self._put_back(spot.records, *place)
+        self._assemble(spot.records for spot in met)
         for spot in sorted(hot, key=lambda s: -self._counts[s]):
             self._serve(spot, *hot[spot])
+
+    def _assemble(self, met: Iterable[int]) -> None:
+        """Lay out pages from stencils. They fill up: each is done again after twice as many samples."""
+        again, self._again = self._again, set()
+        for records in {*again, *(r for r in met if self._pages[r] >= self._due.get(r, 1))}:
+            self._due[records] = 2 * self._pages[records]
+            self.stencils.assemble(records, self._texts.read)
+
+    def reassemble(self) -> None:
+        """There are more templates: look at all pages again (on the client's thread)."""
+        self._again = set(self._pages)
 
     def _put_back(self, records: int, cpu: Cpu, va: int) -> None:
         """Put into service what earlier runs compiled of a page."""
@@ -260,3 +282,18 @@ def _compile(reference: weakref.ref[Regions], findings: Findings) -> None:
             return
         regions.work(*found)
         del regions
+
+
+def _order_stencils(reference: weakref.ref[Regions], shapes: list[int]) -> bool:
+    regions = reference()
+    if regions is None:
+        return False
+    deliver = functools.partial(_add_templates, regions.engine.code.templates, reference)
+    return regions.engine.code.region_compiler.order_stencils(shapes, deliver)
+
+
+def _add_templates(templates: Templates, reference: weakref.ref[Regions], book: bytes) -> None:
+    templates.add(book)
+    regions = reference()
+    if regions is not None:
+        regions.reassemble()

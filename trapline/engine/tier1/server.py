@@ -3,8 +3,8 @@
 It talks over one socket. A wish is `("wish", number, heat, index, shape)`: the region around the instruction `index` of a page.
 While it looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or
 None)`. What is worth compiling waits its turn, the hottest first, and comes back as `("built", number, Built or None)`.
-`("hotter", number, heat)` changes the order. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later
-runs.
+`("hotter", number, heat)` changes the order. `("stencils", number, shapes)` comes first, and is answered with `("built", number,
+templates)`. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from trapline.arm64.features import Features
 from trapline.engine.cache import ObjectCache
+from trapline.engine.stencil.arena import store
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.regions import Region
 from trapline.engine.tier1.store import RegionStore
@@ -41,9 +44,12 @@ class Wish:
 class Server:
     """Two threads: one answers the socket, the other compiles."""
 
-    def __init__(self, connection: Connection, builder: RegionBuilder, store: RegionStore) -> None:
-        self._connection, self._builder, self._store = connection, builder, store
+    def __init__(self, connection: Connection, builder: RegionBuilder, cache: ObjectCache) -> None:
+        self._connection, self._builder, self._cache, self._store = connection, builder, cache, RegionStore(cache)
         self._wishes: dict[int, Wish] = {}
+        self._stencils: list[tuple[int, list[int]]] = []
+        self._meanwhile: deque[tuple[Any, ...]] = deque()
+        """Messages that came while an answer was awaited."""
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._deadline: float | None = None
@@ -54,11 +60,15 @@ class Server:
         worker.start()
         try:
             while True:
-                kind, number, *rest = self._connection.recv()
+                kind, number, *rest = self._meanwhile.popleft() if self._meanwhile else self._connection.recv()
                 if kind == "stop":
                     break
                 if kind == "wish":
                     self._consider(number, *rest)
+                elif kind == "stencils":
+                    with self._changed:
+                        self._stencils.append((number, rest[0]))
+                        self._changed.notify()
                 elif number in self._wishes:
                     self._wishes[number].heat = rest[0]
         except (EOFError, ConnectionError):
@@ -82,10 +92,11 @@ class Server:
         def page(distance: int) -> bytes | None:
             self._send("page", number, distance)
             while True:
-                kind, *rest = self._connection.recv()
-                if kind == "text":
-                    text: bytes | None = rest[0]
+                message = self._connection.recv()
+                if message[0] == "text":
+                    text: bytes | None = message[1]
                     return text
+                self._meanwhile.append(message)
 
         region = self._builder.explore(index, page)
         if region is None:
@@ -98,15 +109,21 @@ class Server:
     def _compile(self) -> None:
         while True:
             with self._changed:
-                while not self._wishes and self._deadline is None:
+                while not self._wishes and not self._stencils and self._deadline is None:
                     self._changed.wait()
-                if self._deadline is not None and (not self._wishes or time.monotonic() > self._deadline):
+                stencils, self._stencils = self._stencils, []
+                if not stencils and self._deadline is not None and (not self._wishes or time.monotonic() > self._deadline):
                     return
-                number = max(self._wishes, key=lambda n: self._wishes[n].heat)
-                wish = self._wishes.pop(number)
-            built = self._builder.build(wish.region, wish.shape)
-            self._store.add(built)
-            self._send("built", number, built)
+                number = max(self._wishes, key=lambda n: self._wishes[n].heat, default=0)
+                wish = None if stencils else self._wishes.pop(number)
+            for asked, shapes in stencils:
+                book = self._builder.stencils(shapes)
+                store(self._cache, shapes, book)
+                self._send("built", asked, book)
+            if wish is not None:
+                built = self._builder.build(wish.region, wish.shape)
+                self._store.add(built)
+                self._send("built", number, built)
 
 
 def main() -> None:
@@ -117,7 +134,7 @@ def main() -> None:
     path = Path(sys.argv[2])
     features: Features = connection.recv()
     cache = ObjectCache(path.name, path.parent)
-    Server(connection, RegionBuilder(features, cache), RegionStore(cache)).run()
+    Server(connection, RegionBuilder(features, cache), cache).run()
 
 
 if __name__ == "__main__":

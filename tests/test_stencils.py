@@ -1,0 +1,226 @@
+"""Code laid out from stencils: the same results as the interpreter, and what a record no longer says is no longer run."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.differential.compare import STATES, compare
+from tests.differential.runners import Here, Stencilled, Trapline
+from tests.engine_machine import PAGE, Bench, hvc_number
+from tests.test_tier1 import LOOPS, PATCH, SEED, SPIN, SYNC_FROM_SPX, bench, entered, registers, spinning
+from trapline.arm64.asm_program import assemble_program
+from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1
+from trapline.engine import Cpu
+from trapline.engine.engine import TIER1
+from trapline.engine.state import PAGE_INSNS, RECORD_SIZE
+from trapline.engine.stencil.arena import Stencils
+from trapline.engine.stencil.template import NONE
+from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.install import Texts
+
+__all__ = ["bench"]
+RANDOM_INSTRUCTIONS = 8000
+
+
+class Assembler:
+    """Assembles pages on the spot."""
+
+    def __init__(self, machine: Bench) -> None:
+        self.engine = machine.engine
+        self.builder = RegionBuilder(self.engine.features, self.engine.code.cache)
+        self.texts = Texts()
+        self.stencils = Stencils(self.engine, self._make)
+
+    def _make(self, shapes: list[int]) -> bool:
+        self.engine.code.templates.add(self.builder.stencils(shapes))
+        return True
+
+    def page(self, at: int) -> int:
+        """Assemble what has been decoded on a page of code; how many instructions run as stencils now."""
+        records = Here(self.engine, at & -PAGE, self.texts).records(0)
+        assert records is not None
+        return sum(self.stencils.assemble(records, self.texts.read) for _ in range(3))  # the first looks may be for templates
+
+    def runs(self, at: int) -> bool:
+        """Whether the instruction at a host address runs as a stencil."""
+        records = Here(self.engine, at & -PAGE, self.texts).records(0)
+        assert records is not None
+        handler = ctypes.c_uint64.from_address(records + (at % PAGE >> 2) * RECORD_SIZE).value
+        return self.stencils.owns(handler)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_leaves_what_the_interpreter_leaves(bench: Bench, name: str) -> None:
+    code = bench.load(LOOPS[name])
+    data = bench.memory.page()
+    bench.tables.map(data, data)
+    rng = random.Random(SEED)
+    values = {f"x{n}": rng.getrandbits(64) for n in range(31)} | {"x1": 3000, "x5": data, "x6": 0xFF8, "x7": data}
+    halves = [rng.getrandbits(62) for _ in range(64)]
+    text = rng.randbytes(PAGE)
+
+    def run(cpu: Cpu) -> tuple[int, list[int], bytes]:
+        bench.memory.write(data, text)
+        for k, half in enumerate(halves):
+            setattr(cpu.state.v[k // 2], ("lo", "hi")[k % 2], half)
+        bench.start(cpu, code, **values)
+        cpu.state.sp_el[0] = 64
+        cpu.enter()
+        return cpu[ESR_EL2], registers(cpu), bench.memory.read(data, PAGE)
+
+    cpu = bench.cpu(code)
+    expected = run(cpu)
+    assert Assembler(bench).page(code) >= 3
+    assert run(cpu) == expected, f"seed {SEED}"
+
+
+def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random programs against the interpreter, which is compared with QEMU elsewhere."""
+    monkeypatch.setenv(TIER1, "0")
+    stencils = Stencilled()
+    report = compare(RANDOM_INSTRUCTIONS, SEED, stencils, Trapline())
+    assert not report.mismatches, report.text()
+    assert STATES * stencils.instructions > RANDOM_INSTRUCTIONS // 2
+
+
+@pytest.mark.parametrize("access", ["ldr x2, [x5]", "str w2, [x5]", "stp x2, x3, [x5]", "ldr q2, [x5]"])
+def test_what_faults_is_the_interpreters(bench: Bench, access: str) -> None:
+    code = bench.load(f"add x0, x0, #1\n{access}\nadd x0, x0, #1\nhvc #1")
+    data = bench.memory.page()
+    bench.tables.map(data, data)
+    cpu = bench.cpu(code, x5=data)
+    cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
+    cpu.enter()
+    assert hvc_number(cpu) == 1
+    assembler = Assembler(bench)
+    assembler.page(code)
+    assert assembler.runs(code + 4)
+    bench.start(cpu, code, x0=0, x5=0x123450)
+    cpu.enter()
+    assert (hvc_number(cpu), cpu[FAR_EL1], cpu.state.x[0]) == (SYNC_FROM_SPX, 0x123450, 1)
+
+
+def test_a_kick_ends_a_loop(bench: Bench) -> None:
+    code = bench.load(SPIN)
+    cpu = spinning(bench, code)
+    Assembler(bench).page(code)
+    thread = entered(cpu)
+    cpu.kick()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_loop_that_another_vcpu_patches(bench: Bench) -> None:
+    """The branch that closes the loop becomes a NOP while the loop runs, as a static key of Linux does."""
+    code = bench.load(SPIN + "\nhvc #1")
+    cpu = spinning(bench, code)
+    Assembler(bench).page(code)
+    thread = entered(cpu)
+    nop = int.from_bytes(assemble_program("nop"), "little")
+    patching = bench.cpu(bench.load(PATCH), x1=nop, x2=code + 16)
+    patching.enter()
+    assert hvc_number(patching) == 2
+    thread.join(30)
+    assert not thread.is_alive() and hvc_number(cpu) == 1
+
+
+def test_code_that_changes_is_forgotten(bench: Bench) -> None:
+    """The new instruction differs in its operand only; those around it are assembled again with it."""
+    text = "add x0, x0, #1\nadd x0, x0, #2\nb over\nnop\nover: add x0, x0, #3\nadd x0, x0, #4\nhvc #1"
+    code = bench.load(text)
+    cpu = bench.cpu(code)
+    cpu.enter()
+    assembler = Assembler(bench)
+    assembler.page(code)
+    assert all(assembler.runs(code + at) for at in (0, 4, 8, 16, 20))
+    patching = bench.cpu(bench.load(PATCH), x1=int.from_bytes(assemble_program("add x0, x0, #100"), "little"), x2=code + 16)
+    patching.enter()
+    assert not assembler.runs(code + 16)
+    for _ in range(2):
+        bench.start(cpu, code, x0=0)
+        cpu.enter()
+        assert cpu.state.x[0] == 1 + 2 + 100 + 4
+        assembler.page(code)
+    assert assembler.runs(code + 16)
+
+
+def test_code_that_changes_while_it_is_assembled_is_not_run(bench: Bench) -> None:
+    """IC IVAU between reading the records and publishing: the page's generation tells."""
+    code = bench.load("add x0, x0, #1\nadd x0, x0, #2\nhvc #1")
+    cpu = bench.cpu(code)
+    cpu.enter()
+    assembler = Assembler(bench)
+    assembler.page(code)
+    new = int.from_bytes(assemble_program("add x0, x0, #100"), "little")
+    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code)
+    patching.enter()
+
+    def run() -> int:
+        bench.start(cpu, code, x0=0)
+        cpu.enter()
+        return int(cpu.state.x[0])
+
+    def text(records: int) -> bytes | None:
+        read = assembler.texts.read(records)
+        bench.memory.write(code, assemble_program("add x0, x0, #7"))
+        patching[ESR_EL2] = 0
+        bench.start(patching, patching_code, x1=int.from_bytes(assemble_program("add x0, x0, #7"), "little"), x2=code)
+        patching.enter()
+        assert run() == 9  # decoded anew: the record has a plain handler again
+        return read
+
+    patching_code = bench.load(PATCH)
+    assert run() == 102
+    records = Here(bench.engine, code & -PAGE, assembler.texts).records(0)
+    assert records is not None
+    assert assembler.stencils.assemble(records, text) == 0
+    assert run() == 9
+
+
+def test_nothing_is_writable_and_executable(bench: Bench) -> None:
+    code = bench.load(SPIN)
+    spinning(bench, code)
+    assembler = Assembler(bench)
+    assert assembler.page(code) == 5
+    start, end = assembler.stencils.span
+    kinds = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(x, 16) for x in line.split()[0].split("-"))
+        if first < end and start < last:
+            kinds.add(line.split()[1])
+    assert "r-xp" in kinds and not any("w" in kind and "x" in kind for kind in kinds)
+
+
+def test_an_arena_that_is_full_leaves_code_to_the_interpreter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trapline.engine.stencil.arena.ARENA", 12 << 10)
+    assembler = Assembler(bench)
+    codes = [bench.load(f"add x0, x0, #{k}\nhvc #1") for k in range(8)]
+    done = []
+    for k, code in enumerate(codes):
+        cpu = bench.cpu(code, x0=0)
+        cpu.enter()
+        done.append(assembler.page(code))
+        bench.start(cpu, code, x0=0)
+        cpu.enter()
+        assert cpu.state.x[0] == k
+    assert done[0] and not done[-1]
+
+
+def test_a_shape_is_asked_for_once(bench: Bench) -> None:
+    code = bench.load("mrs x0, s3_0_c4_c2_2\nhvc #1")
+    bench.cpu(code).enter()
+    asked: list[int] = []
+    stencils = Stencils(bench.engine, lambda shapes: asked.extend(shapes) is None)
+    Assembler(bench).page(code)
+    records = Here(bench.engine, code & -PAGE, Texts()).records(0)
+    assert records is not None
+    asked.clear()
+    stencils.assemble(records, Texts().read)
+    assert not asked
+    shape = bench.engine.entry.decode(int.from_bytes(bench.memory.read(code, 4), "little"), (code % PAGE) >> 2)
+    assert bench.engine.code.templates.table[shape] == NONE
+    assert PAGE_INSNS == PAGE // 4

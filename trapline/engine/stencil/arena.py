@@ -1,0 +1,175 @@
+"""Stencils in service: the templates of a configuration, and one engine's code made of them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS
+from trapline.engine.stencil.template import FUNCTION, NONE, SPECIAL, UNSUITED, Assembly, Relocation, Template, templates_of
+from trapline.mapping import map_far, protect
+
+if TYPE_CHECKING:
+    from trapline.engine.cache import ObjectCache
+    from trapline.engine.engine import Engine
+
+SUFFIX = ".stencils"
+ARENA = 64 << 20
+"""Bytes of code of one engine at most; when they are used up, what is not there yet stays with the interpreter."""
+WINDOW = 512 << 10
+"""Bytes that are writable at a time: more than a page of code can become."""
+PAGE = 4096
+NOTHING, WRITING, RUNNING = 0, mmap.PROT_READ | mmap.PROT_WRITE, mmap.PROT_READ | mmap.PROT_EXEC
+
+
+class Templates:
+    """The templates of a configuration by shape; more come from the compiler's process."""
+
+    def __init__(self, count: int, cache: ObjectCache) -> None:
+        self.table = (ctypes.c_uint64 * count)()
+        self.special: dict[int, int] = {}
+        self._books: list[ctypes.Array[ctypes.c_char]] = []
+        for name in cache.names():
+            book = cache.get(name) if name.endswith(SUFFIX) else None
+            if book is not None:
+                self.add(book)
+
+    def add(self, book: bytes) -> None:
+        """Make a book's templates known."""
+        memory = ctypes.create_string_buffer(bytes(book), len(book))
+        self._books.append(memory)
+        base = ctypes.addressof(memory)
+        for shape, at in templates_of(book):
+            if shape in SPECIAL.values():
+                self.special[shape] = base + at
+            else:
+                self.table[shape] = NONE if Template.from_address(base + at).flags & UNSUITED else base + at
+
+    def ask(self, shapes: Iterable[int]) -> list[int]:
+        """Of these shapes, those that nobody asked for yet; now somebody did."""
+        wanted = [shape for shape in sorted(set(shapes)) if not self.table[shape]]
+        for shape in wanted:
+            self.table[shape] = NONE
+        return wanted
+
+    def refused(self, shapes: Iterable[int]) -> None:
+        """Nobody could be asked for these."""
+        for shape in shapes:
+            self.table[shape] = 0
+
+
+def store(cache: ObjectCache, shapes: list[int], book: bytes) -> None:
+    """Keep a book for later runs."""
+    cache.put(hashlib.sha256(repr(shapes).encode()).hexdigest()[:16] + SUFFIX, book)
+
+
+class Stencils:
+    """The code of one engine that is made of stencils. Assembling is for one thread at a time."""
+
+    def __init__(self, engine: Engine, order: Callable[[list[int]], bool]) -> None:
+        """`order(shapes)` has templates made; False if that is not possible now."""
+        self._engine, self._order = engine, order
+        self._lock = threading.Lock()
+        self._memory = map_far(ARENA)
+        base = ctypes.addressof(self._memory)
+        self._start = base + -base % PAGE
+        self._end = base + ARENA & -PAGE
+        protect(self._start, self._end - self._start, NOTHING)
+        self._next = self._first = self._start
+        self._assembly = Assembly()
+        self._text = ctypes.create_string_buffer(PAGE)
+        self._places = (ctypes.c_uint64 * PAGE_INSNS)()
+        self._missing = (ctypes.c_uint64 * PAGE_INSNS)()
+        self.instructions = 0
+        """How many run as stencils, or did."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where stencils are, and what is reserved for them: first address and end."""
+        return self._start, self._end
+
+    def owns(self, handler: int) -> bool:
+        """Whether a record's handler is a stencil of ours."""
+        return self._start <= handler < self._end
+
+    def forget(self) -> None:
+        """Use the arena anew; no vCPU is in it, and no record refers to it."""
+        with self._lock:
+            self._next = self._first
+
+    def assemble(self, records: int, text: Callable[[int], bytes | None]) -> int:
+        """Have as many instructions of a page as possible run as stencils; how many more do."""
+        with self._lock:
+            return self._assemble(records, text)
+
+    def _assemble(self, records: int, text: Callable[[int], bytes | None]) -> int:
+        engine, assembly = self._engine, self._assembly
+        entry = engine.entry
+        if not self._ready():
+            return 0
+        assembly.generation = ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value
+        code = text(records)  # after the generation: what changes from here on changes that too
+        if code is None:
+            return 0
+        ctypes.memmove(self._text, code, PAGE)
+        assembly.records = records
+        assembly.out, assembly.limit = self._next, min(self._next + WINDOW, self._end)
+        chosen = entry.choose(ctypes.addressof(assembly))
+        self._ask(self._missing[: assembly.missing_count])
+        if not chosen:
+            return 0
+        protect(self._next, assembly.limit - self._next, WRITING)
+        end = entry.assemble(ctypes.addressof(assembly))
+        if not end:
+            return 0
+        end += -end % PAGE
+        protect(self._next, end - self._next, RUNNING)
+        self._next = end
+        done = int(entry.publish(engine.shared_address, ctypes.addressof(assembly)))
+        self.instructions += done
+        return done
+
+    def _ask(self, shapes: Iterable[int]) -> None:
+        templates = self._engine.code.templates
+        wanted = templates.ask(shapes)
+        if wanted and not self._order(wanted):
+            templates.refused(wanted)
+
+    def _ready(self) -> bool:
+        """Whether there is what all code needs; the compiler's process sends it with the first templates."""
+        assembly, templates = self._assembly, self._engine.code.templates
+        if assembly.records:
+            return True
+        if not templates.special:
+            self._ask([0])
+            return False
+        jit = self._engine.code.jit
+        protect(self._next, PAGE, WRITING)
+        for field in ("poll", "goto", "landing"):
+            name = "trapline_goto_landing" if field == "landing" else f"trapline_{field}"
+            setattr(assembly, field, self._next)
+            self._next += _lay_far(templates.special[SPECIAL["far"]], self._next, jit.address(name))
+        protect(self._start, PAGE, RUNNING)
+        self._next = self._first = self._start + PAGE
+        assembly.leave, assembly.slow = (templates.special[SPECIAL[name]] for name in ("leave", "slow_"))
+        assembly.text, assembly.places = ctypes.addressof(self._text), ctypes.addressof(self._places)
+        assembly.missing = ctypes.addressof(self._missing)
+        assembly.handlers = ctypes.addressof(self._engine.code.shapes.handlers)
+        assembly.templates = ctypes.addressof(templates.table)
+        return True
+
+
+def _lay_far(template: int, out: int, function: int) -> int:
+    """Write a jump to a function of the host; its size, rounded up."""
+    head = Template.from_address(template)
+    at = template + ctypes.sizeof(Template)
+    places = (Relocation * head.relocations).from_address(at)
+    ctypes.memmove(out, at + ctypes.sizeof(places), head.size)
+    for place in places:
+        assert place.kind == FUNCTION and place.width == 8
+        ctypes.c_uint64.from_address(out + place.at).value = function + place.addend
+    return int(head.size + 15 & -16)
