@@ -43,6 +43,7 @@ X86_CONSTANTS = {"KVM_DIRTY_LOG_PAGE_OFFSET": memory.DIRTY_LOG_PAGE_OFFSET}
 ARM64_CONSTANTS = {
     **{f"KVM_ARM_VCPU_{feature.name}": feature.value for feature in arm64.Feature},
     **{f"KVM_DEV_ARM_VGIC_GRP_{group.name}": group.value for group in arm64.VgicGroup},
+    **{name: bit.value for name, bit in zip(("KVM_ARM_DEV_EL1_VTIMER", "KVM_ARM_DEV_EL1_PTIMER", "KVM_ARM_DEV_PMU"), exits.DeviceIrqLevel)},
     "KVM_REG_ARM_TIMER_CTL": arm64.REG_TIMER_CTL,
     "KVM_REG_ARM_TIMER_CVAL": arm64.REG_TIMER_CVAL,
     "KVM_REG_ARM_TIMER_CNT": arm64.REG_TIMER_CNT,

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from tests.test_kvm_machine import Guest, boot, kvm  # noqa: F401 - fixtures
-from trapline.abi.arm64 import DeviceType, Feature, PmuAttr, VcpuGroup, VgicAddr, VgicCtrl, VgicGroup
-from trapline.abi.exits import IntrExit
+from trapline.abi.arm64 import DeviceType, Feature, IrqType, PmuAttr, VcpuGroup, VgicAddr, VgicCtrl, VgicGroup, irq_word
+from trapline.abi.caps import Cap
+from trapline.abi.exits import DeviceIrqLevel, IntrExit
 
 PMU_PPI, PTIMER_PPI = 23, 30
 
@@ -186,3 +187,34 @@ vectors: .space 0x200
     if hidden:
         guest.vcpu.set_id_register("ID_AA64ISAR2_EL1", MOPS=0)
     assert guest.run().value == (1 << 25 if hidden else 1)
+
+
+def test_userspace_as_interrupt_controller_is_told_of_the_timer(boot) -> None:  # noqa: F811
+    """The level comes in kvm_run, with an interruption of the run; the pin wakes the guest; what is seen once does not come again."""
+    guest = boot(
+        f"""
+        adr   x0, vectors
+        msr   vbar_el1, x0
+        movz  x0, #0xf424           // 1 ms
+        msr   cntv_tval_el0, x0
+        mov   x0, #1
+        msr   cntv_ctl_el0, x0
+        msr   daifclr, #2
+sleep:  wfi
+        b     sleep
+        .align 11
+vectors: .space 0x280
+        msr   cntv_ctl_el0, xzr     // the timer's output falls
+        mov   x0, #42
+        {REPORT}
+        """
+    )
+    assert guest.vm.check_extension(Cap.ARM_USER_IRQ) == 1
+    assert guest.run() == IntrExit()
+    assert guest.vcpu.device_irq_level == DeviceIrqLevel.VTIMER
+    threading.Timer(0.2, lambda: guest.vm.irq_line(irq_word(IrqType.CPU, 0), 1)).start()
+    exit = guest.run()
+    while exit == IntrExit():
+        exit = guest.run()
+    assert exit.value == 42
+    assert guest.vcpu.device_irq_level == 0

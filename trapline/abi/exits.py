@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from trapline.abi.struct import Structure, struct, u8, u16, u32, u64
 IMMEDIATE_EXIT_OFFSET = 1
 EXIT_REASON_OFFSET = 8
 UNION_OFFSET = 32
+DEVICE_IRQ_LEVEL_OFFSET = 304
 UNION_SIZE = 256
 
 
@@ -40,6 +41,14 @@ class KvmRun(Structure):
     kvm_dirty_regs: u64
     device_irq_level: u64
     padding2: Annotated[Any, ctypes.c_uint8 * 2040]
+
+
+class DeviceIrqLevel(IntFlag):
+    """Bits of kvm_run.device_irq_level: outputs of in-kernel devices, for a VM whose interrupt controller is userspace's."""
+
+    VTIMER = 1 << 0
+    PTIMER = 1 << 1
+    PMU = 1 << 2
 
 
 class ExitReason(IntEnum):

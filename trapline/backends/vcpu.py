@@ -17,6 +17,7 @@ from trapline.abi.exits import (
     DECODERS,
     EXIT_REASON_OFFSET,
     IMMEDIATE_EXIT_OFFSET,
+    DeviceIrqLevel,
     Exit,
     IntrExit,
     KvmRun,
@@ -310,6 +311,11 @@ class Vcpu(VcpuBase):
         """`run` again and again."""
         while True:
             yield self.run()
+
+    @property
+    def device_irq_level(self) -> DeviceIrqLevel:
+        """Outputs of timers and PMU, where userspace is the interrupt controller: `run` returns IntrExit when they change."""
+        return DeviceIrqLevel(self.kvm_run.device_irq_level)
 
     def init(self, features: Iterable[int] = (arm64.Feature.PSCI_0_2,), target: int = arm64.TARGET_GENERIC_V8) -> None:
         """Choose features (`arm64.Feature`) and reset the vCPU."""

@@ -41,6 +41,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.ARM_INJECT_EXT_DABT: 1,
         Cap.ARM_IRQ_LINE_LAYOUT_2: 1,
         Cap.ARM_SYSTEM_SUSPEND: 1,
+        Cap.ARM_USER_IRQ: 1,
         Cap.ARM_SUPPORTED_REG_MASK_RANGES: 1,
         Cap.ARM_WRITABLE_IMP_ID_REGS: 1,
         Cap.ARM_PMU_V3: 1,

@@ -90,7 +90,8 @@ class Pmu:
         self._world = vcpu.vm.machine.world
         self._counts = vcpu.vm.machine.counts_instructions
         self._in_guest = 0
-        self._line = False
+        self.line = False
+        """The overflow interrupt's level."""
         self._rung = False
         self._cancel: Callable[[], None] | None = None
         self.reset()
@@ -187,16 +188,16 @@ class Pmu:
     def _drive(self) -> None:
         level = bool(self.overflowed & self.interrupts & self.enabled and self.control & PMCR_EL0.E.mask)
         vgic = self.vcpu.vm.vgic
-        if level == self._line:
+        if level == self.line:
             return
-        self._line = level
+        self.line = level
         if vgic is not None and self.irq is not None:
             vgic.inject(self.vcpu if self.irq < FIRST_SPI else None, self.irq, level, by=self.vcpu)
 
     def _set_alarm(self) -> None:
         """Have the vCPU leave the guest when the first counter with an interrupt overflows, if it is in the guest until then."""
         watched = [n for n in (*range(self.shared.counters), CYCLES) if self.interrupts >> n & 1 and self._counting(n)]
-        if watched and not self._line:
+        if watched and not self.line:
             left = min((1 << (bits := self._bits(n))) - (self.values[n] & (1 << bits) - 1) for n in watched) - (self._now() - self._seen)
             if left < HORIZON_NS:
                 self._cancel = self._world.call_at(self._world.clock.now() + max(0, left), self._ring)

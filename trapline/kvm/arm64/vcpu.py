@@ -7,7 +7,16 @@ from errno import EINTR, EINVAL, EIO, ENOEXEC
 from typing import TYPE_CHECKING, Any, Final
 
 from trapline.abi.arm64 import REG_PC, Feature
-from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, InternalError, SystemEvent, SystemEventType, encode_exit
+from trapline.abi.exits import (
+    DEVICE_IRQ_LEVEL_OFFSET,
+    IMMEDIATE_EXIT_OFFSET,
+    DeviceIrqLevel,
+    InternalError,
+    IntrExit,
+    SystemEvent,
+    SystemEventType,
+    encode_exit,
+)
 from trapline.abi.vcpu import MpState
 from trapline.arm64.regs import (
     CPTR_EL2,
@@ -274,6 +283,9 @@ class Arm64Vcpu:
             self._run()
         finally:
             debug.put(self)
+            if self.vm.vgic is None:
+                timer.update_lines(self)
+                self.core.run[DEVICE_IRQ_LEVEL_OFFSET] = self._device_levels()
 
     def _run(self) -> None:
         """The part of KVM_RUN during which registers may be userspace's."""
@@ -301,6 +313,10 @@ class Arm64Vcpu:
             if vgic is not None:
                 vgic.flush(self)
             else:
+                if self._device_levels() != core.run[DEVICE_IRQ_LEVEL_OFFSET]:
+                    self.in_guest = False
+                    encode_exit(core.run, IntrExit())  # userspace, which is the interrupt controller, has to see this
+                    raise KvmError(EINTR)
                 sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | self.pins
             kind = (cpu.enter if pmu is None or not pmu.running else pmu.enter)().kind
             self.in_guest = False
@@ -385,7 +401,13 @@ class Arm64Vcpu:
     def _interrupt_pending(self) -> bool:
         """Whether an interrupt would wake the guest, as far as the timers' outputs were looked at."""
         vgic = self.vm.vgic
-        return bool(self.pins or (vgic.pending(self) if vgic is not None else self.timer_lines))
+        if vgic is not None:
+            return bool(self.pins or vgic.pending(self))
+        return bool(self.pins or self._device_levels() != self.core.run[DEVICE_IRQ_LEVEL_OFFSET])
+
+    def _device_levels(self) -> int:
+        """Outputs of the devices that are the kernel's, as `DeviceIrqLevel` bits: the timers' come in that order."""
+        return self.timer_lines | (DeviceIrqLevel.PMU if self.pmu is not None and self.pmu.line else 0)
 
     def destroy(self) -> None:
         """The VM is gone, and KVM_RUN is refused from now on."""
