@@ -52,6 +52,16 @@ class ShapeSpace:
         return Shape(insn, shape, far) if insn.allows(shape) else None
 
 
+ARGUMENTS = "i32 %word, i64 %index"
+FUNCTION_WEIGHT = 64
+"""How many candidates the functions have that the decoder is made of: LLVM takes three times as long for one that has all."""
+
+
+def weight(node: Node) -> int:
+    """How many candidates are below a node."""
+    return len(node.candidates) if isinstance(node, Leaf) else sum(map(weight, node.cases.values()))
+
+
 class PredecoderEmitter:
     """Emits `trapline_decode_word(word, index) -> shape number`, `index` being the instruction's place in its page."""
 
@@ -60,23 +70,36 @@ class PredecoderEmitter:
         self.tree = build_tree(isa.candidates())
         self.lines: list[str] = []
         self.globals: list[str] = []
+        self.functions: list[str] = []
         self._direct = direct_branches
         self._count = 0
 
     def text(self) -> str:
         """The module's IR."""
-        self._node(self.tree, "entry")
-        body = "\n".join(self.lines)
-        return (
-            "\n".join(self.globals)
-            + f"\ndefine i32 @trapline_decode_word(i32 %word, i64 %index) {{\n{body}\nundefined:\n  ret i32 0\n}}\n"
-        )
+        self._function("i32 @trapline_decode_word", self.tree)
+        return "\n".join([*self.globals, *self.functions])
+
+    def _function(self, name: str, node: Node) -> None:
+        """A function that decodes what is below a node."""
+        outer, self.lines = self.lines, []
+        self._body(node, "entry")
+        body, self.lines = "\n".join(self.lines), outer
+        self.functions.append(f"define {name}({ARGUMENTS}) {{\n{body}\nundefined:\n  ret i32 0\n}}\n")
 
     def _fresh(self, hint: str) -> str:
         self._count += 1
         return f"{hint}{self._count}"
 
-    def _node(self, node: Node, label: str) -> None:
+    def _node(self, node: Node, label: str, around: int) -> None:
+        """Decode what is below a node, in a function of its own if it is small enough for one and all `around` it is not."""
+        if not weight(node) <= FUNCTION_WEIGHT < around:
+            self._body(node, label)
+            return
+        name = "fastcc i32 @" + self._fresh("decode")
+        self._function("internal " + name, node)
+        self.lines += [f"{label}:", f"%{label}_shape = tail call {name}({ARGUMENTS})", f"ret i32 %{label}_shape"]
+
+    def _body(self, node: Node, label: str) -> None:
         self.lines.append(f"{label}:")
         if isinstance(node, Leaf):
             self._leaf(node)
@@ -87,7 +110,7 @@ class PredecoderEmitter:
         arms = " ".join(f"i32 {value}, label %{name}" for value, name in labels.items())
         self.lines.append(f"switch i32 {tested}, label %undefined [ {arms} ]")
         for value, child in node.cases.items():
-            self._node(child, labels[value])
+            self._node(child, labels[value], weight(node))
 
     def _leaf(self, leaf: Leaf) -> None:
         for insn in leaf.candidates:
