@@ -350,6 +350,37 @@ def test_a_data_page_that_is_mapped_elsewhere(bench: Bench) -> None:
     assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, 3, 4)
 
 
+def test_a_page_that_is_taken_away_while_a_region_waits(bench: Bench) -> None:
+    """A DSB waits for another vCPU, and meanwhile does what that one asks for: the page before the DSB is not the one after it."""
+    old, new = bench.memory.page(), bench.memory.page()
+    bench.memory.put(old, 1)
+    bench.memory.put(new, 2)
+    va = 0x12_3456_7000
+    bench.tables.map(va, old)
+    loop = "ldr x2, [x5]\nadd x0, x0, x2\ndsb ish\nldr x3, [x5]\nadd x4, x4, x3"
+    code = bench.load(f"loop: {loop}\ntlbi vae1is, x8\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    values = {"x0": 0, "x4": 0, "x5": va, "x8": 0}
+    cpu = bench.cpu(code, x1=1, **values)
+    cpu.enter()
+    Tier1(bench).install(code)
+    other = bench.engine.create_cpu().state
+    other.running = 1  # it is in no hurry to answer the TLBI
+    bench.start(cpu, code, x1=2, **values)
+    thread = threading.Thread(target=cpu.enter, daemon=True)
+    thread.start()
+    while cpu.state.x[0] != 2:
+        pass
+    bench.tables.map(va, new)
+    bench.engine.entry.request_sync(cpu.address, 0, 0, 0)
+    while cpu.state.sync_done != cpu.state.sync_request:
+        pass
+    other.sync_done = other.sync_request
+    other.running = 0
+    thread.join(30)
+    assert not thread.is_alive() and hvc_number(cpu) == 1
+    assert (cpu.state.x[0], cpu.state.x[4]) == (2, 3)
+
+
 COUNT = 40_000_000
 PROFILED = f"""
 import ctypes, sys, threading
