@@ -13,6 +13,7 @@ from tests.test_kvm_calls import code_of
 from tests.test_kvm_run import UART, Guest, call, signed
 from tests.test_sysreg_exits import sysreg
 from trapline.abi import arm64
+from trapline.abi.arm64 import Feature
 from trapline.abi.arm64_vm import (
     FEATURE_ID_MASKS,
     KVM_ARM_GET_REG_WRITABLE_MASKS,
@@ -375,3 +376,27 @@ def test_finalize_has_nothing_to_complete() -> None:
     vcpu.init()
     for number in (4, 5, 99):
         assert code_of(guest.vm.backend.ioctl, vcpu.file, KVM_ARM_VCPU_FINALIZE, FeatureNumber(number)) == errno.EINVAL
+
+
+def test_registers_of_features_come_with_them() -> None:
+    """The list is what KVM has for such a vCPU: ids of a group ascend, and there are no keys without pointer authentication."""
+    guest = Guest(vcpus=0)
+    plain = guest.vm.create_vcpu().reg_list()
+    signing = guest.system.create_vm().create_vcpu(features=[Feature.PTRAUTH_ADDRESS, Feature.PTRAUTH_GENERIC]).reg_list()
+    keys = {reg.one_reg_id for reg in TABLE if reg.name.startswith("AP") and "Key" in reg.name}
+    assert set(signing) - set(plain) == keys and len(keys) == 10
+    system = [reg_id for reg_id in signing if reg_id & arm64.REG_GROUP_MASK == arm64.GROUP_SYSREG]
+    assert system == sorted(system)
+    groups = [reg_id & arm64.REG_GROUP_MASK for reg_id in signing]
+    order = (arm64.GROUP_CORE, arm64.GROUP_FW, arm64.GROUP_FW_BITMAP, arm64.GROUP_SYSREG, arm64.GROUP_DEMUX)
+    assert [groups.index(group) for group in order] == sorted(groups.index(group) for group in order) and set(groups) == set(order)
+
+
+def test_registers_of_aarch32_are_kept_for_nobody(guest: Guest) -> None:
+    """Linux saves and restores them on every machine."""
+    fpexc32, dacr32 = arm64.reg_sysreg(3, 4, 5, 3, 0), arm64.reg_sysreg(3, 4, 3, 0, 0)
+    assert guest.vcpu.get_one_reg(fpexc32) == 0x700
+    guest.vcpu.set_one_reg(dacr32, 5)
+    assert guest.vcpu.get_one_reg(dacr32) == 5
+    guest.vcpu.init()
+    assert guest.vcpu.get_one_reg(dacr32) == 0

@@ -12,7 +12,7 @@ from tests.fake_engine import mmio
 from tests.test_kvm_run import UART, Guest
 from tests.test_sysreg_exits import HERE, HID4, VECTORS, is_undefined, sysreg
 from trapline.abi.exits import MmioExit, SysregExit
-from trapline.arm64.regs import VBAR_EL1
+from trapline.arm64.regs import MIDR_EL1, VBAR_EL1
 from trapline.backends.sysregs import UNDEFINED, Sysregs, constant, log, raz_wi, storage, undefined
 from trapline.errors import BadInput, NotSupported
 from trapline.vmm.machine import Config, Deterministic
@@ -204,6 +204,14 @@ def test_refused_combinations(tmp_path: Path) -> None:
         Config(kernel=path, sysreg=[path], machine="bare").check()
     with pytest.raises(BadInput, match="--record"):
         Config(kernel=path, sysreg=[path], deterministic=Deterministic(record=path)).check()
+
+
+def test_a_policy_file_can_name_the_processor(tmp_path: Path) -> None:
+    guest = Guest(vcpus=0)
+    path = tmp_path / "identity.py"
+    path.write_text("vm.identify(midr=0x410FD034)")
+    guest.vm.sysregs.load(path)
+    assert guest.vm.create_vcpu().get_one_reg(MIDR_EL1.one_reg_id) == 0x410F_D034
 
 
 # --- the example ------------------------------------------------------------------------------------------------------------------

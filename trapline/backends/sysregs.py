@@ -181,6 +181,7 @@ class Sysregs:
         if not vm.check_extension(Cap.TRAPLINE_SYSREG_TO_USER):
             raise NotSupported(f"the {vm.backend.name} backend has no exits for system registers: Linux's KVM injects UNDEFINED")
         vm.enable_cap(Cap.TRAPLINE_SYSREG_TO_USER)
+        self._vm = vm
         self.default: Policy = ask
         """For registers without a policy."""
         self.seen: dict[str, Seen] = {}
@@ -236,14 +237,14 @@ class Sysregs:
             yield f'sysregs["{name}"] = {policy}  # {seen.describe()}'
 
     def load(self, path: Path) -> None:
-        """Execute a policy file: Python, with `sysregs` and the policies of this module as names."""
+        """Execute a policy file: Python, with `sysregs`, `vm` and the policies of this module as names."""
         names = {name: globals()[name] for name in FILE_NAMES}
         try:
             code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
         except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
             raise BadInput(f"--sysreg {path}: {error}") from error
         try:
-            exec(code, {"__name__": "sysregs", "__file__": str(path), "sysregs": self, **names})
+            exec(code, {"__name__": "sysregs", "__file__": str(path), "sysregs": self, "vm": self._vm, **names})
         except Exception as error:
             raise BadInput(f"--sysreg {path}: {type(error).__name__}: {error}") from error
 

@@ -45,6 +45,8 @@ MODE_MASK: Final = 0x1F
 TIMER_ENABLE_AND_MASK: Final = 3
 CORE_STRUCT_WORDS: Final = 864 // 4
 AARCH32_SPSR: Final = range(1, 5)
+NOT_FOR_GUESTS: Final = "CSV2_2"
+"""The feature of SCXTNUM_EL0 and SCXTNUM_EL1, which trap."""
 
 Get = Callable[["Arm64Vcpu"], int]
 Set = Callable[["Arm64Vcpu", int], Any]
@@ -202,9 +204,9 @@ def _is_identification(reg: type[Sysreg]) -> bool:
     return op0 == 3 and crn == 0 and reg.access == "RO" and reg.name not in ("MPIDR_EL1", "CCSIDR_EL1", "DCZID_EL0")
 
 
-def _sysregs(features: Features) -> Iterator[tuple[int, Access]]:
+def _sysregs(features: Features, pauth: bool) -> Iterator[tuple[int, Access]]:
     for reg in TABLE:
-        if not reg.exists(features) or reg.enc[1] == 4:
+        if not reg.exists(features) or reg.enc[1] == 4 or reg.feature == NOT_FOR_GUESTS or (reg.feature == "PAuth" and not pauth):
             continue
         if reg is MPIDR_EL1:
             yield reg.one_reg_id, _stored(VMPIDR_EL2)
@@ -214,10 +216,30 @@ def _sysregs(features: Features) -> Iterator[tuple[int, Access]]:
             yield reg.one_reg_id, _stored(reg)
 
 
+def _spare(reg_id: int) -> Access:
+    """A register of a state or extension that this machine lacks, which KVM saves and restores all the same."""
+
+    def put(vcpu: Arm64Vcpu, value: int) -> None:
+        vcpu.spare_registers[reg_id] = value
+
+    return Access(lambda vcpu: vcpu.spare_registers.get(reg_id, SPARE[reg_id]), put)
+
+
+SPARE: Final[dict[int, int]] = {
+    abi.reg_sysreg(2, 4, 0, 7, 0): 0,  # DBGVCR32_EL2
+    abi.reg_sysreg(3, 0, 12, 1, 1): 0,  # DISR_EL1
+    abi.reg_sysreg(3, 4, 3, 0, 0): 0,  # DACR32_EL2
+    abi.reg_sysreg(3, 4, 5, 0, 1): 0,  # IFSR32_EL2
+    abi.reg_sysreg(3, 4, 5, 3, 0): 0x700,  # FPEXC32_EL2
+}
+"""Values after reset. The guest has none of these."""
+
+
 @cache
-def registers(features: Features) -> dict[int, Access]:
-    """All ids in the order of KVM_GET_REG_LIST: core, firmware, system registers, timers, caches."""
-    return {**CORE, **FIRMWARE, **DEBUG, **dict(_sysregs(features)), **TIMERS, **CACHES}
+def registers(features: Features, pmu: bool, pauth: bool) -> dict[int, Access]:
+    """The registers of a vCPU in the order of KVM_GET_REG_LIST: core, firmware, system registers by number, caches."""
+    system = {**DEBUG, **dict(_sysregs(features, pauth)), **TIMERS, **{reg_id: _spare(reg_id) for reg_id in SPARE}, **(PMU if pmu else {})}
+    return {**CORE, **FIRMWARE, **dict(sorted(system.items())), **CACHES}
 
 
 def check_id(reg_id: int) -> None:
@@ -227,9 +249,7 @@ def check_id(reg_id: int) -> None:
 
 
 def _find(vcpu: Arm64Vcpu, reg_id: int) -> Access:
-    access = registers(vcpu.vm.machine.features).get(reg_id)
-    if access is None and vcpu.pmu is not None:
-        access = PMU.get(reg_id)
+    access = vcpu.registers.get(reg_id)
     if access is not None:
         return access
     check_id(reg_id)
@@ -249,4 +269,4 @@ def write(vcpu: Arm64Vcpu, reg_id: int, value: int) -> None:
 
 def list_ids(vcpu: Arm64Vcpu) -> list[int]:
     """Every id."""
-    return [*registers(vcpu.vm.machine.features), *(PMU if vcpu.pmu is not None else ())]
+    return list(vcpu.registers)

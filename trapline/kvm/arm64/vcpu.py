@@ -98,6 +98,9 @@ class Arm64Vcpu:
         self.pvtime = PvTime(self)
         self.attributes = VcpuAttributes(self)
         self.pmu: Pmu | None = None
+        self.registers: dict[int, onereg.Access] = {}
+        """What there is for KVM_GET_ONE_REG, by id, once the features are known."""
+        self.spare_registers: dict[int, int] = {}
         self.initialized = False
         self.features = 0
         self.has_run = False
@@ -158,6 +161,7 @@ class Arm64Vcpu:
             self.initialized = True
             if self.pmu is None and features >> Feature.PMU_V3 & 1:
                 self.pmu = Pmu(self)
+            self.registers = onereg.registers(vm.machine.features, self.pmu is not None, bool(features & PTRAUTH))
         if self.has_run:
             vm.forget_code()
         self.core.requests.take(RESET)
@@ -192,6 +196,7 @@ class Arm64Vcpu:
         sysreg[SPSR] = PSTATE_EL1H_MASKED
         timer.reset(self)
         debug.reset(self)
+        self.spare_registers.clear()
         if self.pmu is not None:
             self.pmu.reset()
         if running:
