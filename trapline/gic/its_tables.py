@@ -16,7 +16,7 @@ from .its_state import COLLECTION_TABLE, DEVICE_TABLE, ENTRY_BYTES, Baser, Colle
 from .lpi import LPI_ID_BITS
 from .state import FIRST_LPI
 
-TABLE_PAGE = 0x1_0000
+TABLE_PAGE, MEMORY_PAGE = 0x1_0000, 0x1000
 ID_BITS = 16
 """Of devices and of collections."""
 
@@ -148,7 +148,7 @@ def _save_devices(its: Its, kind: int) -> None:
 
 def _distances(ids: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
     """Each id with the distance to the next, at most `most`; 0 for the last."""
-    for this, following in zip(ids, (*ids[1:], None), strict=True):
+    for this, following in zip(ids, (*ids[1:], None), strict=False):
         yield this, 0 if following is None else min(following - this, most)
 
 
@@ -182,10 +182,15 @@ Handle = Callable[[Its, int, int], int | None]
 
 
 def _scan(its: Its, address: int, size: int, first: int, handle: Handle) -> bool:
-    """Follow a chain of entries; whether the last one was found."""
+    """Follow a chain of entries; whether the last one was found. Memory is read a page at a time: most entries are not in use."""
     end = address + size
+    page, entries = -1, b""
     while address < end:
-        step = handle(its, first, _read(its, address))
+        if address // MEMORY_PAGE != page:
+            page = address // MEMORY_PAGE
+            entries = its.memory.read(page * MEMORY_PAGE, MEMORY_PAGE)
+        at = address % MEMORY_PAGE
+        step = handle(its, first, int.from_bytes(entries[at : at + ENTRY_BYTES], "little"))
         if step == 0:
             return True
         step = 1 if step is None else step

@@ -117,6 +117,8 @@ def run_folder(folder: str, names: list[str], backend: str, machine: str, limit:
 def run_test(test: Test, directory: Path, environment: str, backend: str, machine: str, limit: float | None) -> Result:
     """Run one test."""
     image = directory / f"{test.image}.flat"
+    if test.gic == 2 and machine == "bare":
+        return Result("SKIP", note="a bare machine has a GICv3")
     if test.needs:
         return Result("SKIP", note=f"the machine has no {test.needs} yet")
     if test.kvm and machine == "bare":
