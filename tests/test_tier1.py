@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from tests.differential.compare import STATES, compare
 from tests.differential.runners import Here, Regions, Trapline
 from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
-from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1
+from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1, TABLE
 from trapline.engine import Cpu
 from trapline.engine.cache import REGIONS
 from trapline.engine.engine import TIER1
@@ -222,6 +223,38 @@ def test_an_address_that_nothing_is_mapped_at(bench: Bench, access: str, address
     bench.start(cpu, code, x0=0, x1=3, x5=address)
     cpu.enter()
     assert (hvc_number(cpu), cpu[FAR_EL1], cpu.state.x[0]) == (SYNC_FROM_SPX, address, 0)
+
+
+FPCR, FPSR = (TABLE[name].slot for name in ("FPCR", "FPSR"))
+
+
+@pytest.mark.parametrize(("operation", "b", "inexact"), [
+    ("fadd d0, d1, d2", 2.0, False), ("fadd d0, d1, d2", 2.0**-60, True), ("fmul d0, d1, d2", 0.5, False),
+    ("fdiv d0, d1, d2", 4.0, False), ("fdiv d0, d1, d2", 3.0, True), ("fsqrt d0, d2", 4.0, False), ("fsqrt d0, d2", 2.0, True),
+    ("fmadd d0, d1, d2, d1", 3.0, False), ("fmadd d0, d1, d2, d1", 2.0**-53, True), ("fcvt s0, d2", 1.5, False),
+    ("fcvt s0, d2", 1.0 + 2.0**-52, True), ("scvtf d0, x9", 0.0, False), ("scvtf s0, x9", 0.0, True), ("frinta d0, d2", 1.5, False),
+    ("fadd v0.2d, v1.2d, v2.2d", 2.0, False), ("fadd v0.2d, v1.2d, v2.2d", 2.0**-60, True),
+])  # fmt: skip
+@pytest.mark.parametrize("flagged", [0, 16])
+def test_inexact_results_are_noticed(bench: Bench, operation: str, b: float, inexact: bool, flagged: int) -> None:
+    """In a loop that overwrites the result, after work that is exact; FPSR is read behind the loop."""
+    code = bench.load(f"loop: fadd d4, d5, d5\n{operation}\nfadd d0, d5, d5\nfmov d3, d0\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    cpu = bench.cpu(code)
+    cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
+
+    def run(turns: int) -> int:
+        for register, value in ((1, 1.0), (2, b), (5, 1.0)):
+            cpu.state.v[register].lo, cpu.state.v[register].hi = struct.unpack("<Q", struct.pack("<d", value))[0], 0
+        cpu.state.sysreg[FPSR], cpu.state.sysreg[FPCR] = flagged, 0
+        bench.start(cpu, code, x1=turns, x9=0x1234567)
+        cpu.enter()
+        assert hvc_number(cpu) == 1
+        return int(cpu.state.sysreg[FPSR])
+
+    expected = flagged | 16 * inexact
+    assert run(3) == expected
+    Tier1(bench).install(code)
+    assert [run(n) for n in (1, 2, 3, 100)] == [expected] * 4
 
 
 SPIN = "loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, #3\nadd x4, x4, x3\nb loop"

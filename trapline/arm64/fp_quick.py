@@ -1,8 +1,8 @@
 """Floating point by the host's own instructions: which operation, and when its result is the architecture's.
 
 A row of `QUICK` belongs to a function of fp_single and fp_double. It gives the same results as that function, with no exception
-but Inexact, whenever its control condition and its check hold; `HOST` says that Inexact has been reported already. Operands are
-`Bits` or `Vec`: a vector costs one operation and one check.
+but Inexact, whenever its control condition and its check hold; those of `host` and `tracked` say that Inexact has been reported.
+Operands are `Bits` or `Vec`: a vector costs one operation and one check.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def nearest(fpcr: Bits, fpsr: Bits) -> Bits:
 def host(fpcr: Bits, fpsr: Bits) -> Bits:
     """Also, an inexact result would report nothing new."""
     return nearest(fpcr, fpsr) & lasting(fpsr[IXC.bit_length() - 1])
+
+
+def tracked(fpcr: Bits, fpsr: Bits) -> Bits:
+    """The same, where the host notices rounding exactly when the architecture does."""
+    return nearest(fpcr, fpsr) & lasting(fpsr[IXC.bit_length() - 1], inexact=True)
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------------
@@ -142,15 +147,15 @@ def _rsqrt_step(a: Value, b: Value) -> Value:
 
 
 QUICK = {
-    "fp_add": Quick(_simple("fadd"), finite, host),
-    "fp_sub": Quick(_simple("fsub"), finite, host),
-    "fp_mul": Quick(_simple("fmul"), ordinary, host, zero_factor),
-    "fp_mulx": Quick(_simple("fmul"), ordinary, host, zero_factor),
-    "fp_div": Quick(_simple("fdiv"), ordinary, host, zero_dividend),
-    "fp_sqrt": Quick(_simple("fsqrt"), finite, host),
-    "fp_muladd": Quick(lambda addend, a, b: real("fmuladd", a, b, addend), ordinary, host, zero_factor),
-    "fp_recip_step": Quick(_recip_step, ordinary, host),
-    "fp_rsqrt_step": Quick(_rsqrt_step, ordinary, host),
+    "fp_add": Quick(_simple("fadd"), finite, tracked),
+    "fp_sub": Quick(_simple("fsub"), finite, tracked),
+    "fp_mul": Quick(_simple("fmul"), ordinary, tracked, zero_factor),
+    "fp_mulx": Quick(_simple("fmul"), ordinary, tracked, zero_factor),
+    "fp_div": Quick(_simple("fdiv"), ordinary, tracked, zero_dividend),
+    "fp_sqrt": Quick(_simple("fsqrt"), finite, tracked),
+    "fp_muladd": Quick(lambda addend, a, b: real("fmuladd", a, b, addend), ordinary, tracked, zero_factor),
+    "fp_recip_step": Quick(_recip_step, ordinary, tracked),
+    "fp_rsqrt_step": Quick(_rsqrt_step, ordinary, tracked),
     "fp_max": Quick(_simple("fmax"), numbers, plain),
     "fp_min": Quick(_simple("fmin"), numbers, plain),
     "fp_maxnm": Quick(_simple("fmax"), numbers, plain),
@@ -164,7 +169,7 @@ QUICK = {
 WIDEN = Quick(lambda a: convert("fpext", a, 64), numbers, plain)
 """fp_convert_32_64."""
 
-NARROW = Quick(lambda a: convert("fptrunc", a, 32), ordinary, host)
+NARROW = Quick(lambda a: convert("fptrunc", a, 32), ordinary, tracked)
 """fp_convert_64_32."""
 
 

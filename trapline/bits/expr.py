@@ -369,12 +369,13 @@ def likely(cond: Bits, quick: Sequence[Bits], slow: Sequence[Bits], rare: bool =
     return tuple(Bits("item", (whole,), a.width, attr=k) for k, a in enumerate(quick))
 
 
-def lasting(cond: Bits) -> Bits:
+def lasting(cond: Bits, inexact: bool = False) -> Bits:
     """`cond`, which once it holds goes on holding while instructions run, except for those that write what it is about by name.
 
-    Whoever compiles many instructions together may test it once and take it for granted where the others are.
+    Whoever compiles many instructions together may test it once and take it for granted where the others are. `inexact`: it is there
+    because the host's arithmetic does not say whether it rounded; whoever asks the host afterwards may do without it.
     """
-    return Bits("lasting", (cond,), 1)
+    return Bits("lasting", (cond,), 1, attr=inexact)
 
 
 def real(op: str, a: Any, *rest: Operand | Vec) -> Any:

@@ -28,6 +28,16 @@ _VECTORS = ("vzext", "vsext", "vtrunc", "insert", "lookup")
 """Structural operators that compute vectors of `esize`."""
 _BITWISE = ("xor", "and", "or")
 
+_ROUNDING = {"fadd": "fadd", "fsub": "fsub", "fmul": "fmul", "fdiv": "fdiv", "fsqrt": "sqrt", "fmuladd": "fma"}
+"""Operations that may round, and LLVM's names for them where the environment counts."""
+
+
+def _strictly(name: str, mangled: str, args: list[str], t: str) -> str:
+    """A template for an operation that rounds to nearest and leaves its mark in the host's flags."""
+    operands = ", ".join([*args, 'metadata !"round.tonearest"', 'metadata !"fpexcept.strict"'])
+    return f"call {t} @llvm.experimental.constrained.{name}.{mangled}({operands}) strictfp"
+
+
 Form = tuple[str, int]
 """How a value is held: ("integer", 0), ("vector", element size) or ("real", element size)."""
 
@@ -58,17 +68,23 @@ class Emitter:
     `leaf(node)` emits a leaf and returns its value's name. Values are remembered by node identity, so emitted nodes are kept.
     `natives` collects the symbols of the native functions that were called. With `decline`, that label is where the rare sides of
     `likely` nodes go instead of being computed; `declined` tells whether one did. With `lasting`, conditions that last are not
-    tested but collected there.
+    tested but collected there. `strict`: the host's flags will tell whether anything was rounded, so what may round is computed exactly
+    where the expression says, and conditions that stand for that are taken for granted.
     """
 
     def __init__(
-        self, leaf: Callable[[Bits], str], prefix: str = "v", decline: str | None = None, lasting: list[Bits] | None = None
+        self,
+        leaf: Callable[[Bits], str],
+        prefix: str = "v",
+        decline: str | None = None,
+        lasting: list[Bits] | None = None,
+        strict: bool = False,
     ) -> None:
         self.lines: list[str] = []
         self.natives: dict[str, object] = {}
         self.intrinsics: set[str] = set()
         self.declined = False
-        self._leaf, self._prefix, self._decline, self._lasting = leaf, prefix, decline, lasting
+        self._leaf, self._prefix, self._decline, self._lasting, self._strict = leaf, prefix, decline, lasting, strict
         self._count = 0
         self._scalar: dict[int, str] = {}
         self._vector: dict[tuple[int, int], str] = {}
@@ -193,6 +209,8 @@ class Emitter:
     # -- elementwise -----------------------------------------------------------------------------------------------------
     def _row(self, op: str, t: str, mangled: str, args: list[str]) -> str:
         template = ELEMENTWISE[op].llvm
+        if self._strict and op in _ROUNDING:
+            template = _strictly(_ROUNDING[op], "{m}", [f"{{t}} {{{k}}}" for k in range(len(args))], "{t}")
         text = template.format(*args, t=t, m=mangled)
         if "@llvm." in text:
             self.intrinsics.add(f"{text.partition('@')[2].partition('(')[0]}|{t}|{template}")
@@ -349,6 +367,8 @@ class Emitter:
     def _emit_lasting(self, node: Bits) -> str:
         if self._lasting is None:
             return self(node.args[0])
+        if self._strict and node.attr:
+            return "true"
         self._lasting.append(node.args[0])
         return "true"
 
@@ -368,7 +388,14 @@ class Emitter:
         from_real, to_real = kind.startswith("fp"), not kind.startswith("fpto")
         value = self.real(argument, source) if from_real else self(argument) if count == 1 else self.vector(argument, source)
         old = real_type(argument.width, source) if from_real else integers[0]
-        return self.let(f"{kind} {old} {value} to {real_type(node.width, node.esize) if to_real else integers[1]}")
+        new = real_type(node.width, node.esize) if to_real else integers[1]
+        if self._strict and kind in ("fptrunc", "sitofp"):
+            lanes = f"v{count}" if count > 1 else ""
+            names = f"{lanes}f{node.esize}.{lanes}{'f' if from_real else 'i'}{source}"
+            template = _strictly(kind, names, [f"{old} {{0}}"], new)
+            self.intrinsics.add(f"{template.partition('@')[2].partition('(')[0]}|{new}|{template}")
+            return self.let(template.format(value))
+        return self.let(f"{kind} {old} {value} to {new}")
 
     # -- choice ----------------------------------------------------------------------------------------------------------
     def _item(self, node: Bits) -> str:
@@ -431,19 +458,27 @@ def _type(width: int, form: Form) -> str:
     return f"i{width}" if kind == "integer" else real_type(width, esize) if kind == "real" else f"<{width // esize} x i{esize}>"
 
 
-def leaves(nodes: Iterable[Bits]) -> Iterator[Bits]:
-    """The leaves of expressions."""
+def nodes(roots: Iterable[Bits]) -> Iterator[Bits]:
+    """All parts of expressions, each once."""
     seen: set[int] = set()
-    stack = list(nodes)
+    stack = list(roots)
     while stack:
         node = stack.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if node.op in ELEMENTWISE or node.op in STRUCTURAL:
+        yield node
+        if not _is_leaf(node):
             stack += node.args
-        else:
-            yield node
+
+
+def leaves(roots: Iterable[Bits]) -> Iterator[Bits]:
+    """The leaves of expressions."""
+    return filter(_is_leaf, nodes(roots))
+
+
+def _is_leaf(node: Bits) -> bool:
+    return node.op not in ELEMENTWISE and node.op not in STRUCTURAL
 
 
 def _below_width(count: Bits, width: int) -> bool:
@@ -458,6 +493,6 @@ def declare_intrinsics(intrinsics: set[str]) -> list[str]:
     lines = []
     for name, t, template in sorted(entry.split("|") for entry in intrinsics):
         args = template.partition("(")[2].rpartition(")")[0]
-        kinds = ["i1" if a.strip().startswith("i1") else t for a in args.split(", ")]
+        kinds = [t if a.startswith("{t}") else a.rpartition(" ")[0] for a in args.split(", ")]
         lines.append(f"declare {t} @{name}({', '.join(kinds)})")
     return lines

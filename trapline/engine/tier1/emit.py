@@ -9,13 +9,15 @@ on are compared with those it was installed for each time it is entered.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable
 
 from trapline.arm64 import effects as fx
+from trapline.arm64.fp import IXC
 from trapline.arm64.record import FLAG_OFFSETS, Recorder
 from trapline.arm64.regs import TABLE
 from trapline.bits import Bits
-from trapline.bits.to_llvm import METADATA, Emitter, leaves
+from trapline.bits.to_llvm import METADATA, Emitter, leaves, nodes
 from trapline.engine.handler import AFTER, CC, PROTOTYPE, STATE_FUNCTIONS, Handler
 from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
 from trapline.engine.state import (
@@ -40,6 +42,9 @@ PROMOTED: dict[int, str] = (
     | {offset: "<2 x i64>" for offset in VECTORS}
 )
 """State that a region keeps in values: byte offset in `CpuState` and LLVM type. XZR's sink is not even that: it is dropped."""
+
+PRECISION = 1 << 5
+"""MXCSR.PE: an SSE instruction has rounded."""
 
 RELOADED = PROMOTED.keys() - set(VECTORS)
 """What the runtime's functions may change; none of them writes vector registers."""
@@ -97,11 +102,12 @@ class Line(Handler):
         *,
         eager: bool,
         lasting: list[Bits] | None = None,
+        strict: bool = False,
     ) -> None:
         """`eager`: what the instruction writes to registers goes to memory too, at once."""
         super().__init__(tag, recording, far=False)
         self.careful = False
-        self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting)
+        self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting, strict=strict)
         self._page, self._offset, self._way_out, self._cells = place[0], place[1] << 2, way_out, cells
         self._eager = eager
         self._atomic = False
@@ -262,6 +268,21 @@ def _is_steady(instruction: Instruction) -> bool:
     return all(map(_in_place, instruction.recording.effects)) and all(map(_accumulates, writes))
 
 
+def _may_track(instructions: Iterable[Instruction]) -> bool:
+    """Whether instructions may round, and the host's inexact flag tells exactly whether they did."""
+    roots = [w.value for i in instructions for w in i.recording.writes]
+    roots += [x for i in instructions for e in i.recording.effects for x in vars(e).values() if isinstance(x, Bits)]
+    found = set(map(_rounding, nodes(roots)))
+    return "tracked" in found and "spurious" not in found
+
+
+def _rounding(node: Bits) -> str:
+    if node.op == "lasting" and node.attr:
+        return "tracked"
+    spurious = node.op == "fround" or node.op == "convert" and node.attr[0] == "uitofp"  # LLVM may make them of sums that round
+    return "spurious" if spurious else ""
+
+
 def _accumulates(write: fx.Write) -> bool:
     return write.offset == FPSR and write.value.op == "or" and write.value.args[0].attr == FPSR
 
@@ -282,6 +303,8 @@ class RegionEmitter:
         self.natives: dict[str, object] = {}
         self._lasting: list[Bits] | None = [] if all(map(_is_steady, region.instructions)) else None
         """What is tested at the entry and holds from there on; None if conditions must be tested where they count."""
+        self._tracks = self._lasting is not None and platform.machine() == "x86_64" and _may_track(region.instructions)
+        """Whether the host's sticky flag for inexact results is cleared at the entry, and asked where control leaves."""
         self._cells = Cells(region.loops)
         self._lines: list[str] = []
         self._ways_out: list[str] = []
@@ -323,15 +346,19 @@ class RegionEmitter:
             self._block(block)
         touched = self._writes(self.region.instructions)
         touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
+        if self._tracks:
+            touched.add(FPSR)
         touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
         body = "\n".join(lines)
+        attributes = "strictfp " if self._tracks else ""
         data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
-        return f"{data}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {{\nentry:\n{body}\n}}\n"
+        return f"{data}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
 
     def declarations(self) -> list[str]:
         """What the functions need besides."""
-        return [*sorted(self.externs), METADATA]
+        flags = [f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld")] if self._tracks else []
+        return [*sorted(self.externs), *flags, METADATA]
 
     def _entry(self, touched: list[int]) -> list[str]:
         line = self._line("entry", Recorder(_no_slot), self.region.entry)
@@ -350,6 +377,8 @@ class RegionEmitter:
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
         for condition in {node.key: node for node in self._lasting or ()}.values():
             self._require(line, emit(condition))
+        if self._tracks:
+            self._clear_inexact(line)
         emit.add(f"br label %{self._start(self.region.entry)}")
         emit.add("stale:")
         shared = line._load_field("shared", 64)
@@ -373,6 +402,30 @@ class RegionEmitter:
                 again.emit.add(f"store {kind} {value}, ptr %s{offset}")
             yield from again.emit.lines
             yield from self._cells.forget()
+
+    def _clear_inexact(self, line: Line) -> None:
+        """Have the host begin anew to notice inexact results, unless they would be no news."""
+        emit = line.emit
+        new = emit.let(f"icmp eq i64 {emit.let(f'and i64 {line.read(FPSR)}, {IXC}')}, 0")
+        clear, go = line._label("clear"), line._label("begin")
+        emit.add("%mxcsr = alloca i32")
+        emit.add(f"br i1 {new}, label %{clear}, label %{go}")
+        emit.add(f"{clear}:")
+        emit.add("call void @llvm.x86.sse.stmxcsr(ptr %mxcsr)")
+        flags = emit.let(f"and i32 {emit.let('load i32, ptr %mxcsr')}, {~PRECISION}")
+        emit.add(f"store i32 {flags}, ptr %mxcsr")
+        emit.add("call void @llvm.x86.sse.ldmxcsr(ptr %mxcsr)")
+        emit.add(f"br label %{go}")
+        emit.add(f"{go}:")
+
+    def _note_inexact(self, line: Line) -> None:
+        """Add what the host noticed to FPSR."""
+        emit = line.emit
+        emit.add("call void @llvm.x86.sse.stmxcsr(ptr %mxcsr)")
+        noticed = emit.let(f"and i32 {emit.let('load i32, ptr %mxcsr')}, {PRECISION}")
+        noticed = emit.let(f"zext i32 {emit.let(f'lshr i32 {noticed}, {PRECISION.bit_length() - IXC.bit_length()}')} to i64")
+        fpsr = emit.let(f"or i64 {line.read(FPSR)}, {noticed}")
+        emit.add(f"store i64 {fpsr}, ptr {line._field(FPSR)}")
 
     def _require(self, line: Line, condition: str) -> None:
         go = line._label("checked")
@@ -412,7 +465,8 @@ class RegionEmitter:
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
-        return Line(f"{hint}{self._count}", recording, place, way_out, self._cells, eager=self._eager, lasting=self._lasting)
+        how = {"eager": self._eager, "lasting": self._lasting, "strict": self._tracks}
+        return Line(f"{hint}{self._count}", recording, place, way_out, self._cells, **how)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""
@@ -536,6 +590,8 @@ class RegionEmitter:
         for offset in sorted(dirty):
             kind = PROMOTED[offset]
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr %s{offset}')}, ptr {line._field(offset)}")
+        if self._tracks:
+            self._note_inexact(line)
         here = line._page
         if page and len(self._pages) > 1:
             line._store_field("page_va", 64, f"%va{_name(here)}")
