@@ -13,9 +13,11 @@ import pytest
 
 from tests.differential.compare import BLOCK, VECTORS, Comparison, Mismatch, Report, compare, locate
 from tests.differential.coverage import Coverage
-from tests.differential.generate import Generator
+from tests.differential.generate import NO_KEYS, Generator
 from tests.differential.program import NOP, RECORD, Program, States, build
 from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn
+from tests.differential.system import Kernel, SystemQemu
+from trapline.arm64.regs.el1 import PAUTH_KEYS
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 SETS, SLOW_SETS, UNICORN_INSTRUCTIONS = 1000, 20_000, 200_000
@@ -28,7 +30,7 @@ def engine() -> Trapline:
     return Trapline()
 
 
-def need(oracle: type[Qemu] | type[Unicorn]) -> Qemu | Unicorn:
+def need(oracle: type[Qemu] | type[Unicorn] | type[SystemQemu]) -> Qemu | Unicorn | SystemQemu:
     reason = oracle.missing()
     if reason:
         pytest.skip(f"RANDOM PROGRAMS NOT COMPARED: {reason}")
@@ -54,9 +56,23 @@ def test_stencils_against_qemu(engine: Trapline) -> None:
     cover(Stencilled(), SETS)
 
 
-def cover(ours: Trapline, wanted: int) -> None:
+@pytest.mark.parametrize("only", ["pac|authenticated", pytest.param("", marks=pytest.mark.slow)])
+def test_el1_against_qemu(only: str) -> None:
+    """At EL1, where both have the same keys for pointer authentication."""
+    cover(Kernel(), SETS, SystemQemu, only)
+
+
+def test_other_keys_are_noticed() -> None:
+    ours = Kernel()
+    ours.cpu[PAUTH_KEYS[0]] ^= 1
+    report = Report("", SEED)
+    Comparison(ours, need(SystemQemu), only="pac_zero", limit=1).one_pass(report, 100)
+    assert report.mismatches
+
+
+def cover(ours: Trapline, wanted: int, oracle: type[Qemu] | type[SystemQemu] = Qemu, only: str = "") -> None:
     """Compare until every instruction had enough operand sets, or one was wrong."""
-    coverage = Coverage(Comparison(ours, need(Qemu)), Report(Qemu.name, SEED))
+    coverage = Coverage(Comparison(ours, need(oracle), only=only), Report(oracle.name, SEED))
     coverage.run(wanted, 0, 1e9, None)
     print(coverage.text())
     assert not coverage.report.mismatches, coverage.report.text()
@@ -81,7 +97,7 @@ def test_what_is_left_out_has_a_reason() -> None:
 class Wrong:
     """An emulator with one mistake: results of FMUL differ in the last bit."""
 
-    name, wrong, lacks, compiled = "mistaken", {}, (), None
+    name, wrong, lacks, groups, compiled = "mistaken", {}, (), NO_KEYS, None
 
     def __init__(self, correct: Trapline) -> None:
         self.correct = correct

@@ -12,7 +12,7 @@ import walk_reference as ref
 from trapline.arm64.descriptors import FAULT, FAULT_S1PTW, FAULT_STAGE2, FAULT_UPDATE
 from trapline.arm64.regs.el1 import MAIR_EL1, PAR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2, TTBR1_EL2, VTCR_EL2, VTTBR_EL2
-from trapline.arm64.regs.identification import ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1
+from trapline.arm64.regs.identification import ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1
 from trapline.arm64.state import CpuState
 from trapline.arm64.walk import (
     ACCESS_EXEC,
@@ -369,6 +369,17 @@ def test_stage_2_start_levels(granule: int, t0sz: int, sl0: int, good: bool) -> 
     apply(cpu, machine)
     level = (2 if granule == 12 else 3) - sl0 if good else 0
     assert translate(cpu, 0x1000, ACCESS_READ) == (FAULT | FAULT_STAGE2 | 0x04 | level, 0, 0x1000, 0)
+
+
+@pytest.mark.parametrize("bits, good", [(52, True), (51, True), (49, True), (48, False)])
+def test_stage_2_that_starts_at_level_minus_1(bits: int, good: bool) -> None:
+    """One bit for the start level's index is enough (S2InconsistentSL in the manual); QEMU 7.2 wants 52 bits."""
+    arena = Arena()
+    cpu = CpuState()
+    apply(cpu, ref.Machine(mmu=0, vm=1, vttbr=arena.table(1 << 16, 1 << 16)))
+    cpu.sysreg[ID_AA64MMFR0_EL1.slot] = ID_AA64MMFR0_EL1(PARange=6, TGran4=1, TGran4_2=3)
+    cpu.sysreg[VTCR_EL2.slot] = VTCR_EL2(T0SZ=64 - bits, DS=1, SL2=1, SL0=0, PS=6)
+    assert translate(cpu, 0x1000, ACCESS_READ) == (FAULT | FAULT_STAGE2 | (0x2B if good else 0x04), 0, 0x1000, 0)
 
 
 def test_stage_1_off() -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from tests.differential.compare import STATES, VECTORS, Comparison, Report
 from tests.differential.coverage import Coverage, load
 from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn
+from tests.differential.system import Kernel, SystemQemu
 
-ORACLES = {"qemu": Qemu, "unicorn": Unicorn}
+ORACLES = {"qemu": Qemu, "unicorn": Unicorn, "system": SystemQemu}
 
 
 def main() -> int:
@@ -36,7 +37,8 @@ def main() -> int:
     options = parser.parse_args()
     oracle = ORACLES[options.oracle]()
     report = load(options.journal, oracle.name, options.seed) if options.journal else Report(oracle.name, options.seed)
-    ours = Regions() if options.regions else Stencilled() if options.stencils else Trapline()
+    kind = Kernel if options.oracle == "system" else Regions if options.regions else Stencilled if options.stencils else Trapline
+    ours = kind()
     comparison = Comparison(ours, oracle, only=options.only, states=options.states, limit=options.limit)
     coverage = Coverage(comparison, report)
     coverage.run(options.coverage, options.count, options.seconds, options.journal)

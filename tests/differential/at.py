@@ -246,7 +246,7 @@ class Image:
             f = self._format(second=True)
             size = max(f.size, 33)
             starts = [level for level in range(-1, 4) if 0 < size - f.shift(level) <= f.stride + 4]
-            starts = [s for s in starts if s >= 0 or (f.ds and size == 52)]  # nor does it start at level -1 for less than 52 bits
+            starts = [s for s in starts if s >= 0 or (f.ds and size == 52)]  # nor level -1 below 52 bits; see test_walk
             starts = [s for s in starts if s >= 1 or f.granule == 12]  # QEMU 7.2 has no level 0 for 16 KiB here
             starts = [s for s in starts if s < 3]
             if starts:

@@ -36,6 +36,8 @@ class Runner(Protocol):
     """Instructions that the runner is known to get wrong: by name, a test of their shape."""
     lacks: Sequence[str]
     """Features that the runner does not have."""
+    groups: Mapping[str, str]
+    """Groups of instructions that cannot be compared with it, and why."""
     compiled: Container[int] | None
     """Addresses of the last program's instructions that are of interest; None if all are."""
 
@@ -138,7 +140,7 @@ class Comparison:
     def __init__(self, ours: Runner, oracle: Runner, *, only: str = "", states: int = STATES, limit: int = 10) -> None:
         """`only` is as in `Generator`; the comparison is over after `limit` mismatching blocks."""
         self.ours, self.oracle, self.states, self.limit = ours, oracle, states, limit
-        self.generator = Generator(Features().without(*oracle.lacks), oracle.wrong, only)
+        self.generator = Generator(Features().without(*oracle.lacks), oracle.wrong, only, oracle.groups)
 
     def one_pass(self, report: Report, count: int | None = None) -> None:
         """One pass over all shapes, by the seed `report.seed`; only about `count` instructions of it, if that is said."""

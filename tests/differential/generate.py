@@ -25,20 +25,25 @@ FREE = (*range(23), 30, 31)
 LOW, HIGH = 256, 768
 """Where in the window pointers may be: accesses reach REACH further."""
 
-NOT_IN_PROGRAMS = {
-    "pauth": "the algorithm is implementation defined; the walker test covers it",
-    "system": "privileged, or answers that identify the machine",
-}
+NOT_IN_PROGRAMS = {"system": "privileged, or answers that identify the machine: tests/test_exceptions*, test_sysreg*, test_debug*"}
 """Groups left out, and why."""
 
-NOT_IN_ORACLES = {"FEAT_CSSC"}
-"""Features that neither oracle has."""
+NO_KEYS = {"pauth": "no known keys at EL0: see --oracle system"}
+"""The same for oracles that cannot be told the keys of pointer authentication."""
+
+NOT_IN_ORACLES = {"FEAT_CSSC": "tests/test_isa_cssc", "FEAT_MOPS": "tests/test_mops"}
+"""Features that no oracle has, and which test has them."""
 
 NAMED_NOT = {
+    "eret": "returns from an exception: tests/test_exceptions*",
+    "exception_return_authenticated": "returns from an exception: tests/test_exceptions*",
+    "drps": "UNDEFINED: there is no external debug",
+    "yield_": "as NOP, but QEMU's monitor notices",
     "hint": "generated with numbers that no one has allocated",
     "compare_and_swap_pair_reserved": "UNDEFINED",
     "add_sub_extended_register_reserved": "UNDEFINED",
     "logical_immediate_reserved": "UNDEFINED",
+    "load_authenticated": "an authenticated address: tests/test_isa_int_pauth",
 }
 SYSTEM_DATA = ("nop", "yield_", "hint", "data_barrier", "isb", "sb", "cfinv", "axflag", "xaflag", "speculative_store_bypass_barrier")
 """Instructions of the system group that are data instructions at EL0."""
@@ -57,6 +62,9 @@ MOVE_FROM_SP = 0x9100_03E0
 """MOV Xd, SP."""
 RESTORE_SP = 0x9100_0000 | POINTER_START[31] - POINTER_START[26] << 10 | 26 << 5 | 31
 """ADD SP, X26, #n: SP points to where it began."""
+PACIA, PACIZA = 0xDAC1_0000, 0xDAC1_23E0
+"""With the key in bit 10."""
+AUTHENTICATED = ("branch_authenticated", "branch_authenticated_zero", "return_authenticated")
 ATTEMPTS = 40
 """How often operands are drawn for a shape before it is given up."""
 EVEN = 16
@@ -95,8 +103,9 @@ class Generator:
         features: Features | None = None,
         avoid: Mapping[str, Callable[[dict[str, int]], bool]] | None = None,
         only: str = "",
+        groups: Mapping[str, str] = NO_KEYS,
     ) -> None:
-        """`only` is a regular expression: blocks then hold instructions whose names contain it."""
+        """`only` is a regular expression: blocks then hold instructions whose names contain it. `groups` are left out, and why."""
         self.features = features or Features()
         self.templates: dict[str, list[Template]] = {}
         self.unused: dict[str, str] = {}
@@ -106,6 +115,7 @@ class Generator:
         self.given_up: Counter[Key] = Counter()
         """Shapes for which no operands were found."""
         self._avoid = avoid or {}
+        self._groups = {**NOT_IN_PROGRAMS, **groups}
         isa = load_a64()
         self._over: dict[str, list[Insn]] = {}
         for insn in isa.candidates():
@@ -113,7 +123,7 @@ class Generator:
                 self._over.setdefault(name, []).append(insn)
         for insn in isa.candidates():
             if insn.feature in NOT_IN_ORACLES:
-                self.unused[insn.name] = "in no oracle"
+                self.unused[insn.name] = f"in no oracle: {NOT_IN_ORACLES[insn.feature]}"
             elif insn.feature is None or insn.feature in self.features:
                 self._add(insn)
         self._deck: list[Template | str] = []
@@ -125,8 +135,8 @@ class Generator:
         self._plain = [t for ts in self.templates.values() for t in ts if self._maker(t) == self._alone]
 
     def _add(self, insn: Insn) -> None:
-        if insn.group in NOT_IN_PROGRAMS and insn.name not in SYSTEM_DATA:
-            self.unused[insn.name] = NOT_IN_PROGRAMS[insn.group]
+        if insn.group in self._groups and insn.name not in SYSTEM_DATA:
+            self.unused[insn.name] = self._groups[insn.group]
             return
         avoid = self._avoid.get(insn.name, lambda shape: False)
         allowed = [k for k in range(1 << insn.shape_bits) if insn.allows(k)]
@@ -136,7 +146,7 @@ class Generator:
         if made:
             self.templates.setdefault(insn.name, []).extend(made)
         else:
-            self.unused[insn.name] = "wrong in the oracle" if not shapes else NAMED_NOT.get(insn.name, "raises an exception")
+            self.unused[insn.name] = "wrong in the oracle" if not shapes else NAMED_NOT[insn.name]
 
     def _taken(self, insn: Insn, t: Template) -> bool:
         """Whether a shape without operands is another instruction's."""
@@ -173,7 +183,7 @@ class Generator:
             return self._exclusives
         if t.insn.group == "branches":
             return self._branch if _is_direct(t) else self._register_branch
-        return self._alone
+        return self._authenticated if t.insn.name in AUTHENTICATED else self._alone
 
     def _word(self, t: Template, rng: random.Random, at: tuple[int, Variant] | None = None, to_sp: bool = False) -> int | None:
         word = t.base
@@ -300,6 +310,24 @@ class Generator:
         block.add(ADR | distance << 5 | register)
         block.add(t.base | register << 5, _key(t))
         self._shadow(block, rng, distance - 2)
+        return True
+
+    def _authenticated(self, t: Template, block: Block, rng: random.Random) -> bool:
+        """A branch with authentication, to an address that was signed by the same key; LR is signed for SP."""
+        fields = {f.name: f for f in t.insn.pattern.fields}
+        register = rng.choice(FREE[:-2]) if "Rn" in fields else 30
+        modifier = rng.choice([n for n in SOURCES if n != register]) if "Rm" in fields else 31
+        distance = rng.randrange(3, 6)
+        zero = t.insn.name == "branch_authenticated_zero"
+        sign = PACIZA | register if zero else PACIA | modifier << 5 | register
+        block.add(ADR | distance << 5 | register)
+        block.add(sign | fields["key"].of(t.base) << 10)
+        word = t.base
+        for name, number in (("Rn", register), ("Rm", modifier)):
+            if name in fields:
+                word |= number << fields[name].lo
+        block.add(word, _key(t))
+        self._shadow(block, rng, distance - 3)
         return True
 
     def _move(self, name: str, block: Block, rng: random.Random) -> bool:

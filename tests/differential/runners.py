@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential.machine import HCR
+from tests.differential.generate import NO_KEYS
+from tests.differential.machine import HCR, MODES
 from tests.differential.program import CODE, DATA, PAGE, TAIL_BYTES, Program
+from trapline.arm64.models import parse
 from trapline.arm64.regs import (
     CONTEXTIDR_EL1,
     CPACR_EL1,
@@ -56,6 +58,7 @@ class Qemu:
     name = EMULATOR
     wrong: Wrong = WRONG
     lacks = ()
+    groups = NO_KEYS
     compiled = None
 
     @staticmethod
@@ -91,6 +94,7 @@ class Unicorn:
         **WRONG,
     }
     lacks = ("BF16", "I8MM")
+    groups = NO_KEYS
     compiled = None
 
     @staticmethod
@@ -125,10 +129,13 @@ class Trapline:
     name = "trapline"
     wrong: Wrong = {}
     lacks = ()
+    groups = NO_KEYS
     compiled: set[int] | None = None
+    mode = MODES[0]
     _mapped: list[int] = []
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: str = "") -> None:
+        """`cpu` as in `models.parse`."""
         if not self._mapped:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.mmap.restype = ctypes.c_void_p
@@ -138,7 +145,7 @@ class Trapline:
                 if got != start:
                     raise RunError(f"cannot map {start:#x}")
                 self._mapped.append(start)
-        self.engine = Engine()
+        self.engine = Engine(parse(cpu))
         self.cpu: Cpu = self.engine.create_cpu()
         self.cpu[HCR_EL2] = int(HCR[0])
         self.cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
@@ -154,11 +161,16 @@ class Trapline:
     def finish(self, program: Program) -> bytes:
         """Run what lies in memory; the records afterwards."""
         cpu = self.cpu
-        cpu[ELR_EL2], cpu[SPSR_EL2] = CODE, 0x3C0
+        cpu[ELR_EL2], cpu[SPSR_EL2] = CODE, self.mode
         cpu.enter()
-        if cpu[ESR_EL2] >> 26 != 0x15 or cpu.state.x[8] != 64:
+        if self.syndrome() >> 26 != 0x15 or cpu.state.x[8] != 64:
             raise RunError(f"trapline: ESR {cpu[ESR_EL2]:#x} FAR {cpu[FAR_EL2]:#x} at {cpu[ELR_EL2]:#x}")
         return ctypes.string_at(DATA, len(program.data))
+
+
+    def syndrome(self) -> int:
+        """Why the run ended."""
+        return self.cpu[ESR_EL2]
 
 
 class Debugged(Trapline):

@@ -134,6 +134,13 @@ def _address_variant(insn: Insn, word: int, base: int) -> Variant | None:
     return Variant(0, low, high, step) if all(-REACH <= v <= REACH for v in extremes) else None
 
 
+def _is_of_the_machine(effect: fx.Effect, insn: Insn) -> bool:
+    """Whether an effect is an exception, or something that only the machine answers: traps that might be do not count."""
+    if isinstance(effect, fx.System):
+        return effect.when is None
+    return isinstance(effect, fx.Raise) or isinstance(effect, fx.Query) and insn.group != "pauth"
+
+
 def make_template(insn: Insn, shape: int) -> Template | None:
     """What there is to know of a shape; None if it raises an exception or uses the machine (UNDEFINED, SVC, ...)."""
     base = insn.pattern.value
@@ -144,7 +151,7 @@ def make_template(insn: Insn, shape: int) -> Template | None:
     places = dict(zip((f.name for f in registers), PLACES, strict=False))
     word = base | sum(places[f.name] << f.lo for f in registers)
     recording = insn.record_word(word, slot)
-    if any(isinstance(e, fx.Raise | fx.System | fx.Query) for e in recording.effects):
+    if any(_is_of_the_machine(e, insn) for e in recording.effects) or insn.name == "load_authenticated":
         return None
     result = Template(insn, shape, base, immediates=[f for f in insn.operand_fields if f.name.startswith("imm")])
     written = {p for w in recording.writes if isinstance(w.offset, int) and (p := _register(w.offset))}
