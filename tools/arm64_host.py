@@ -36,7 +36,7 @@ GUEST_COMMAND = (
     "python3 -m trapline run --backend kvm --mem 256M --timeout 600 "
     "--kernel /root/vmlinuz --initrd /root/guest.cpio --params 'console=ttyAMA0 run=\"uname -a\"'"
 )
-MACHINE = ["-M", "virt,virtualization=on,gic-version=3", "-cpu", "max,pauth-impdef=on,sve=off,sme=off", "-smp", "2", "-m", "2G"]
+MACHINE = ["-M", "virt,virtualization=on,gic-version=GIC", "-cpu", "max,pauth-impdef=on,sve=off,sme=off", "-smp", "2", "-m", "2G"]
 INIT = """#!/bin/busybox sh
 export PATH=/usr/bin:/bin:/sbin:/usr/sbin HOME=/root PYTHONDONTWRITEBYTECODE=1
 /bin/busybox --install -s /sbin
@@ -114,13 +114,15 @@ def main(arguments: list[str]) -> int:
     """Boot the host and run the command on it; the exit status is the command's."""
     parser = argparse.ArgumentParser(prog="arm64_host.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timeout", type=float, default=1800, help="seconds until it is given up")
+    parser.add_argument("--gic", choices=("2", "3"), default="3", help="the host's interrupt controller, and so its guests'")
     parser.add_argument("--print", action="store_true", help="only print QEMU's command")
     parser.add_argument("command", nargs="*", default=[GUEST_COMMAND])
     options = parser.parse_args(arguments)
     home = cache_root() / "hosts" / "arm64"
     image = home / "host.cpio"
     write_atomically(image, build(fetch(home), " ".join(options.command)))
-    command = ["qemu-system-aarch64", *MACHINE, "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
+    machine = [word.replace("GIC", options.gic) for word in MACHINE]
+    command = ["qemu-system-aarch64", *machine, "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
     command += ["-kernel", str(prepare().kernel), "-initrd", str(image), "-append", "console=ttyAMA0 rdinit=/init loglevel=4"]
     if options.print:
         print(" ".join(command))
