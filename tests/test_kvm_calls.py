@@ -264,6 +264,11 @@ def test_timer_interrupts_are_attributes(kvm) -> None:
     machine = kvm.create_vm()
     first, second = machine.create_vcpu(), machine.create_vcpu()
     assert first.get_attr(1, 0) == 27 and first.get_attr(1, 1) == 30
+    assert code_of(first.set_attr, 1, 0, 20) == errno.EINVAL, "no interrupt controller"
+    gic = machine.create_device(arm64.DeviceType.ARM_VGIC_V3)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_DIST, 0x800_0000)
+    gic.set_attr(arm64.VgicGroup.ADDR, arm64.VgicAddr.V3_REDIST, 0x80A_0000)
+    gic.set_attr(arm64.VgicGroup.CTRL, arm64.VgicCtrl.INIT)
     first.set_attr(1, 0, 20)
     assert second.get_attr(1, 0) == 20
     assert code_of(first.set_attr, 1, 0, 15) == errno.EINVAL

@@ -497,7 +497,7 @@ ABSENT = 5 << 32
 for group, name in ((DIST_REGS, "distributor"), (REDIST_REGS, "redistributor")):
     with_gic(GET, 0, f"a register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0))
     with_gic(GET, EBUSY, f"a register of the {name}, not initialised", lambda t, d, group=group: t.get_attr(d, group, 0), ready=False)
-    with_gic(GET, ENXIO, f"no register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0xF000))
+    with_gic(GET, 0, f"no register of the {name}: zero", lambda t, d, group=group: t.get_attr(d, group, 0xF000))
     with_gic(HAS, 0, f"a {name} has a register", lambda t, d, group=group: t.has_attr(d, group, 0))
     with_gic(HAS, ENXIO, f"a {name} has not this register", lambda t, d, group=group: t.has_attr(d, group, 0xF000))
 with_gic(GET, 0, "a register of the second frame", lambda t, d: t.get_attr(d, REDIST_REGS, 0x1_0100))
@@ -506,7 +506,7 @@ with_gic(GET, EINVAL, "no vCPU, and not initialised: that first", lambda t, d: t
 with_gic(HAS, EINVAL, "has a redistributor of no vCPU", lambda t, d: t.has_attr(d, REDIST_REGS, ABSENT))
 with_gic(GET, 0, "a distributor does not look at the affinity", lambda t, d: t.get_attr(d, DIST_REGS, ABSENT))
 with_gic(GET, 0, "ICC_PMR_EL1", lambda t, d: t.get_attr(d, CPU_SYSREGS, ICC_PMR, 8))
-with_gic(GET, ENXIO, "a system register of something else", lambda t, d: t.get_attr(d, CPU_SYSREGS, 0xC000, 8))
+with_gic(GET, ENOENT, "a system register of something else", lambda t, d: t.get_attr(d, CPU_SYSREGS, 0xC000, 8))
 with_gic(GET, EINVAL, "a system register of no vCPU", lambda t, d: t.get_attr(d, CPU_SYSREGS, ABSENT | ICC_PMR, 8))
 with_gic(GET, 0, "levels", lambda t, d: t.get_attr(d, LEVEL_INFO, 32))
 with_gic(GET, EINVAL, "levels from within a word", lambda t, d: t.get_attr(d, LEVEL_INFO, 33))
@@ -517,11 +517,11 @@ with_gic(SET, 0, "GICD_IIDR of an older revision", lambda t, d: t.set_attr(d, DI
 for group, name in ((DIST_REGS, "distributor"), (CPU_REGS, "CPU interface")):
     with_gic(GET, 0, f"GICv2: a register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0), V2)
     with_gic(GET, 0, f"GICv2: a register of the {name} initialises", lambda t, d, group=group: t.get_attr(d, group, 0), V2, ready=False)
-    with_gic(GET, ENXIO, f"GICv2: no register of the {name}", lambda t, d, group=group: t.get_attr(d, group, 0xFF8), V2)
+    with_gic(GET, 0, f"GICv2: no register of the {name}: zero", lambda t, d, group=group: t.get_attr(d, group, 0xFF8), V2)
     with_gic(GET, EINVAL, f"GICv2: a register of the {name} of no vCPU", lambda t, d, group=group: t.get_attr(d, group, ABSENT), V2)
     with_gic(HAS, ENXIO, f"GICv2: a {name} has not this register", lambda t, d, group=group: t.has_attr(d, group, 0xFF8), V2)
 with_gic(GET, 0, "GICv2: a banked register of the second vCPU", lambda t, d: t.get_attr(d, DIST_REGS, 1 << 32 | 0x100), V2, 2)
-with_gic(GET, ENXIO, "GICv2: GICC_IAR cannot be read from outside", lambda t, d: t.get_attr(d, CPU_REGS, 0xC), V2)
+with_gic(GET, 0, "GICv2: GICC_IAR reads as zero from outside", lambda t, d: t.get_attr(d, CPU_REGS, 0xC), V2)
 with_gic(GET, ENXIO, "GICv2: a group of a GICv3", lambda t, d: t.get_attr(d, REDIST_REGS, 0), V2)
 with_gic(SET, EINVAL, "GICv2: GICD_IIDR of revision 1", lambda t, d: t.set_attr(d, DIST_REGS, 8, 0x4B00_143B), V2)
 

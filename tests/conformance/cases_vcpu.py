@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import E2BIG, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOEXEC, ENXIO
 
+from tests.conformance.cases_irq import gic
 from tests.conformance.cases_system import same, true
 from tests.conformance.frame import GENERIC, Cases, Trial
 from tests.conformance.guest import NOWHERE
@@ -95,6 +96,7 @@ def _no_addresses(t: Trial):
 @case.of(KVM_RUN, EINVAL, "two timers with one interrupt")
 def _timers_clash(t: Trial):
     t.program(("store", NOWHERE, 1))
+    gic(t)
     t.set_attr(t.vcpu, VcpuGroup.TIMER_CTRL, 0, 30)
     yield
     t.run()
@@ -337,19 +339,24 @@ ATTRIBUTES = (KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR)
 for call in ATTRIBUTES:
     case(call, ENXIO, "a group that vCPUs lack", lambda t, call=call: t(call, on=t.vcpu, group=99))
     case(call, ENXIO, "a group that GICs lack", lambda t, call=call: t(call, on=t.add_device(DeviceType.ARM_VGIC_V3), group=99))
-    case(call, ENXIO, "a timer that is not there", lambda t, call=call: t(call, on=t.vcpu, group=VcpuGroup.TIMER_CTRL, attr=9))
 TIMER = VcpuGroup.TIMER_CTRL
+case(KVM_GET_DEVICE_ATTR, ENXIO, "a timer that is not there", lambda t: t.get_attr(t.vcpu, TIMER, 9))
+case(KVM_HAS_DEVICE_ATTR, ENXIO, "a timer that is not there", lambda t: t.has_attr(t.vcpu, TIMER, 9))
+case(KVM_SET_DEVICE_ATTR, ENXIO, "a timer that is not there", lambda t: [gic(t), t.set_attr(t.vcpu, TIMER, 9, 20)])
+case(KVM_SET_DEVICE_ATTR, EINVAL, "an unknown timer on no PPI: the interrupt first", lambda t: [gic(t), t.set_attr(t.vcpu, TIMER, 9, 1)])
+case(KVM_SET_DEVICE_ATTR, EINVAL, "a timer's interrupt without an interrupt controller", lambda t: t.set_attr(t.vcpu, TIMER, 0, 20))
 case(KVM_GET_DEVICE_ATTR, 0, "the virtual timer's interrupt", lambda t: same(t.get_attr(t.vcpu, TIMER, 0), 27))
 case(KVM_GET_DEVICE_ATTR, 0, "the physical timer's interrupt", lambda t: same(t.get_attr(t.vcpu, TIMER, 1), 30))
-case(KVM_SET_DEVICE_ATTR, 0, "the virtual timer's interrupt", lambda t: t.set_attr(t.vcpu, TIMER, 0, 20))
+case(KVM_SET_DEVICE_ATTR, 0, "the virtual timer's interrupt", lambda t: [gic(t), t.set_attr(t.vcpu, TIMER, 0, 20)])
 for number in (0, 15, 32, 1020):
-    case(KVM_SET_DEVICE_ATTR, EINVAL, f"a timer on interrupt {number}", lambda t, number=number: t.set_attr(t.vcpu, TIMER, 0, number))
+    case(KVM_SET_DEVICE_ATTR, EINVAL, f"a timer on interrupt {number}", lambda t, n=number: [gic(t), t.set_attr(t.vcpu, TIMER, 0, n)])
 case(KVM_HAS_DEVICE_ATTR, 0, "the virtual timer", lambda t: t.has_attr(t.vcpu, TIMER, 0))
 
 
 @case.of(KVM_SET_DEVICE_ATTR, EBUSY, "a timer's interrupt after the vCPU ran")
 def _late_timer(t: Trial):
     t.program(("store", NOWHERE, 1))
+    gic(t)
     t.run()
     yield
     t.set_attr(t.vcpu, TIMER, 0, 20)

@@ -28,6 +28,7 @@ class DeviceAttr(Structure):
     EEXIST="the attribute is set already",
     EBUSY="it is too late, or vCPUs are running",
     ENODEV="the device lacks what the attribute needs",
+    ENOENT="the CPU interface has no such register",
     E2BIG="an address lies beyond the VM's IPA size",
     ENOMEM="no memory for what the attribute configures",
 )
@@ -47,7 +48,7 @@ def KVM_SET_DEVICE_ATTR(device, attr):  # type: ignore[no-untyped-def]
     EINVAL="the attribute names something that does not exist",
     EBUSY="vCPUs are running",
     ENODEV="the device lacks what the attribute needs",
-    ENOENT="nothing was configured under this index",
+    ENOENT="nothing was configured under this index, or the CPU interface has no such register",
 )
 def KVM_GET_DEVICE_ATTR(device, attr):  # type: ignore[no-untyped-def]
     """Read an attribute into user memory at `addr`."""

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class AttributeGroup(Protocol):
-    """One group: attributes by number. All raise ENXIO for a number that there is not."""
+    """One group: attributes by number. ENXIO is for a number that there is not; each group has its own order of errors."""
+
+    def has_attr(self, attr: int) -> None:
+        """ENXIO unless the attribute exists."""
 
     def attr_size(self, attr: int) -> int:
         """Bytes of the attribute's value."""
@@ -56,8 +59,4 @@ class VcpuAttributes:
 
     def has_attr(self, group: int, attr: int) -> None:
         """ENXIO unless the attribute exists."""
-        found = self._group(group)
-        if isinstance(found, PmuAttributes):
-            found.has_attr(attr)  # without a PMU there are none, which is another error when one is used
-        else:
-            found.attr_size(attr)
+        self._group(group).has_attr(attr)

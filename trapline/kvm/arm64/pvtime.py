@@ -31,10 +31,14 @@ class PvTime:
         self._looked = 0
         self._started = False
 
-    def attr_size(self, attr: int) -> int:
-        """A guest physical address."""
+    def has_attr(self, attr: int) -> None:
+        """ENXIO for any but the address."""
         if attr != IPA_ATTR:
             raise KvmError(ENXIO)
+
+    def attr_size(self, attr: int) -> int:
+        """A guest physical address."""
+        self.has_attr(attr)
         return 8
 
     def set_attr(self, attr: int, value: int) -> None:

@@ -92,23 +92,26 @@ class VmTimer:
             raise KvmError(EINVAL)
 
     def attr_size(self, attr: int) -> int:
-        """Attributes of VcpuGroup.TIMER_CTRL are 32-bit interrupt ids."""
-        if attr not in (TimerAttr.VTIMER, TimerAttr.PTIMER):
-            raise KvmError(ENXIO)
+        """Attributes of VcpuGroup.TIMER_CTRL are 32-bit interrupt ids. Whether this one exists is said last."""
         return 4
 
+    def has_attr(self, attr: int) -> None:
+        """ENXIO for a timer that is not there."""
+        if attr not in (TimerAttr.VTIMER, TimerAttr.PTIMER):
+            raise KvmError(ENXIO)
+
     def set_attr(self, attr: int, value: int) -> None:
-        """Choose the interrupt of a timer, for all vCPUs."""
-        self.attr_size(attr)
-        if not 16 <= value <= 31:
+        """Choose the interrupt of a timer, for all vCPUs. EINVAL without an interrupt controller, EBUSY once a vCPU has run."""
+        if self.vm.vgic is None or not 16 <= value <= 31:
             raise KvmError(EINVAL)
         if self.vm.has_run:
             raise KvmError(EBUSY)
+        self.has_attr(attr)
         self.ppis[attr] = value
 
     def get_attr(self, attr: int) -> int:
         """The interrupt of a timer."""
-        self.attr_size(attr)
+        self.has_attr(attr)
         return self.ppis[attr]
 
 

@@ -199,8 +199,8 @@ class VgicV3(GicDevice):
                 return cpu
         raise KvmError(EINVAL, f"no vCPU has affinity {affinity:#x}")
 
-    def frame(self, group: int, attr: int) -> tuple[CpuInterface | None, RegisterMap, int]:
-        """Owner, register map and offset within it of a memory-mapped register; ENXIO if there is no such register."""
+    def place(self, group: int, attr: int) -> tuple[CpuInterface | None, RegisterMap, int]:
+        """Owner, register map and offset within it of a word in a frame, whether a register is there or not."""
         offset = RegisterAttr(attr).offset
         owner = None if group == VgicGroup.DIST_REGS else self.named_cpu(attr)
         registers = DISTRIBUTOR
@@ -208,15 +208,19 @@ class VgicV3(GicDevice):
             registers = PRIVATE_FRAME if offset & SGI_FRAME else CONTROL_FRAME
             if offset < REDIST_SIZE:
                 offset &= ~SGI_FRAME
-        if not registers.exists(self.access(owner), offset):
-            raise KvmError(ENXIO, f"no register at offset {RegisterAttr(attr).offset:#x}")
         return owner, registers, offset
 
+    def check_register(self, group: int, attr: int) -> None:
+        """ENXIO if no register is there."""
+        owner, registers, offset = self.place(group, attr)
+        if not registers.exists(self.access(owner), offset):
+            raise KvmError(ENXIO, f"no register at offset {RegisterAttr(attr).offset:#x}")
+
     def user_register(self, group: int, attr: int, value: int | None) -> int:
-        """Read (`value` None) or write one word of a frame. EBUSY before INIT."""
+        """Read (`value` None) or write one word of a frame; what is no register reads as zero. EBUSY before INIT."""
         self.require_initialized()
-        owner, registers, offset = self.frame(group, attr)
-        return self.user_access(owner, registers, offset, value)
+        owner, registers, offset = self.place(group, attr)
+        return self.user_access(owner, registers, offset, value) if registers.exists(self.access(owner), offset) else 0
 
     def user_sysreg(self, attr: int, value: int | None) -> int:
         """Read (`value` None) or write a register of a CPU interface. EBUSY before INIT."""
@@ -229,6 +233,11 @@ class VgicV3(GicDevice):
             row.write(cpu, value)
             cpu.dirty = True
         return 0
+
+    def check_sysreg(self, attr: int) -> None:
+        """ENXIO if the CPU interface has no such register, EINVAL if there is no such vCPU."""
+        self.named_cpu(attr)
+        sysregs.check(RegisterAttr(attr).offset & ENCODING)
 
     def wires(self, attr: int) -> list[tuple[int, Irq]]:
         """Bit number and interrupt for each input that a LEVEL_INFO attribute covers; EINVAL for bad attributes."""
@@ -266,7 +275,7 @@ def _frame(group: VgicGroup) -> Attribute:
         size=4,
         set=lambda gic, attr, value: gic.user_register(group, attr, value),
         get=lambda gic, attr, _value: gic.user_register(group, attr, None),
-        check=lambda gic, attr: gic.frame(group, attr),
+        check=lambda gic, attr: gic.check_register(group, attr),
         parse=lambda gic, attr: group == VgicGroup.DIST_REGS or gic.named_cpu(attr),
     )
 
@@ -301,7 +310,7 @@ ATTRIBUTES: Mapping[tuple[int, int | None], Attribute] = MappingProxyType(
             size=8,
             set=lambda gic, attr, value: gic.user_sysreg(attr, value),
             get=lambda gic, attr, _value: gic.user_sysreg(attr, None),
-            check=lambda gic, attr: (gic.named_cpu(attr), sysregs.find(RegisterAttr(attr).offset & ENCODING)),
+            check=lambda gic, attr: gic.check_sysreg(attr),
             parse=lambda gic, attr: gic.named_cpu(attr),
         ),
         (VgicGroup.LEVEL_INFO, None): Attribute(

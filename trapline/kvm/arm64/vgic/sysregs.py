@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from errno import EINVAL, ENXIO
+from errno import EINVAL, ENOENT, ENXIO
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -45,11 +45,17 @@ class Row:
 
 
 def find(encoding: int) -> Row:
-    """The register with this encoding (op0 to op2 in bits 15:0); ENXIO if there is none."""
+    """The register with this encoding (op0 to op2 in bits 15:0); ENOENT if there is none."""
     row = REGISTERS.get(encoding)
     if row is None:
-        raise KvmError(ENXIO, f"no register {encoding:#x} in the CPU interface")
+        raise KvmError(ENOENT, f"no register {encoding:#x} in the CPU interface")
     return row
+
+
+def check(encoding: int) -> None:
+    """ENXIO if there is none: what only asks gets another answer than what wants to use it."""
+    if encoding not in REGISTERS:
+        raise KvmError(ENXIO, f"no register {encoding:#x} in the CPU interface")
 
 
 def _virtual(name: str, check: Callable[[int], None] = lambda _value: None) -> Row:

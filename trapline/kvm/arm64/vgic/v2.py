@@ -61,19 +61,25 @@ class VgicV2(GicDevice, LegacyGic):
             raise KvmError(EINVAL, f"there is no vCPU {number}")
         return cpu
 
-    def register(self, group: int, attr: int) -> tuple[CpuInterface, RegisterMap, int]:
-        """vCPU, registers and offset that an attribute names: EINVAL for no such vCPU, ENXIO for no such register."""
+    def register(self, group: int, attr: int) -> tuple[CpuInterface, RegisterMap, int] | None:
+        """vCPU, registers and offset that an attribute names: EINVAL for no such vCPU, None for no such register."""
         cpu, number = self.named_cpu(attr), RegisterNumber(attr)
         registers = DISTRIBUTOR if group == VgicGroup.DIST_REGS else CPU_INTERFACE
         known = registers is DISTRIBUTOR or number.offset in RESTORED
         if not known or not registers.exists(self.banked(cpu), number.offset):
-            raise KvmError(ENXIO, f"no register at offset {number.offset:#x}")
+            return None
         return cpu, registers, number.offset
 
+    def check_register(self, group: int, attr: int) -> None:
+        """ENXIO if no register is there."""
+        if self.register(group, attr) is None:
+            raise KvmError(ENXIO, f"no register at offset {RegisterNumber(attr).offset:#x}")
+
     def user_register(self, group: int, attr: int, value: int | None) -> int:
-        """Read (`value` None) or write a register. Initialises, as the first look at a GICv2 does."""
+        """Read (`value` None) or write a register; what is none reads as zero. Initialises, as the first look at a GICv2 does."""
         self.lazy_init()
-        return self.user_word(*self.register(group, attr), value)
+        found = self.register(group, attr)
+        return self.user_word(*found, value) if found is not None else 0
 
 
 SIZES: Mapping[int, int] = MappingProxyType({VgicAddr.V2_DIST: FRAME_SIZE, VgicAddr.V2_CPU: CPU_INTERFACE_SIZE})
@@ -91,7 +97,7 @@ def _registers(group: VgicGroup) -> Attribute:
         size=4,
         set=lambda gic, attr, value: gic.user_register(group, attr, value),
         get=lambda gic, attr, _value: gic.user_register(group, attr, None),
-        check=lambda gic, attr: gic.register(group, attr),
+        check=lambda gic, attr: gic.check_register(group, attr),
         parse=lambda gic, attr: gic.named_cpu(attr),
     )
 
