@@ -137,7 +137,6 @@ def test_what_an_its_changes() -> None:
     board = Board()
     board.configure()
     arch = board.vm.backend.system.files.get(board.vm.file).arch
-    assert code_of(lambda: board.system.create_vm().create_device(arm64.DeviceType.ARM_VGIC_ITS)) == errno.ENODEV
     assert board.vm.check_extension(Cap.MSI_DEVID) == 0
     assert code_of(lambda: board.system.check_extension(Cap.MSI_DEVID)) == errno.EINVAL
     mmio = arch.vgic.mmio
@@ -484,6 +483,20 @@ def test_reset(machine: Machine) -> None:
     assert not machine.read(ITS + BASER0) >> 63 and machine.read(ITS + BASER0) >> 48 & 0x71F == 0x107
     its = machine.arch.its[0]
     assert not its.devices and not its.collections and not list(machine.arch.vgic.lpis)
+
+
+def test_an_its_before_its_gic() -> None:
+    board = Board()
+    vm = board.system.create_vm()
+    its = vm.create_device(arm64.DeviceType.ARM_VGIC_ITS)
+    its.set_attr(GROUPS.ADDR, arm64.VgicAddr.ITS, ITS)
+    its.set_attr(GROUPS.ITS_REGS, BASER1, VALID | COLLECTIONS)
+    assert code_of(lambda: vm.signal_msi(TRANSLATER, 0, devid=0)) == errno.EINVAL, "there is no interrupt controller at all"
+    vm.create_vcpu()
+    vm.create_device(arm64.DeviceType.ARM_VGIC_V3)
+    arch = vm.backend.system.files.get(vm.file).arch
+    assert arch.vgic.contains(ITS) and arch.vgic.mmio(arch.vcpus[0], ITS + BASER1, False, 8) >> 63 == 1
+    assert code_of(lambda: vm.signal_msi(TRANSLATER, 0, devid=0)) == errno.EBUSY
 
 
 # ---- attributes -------------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections import Counter
 from struct import pack
+from typing import Any
 
 import pytest
 from test_its import BASER0, BASER1, CBASER, CTLR, CWRITER, DEVICES, ITS, ITT, PENDING, REDIST, RING, VALID, Machine
 
+from trapline.arm64 import gic_virtual
 from trapline.errors import KvmError
 
 DEVICE_IDS, EVENTS, COLLECTION_IDS = (3, 4, 0x1FFF), range(4), range(3)
@@ -136,6 +140,64 @@ def check(machine: Machine, where: str) -> None:
     assert all(lpis._users[irq.intid] == sum(event.irq is irq for event in events) for irq in lpis), where
     queued = {irq for cpu in machine.arch.vgic.cpus for irq in cpu.queue if irq.intid >= 8192 and irq.lr < 0}
     assert queued <= set(lpis), where
+
+
+def test_threads_lose_no_message() -> None:
+    """Devices send while vCPUs take and a third thread moves events about: every LPI that was sent is taken, wherever it is by then."""
+    machine = Machine()
+    for event in range(8):
+        machine.property(8192 + event, 0xA1)
+    machine.mapd()
+    for cpu in range(2):
+        machine.mapc(cpu, cpu)
+    for event in range(8):
+        machine.mapti(event, 8192 + event, event & 1)
+    gic, seen = machine.arch.vgic, Counter[int]()
+    takers = [Taker(gic, vcpu, seen) for vcpu in machine.arch.vcpus]
+    for taker in takers:
+        taker.start()
+    for number in range(200):
+        for event in range(8):
+            assert machine.signal(event)
+        machine.about(0x01, number % 8, number // 8 & 1)
+        machine.arch.vcpus[0].kick()  # whose own access that was supposed to be
+        for _ in range(20_000):
+            if len(seen) == 8 and min(seen.values()) == number + 1:
+                break
+            threading.Event().wait(0.0005)
+        assert dict(seen) == {8192 + event: number + 1 for event in range(8)}
+    for taker in takers:
+        taker.stop = True
+        taker.wake.set()
+        taker.join(20)
+        assert not taker.is_alive()
+
+
+class Taker(threading.Thread):
+    """A vCPU's thread: takes every interrupt, sleeps when there is none."""
+
+    def __init__(self, gic: Any, vcpu: Any, seen: Counter[int]) -> None:
+        super().__init__(daemon=True)
+        self.gic, self.vcpu, self.seen = gic, vcpu, seen
+        self.wake = threading.Event()
+        self.stop = False
+        vcpu.kick = self.wake.set
+
+    def run(self) -> None:
+        state = self.vcpu.cpu.state
+        while not self.stop:
+            self.wake.clear()
+            self.gic.flush(self.vcpu)
+            while (intid := gic_virtual.icv_iar1_read(state)) != 1023:
+                with LOCK:
+                    self.seen[intid] += 1
+                gic_virtual.icv_eoir1_write(state, intid)
+            self.gic.sync(self.vcpu)
+            if not self.gic.pending(self.vcpu) and not self.stop:
+                assert self.wake.wait(20), "nobody called"
+
+
+LOCK = threading.Lock()
 
 
 @pytest.mark.parametrize("seed", range(4))

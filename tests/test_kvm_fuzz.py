@@ -26,7 +26,7 @@ LIKELY = {
     "cap": (177, 216),
     "control": (0, 1, 3, 0x10001, 0x20003),
     "group": tuple(range(10)),
-    "attr": tuple(range(6)),
+    "attr": (*range(6), 0x80, 0x90, 0x100, 0x108),
     "memory_size": (0, 0x1000, 0x2000),
     "guest_phys_addr": (0, 0x1000, 0x4000, 0x800_0000),
     "target": (5,),
@@ -58,7 +58,10 @@ class Fuzzer:
         self.files["vm"].append(machine.file)
         self.files["vcpu"] += [machine.create_vcpu(features=() if number else None).file for number in range(3)]
         if self.numbers.random() < 0.8:
-            self.files["device"].append(machine.create_device(arm64.DeviceType.ARM_VGIC_V3).file)
+            kind = self.numbers.choice((arm64.DeviceType.ARM_VGIC_V3, arm64.DeviceType.ARM_VGIC_V3, arm64.DeviceType.ARM_VGIC_V2))
+            self.files["device"].append(machine.create_device(kind).file)
+        if self.numbers.random() < 0.5:
+            self.files["device"].append(machine.create_device(arm64.DeviceType.ARM_VGIC_ITS).file)
 
     def number(self, bits: int) -> int:
         choice = self.numbers.random()

@@ -325,6 +325,7 @@ for version, name in ((V3, "GICv3"), (V2, "GICv2")):
     with_gic(KVM_CREATE_DEVICE, EEXIST, f"{name}: a second GICv2", lambda t, _: t.add_device(V2), version)
     with_gic(KVM_CREATE_IRQCHIP, EEXIST, f"beside a {name}", lambda t, _: t(KVM_CREATE_IRQCHIP), version)
     with_gic(KVM_CREATE_VCPU, EBUSY, f"after a {name} was initialised", lambda t, _: t.add_vcpu(1), version)
+case(KVM_CREATE_DEVICE, 0, "an ITS before its GIC", lambda t: t.add_device(ITS))
 case(KVM_CREATE_IRQCHIP, 0, "a GICv2", lambda t: t(KVM_CREATE_IRQCHIP))
 case(KVM_CREATE_DEVICE, 0, "only a look", lambda t: t(KVM_CREATE_DEVICE, type=V2, flags=CREATE_DEVICE_TEST))
 with_gic(KVM_CREATE_VCPU, EINVAL, "the ninth beside a GICv2", lambda t, _: t.add_vcpu(8), V2, ready=False)

@@ -211,6 +211,8 @@ class Arm64Vm:
         vgic.on_init = lambda: core.routing.reset(len(vgic.spis))
         vgic.on_eoi = lambda intid: core.irqfds.acknowledged(intid - FIRST_SPI)
         self.vgic = vgic
+        for its in self.its if vgic.has_system_registers else ():
+            its.attach(vgic)
 
     @property
     def has_irqchip(self) -> bool:
@@ -228,19 +230,18 @@ class Arm64Vm:
         self.vgic.inject(None, FIRST_SPI + pin, level)
 
     def _create_its(self) -> DeviceOps:
-        """An ITS, of which there may be several, for the GICv3 that there is."""
+        """An ITS, of which there may be several. It serves the GICv3 that there is, or that comes later."""
         from trapline.kvm.arm64.vgic import VgicIts
 
-        if not self.has_gic_registers:
-            raise KvmError(ENODEV)
-        with self.vgic.lock:
-            self.vgic.lpis.memory = self.core.memory
-            self.its.append(VgicIts(self.vgic, self.core.memory))
-        return self.its[-1]  # type: ignore[no-any-return]
+        its = VgicIts.without_gic(self, self.core.memory)
+        if self.has_gic_registers:
+            its.attach(self.vgic)
+        self.its.append(its)
+        return its
 
     def send_msi(self, msi: Msi) -> int:
         """Messages go to the ITS that has their address, and have to say who sends them."""
-        if not self.its:
+        if not self.its or not self.has_gic_registers:
             raise KvmError(ENODEV)
         its = next((each for each in self.its if each.contains(msi.address)), None)
         if its is None or not msi.flags & MSI_VALID_DEVID:

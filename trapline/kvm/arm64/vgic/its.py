@@ -12,8 +12,10 @@ from trapline.abi.arm64 import VgicAddr, VgicCtrl, VgicGroup
 from trapline.errors import KvmError
 from trapline.gic import its as registers
 from trapline.gic import its_tables
+from trapline.gic.host import HostVm
 from trapline.gic.its import ITS_SIZE
 from trapline.gic.its_state import Its
+from trapline.gic.lpi import HostMemory
 from trapline.gic.regmap import Plain
 from trapline.kvm.arm64.vgic.attributes import UNSET, VgicV3, check_range
 
@@ -22,10 +24,37 @@ IDENTIFICATION: Final = 0xFFD0
 """Registers from the one to the other have 64 bits, the rest 32."""
 
 
+class NoVcpus:
+    """The VM, as an ITS sees it before there is an interrupt controller: nobody is there to be interrupted."""
+
+    vcpus = ()
+
+    def __init__(self, vm: HostVm) -> None:
+        self.ipa_bits = vm.ipa_bits
+        self.stop_vcpus = vm.stop_vcpus
+
+
 class VgicIts(Its):
     """An ITS with its device attributes. Every refusal is a KvmError."""
 
     gic: VgicV3
+
+    @classmethod
+    def without_gic(cls, vm: HostVm, memory: HostMemory) -> VgicIts:
+        """An ITS whose interrupt controller is still to come."""
+        its = cls(VgicV3(NoVcpus(vm)), memory)
+        its.gic.lpis.memory = memory
+        return its
+
+    def attach(self, gic: VgicV3) -> None:
+        """Become part of an interrupt controller. What was mapped without one led nowhere, and is forgotten."""
+        with gic.lock:
+            self.forget_devices()
+            self.collections.clear()
+            self.gic = gic
+            gic.lpis.memory = self.memory
+            if self.base is not None:
+                registers.place(self, self.base)
 
     def contains(self, address: int) -> bool:
         """Whether a message to this address is for this ITS."""
