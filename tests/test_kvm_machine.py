@@ -201,6 +201,25 @@ def test_spinning_guest_is_kicked(boot) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_a_guest_that_only_takes_exceptions_does_not_hold_up_others(boot) -> None:
+    """Its vectors are at an address that cannot be fetched from; a flush of all TLBs waits for it."""
+    guest, other = boot("brk #0"), boot("mov x1, #0x9000000\nstr x0, [x1]")
+    other.run()
+    guest.vcpu.set_one_reg(arm64.reg_sysreg(3, 0, 12, 0, 0), 0xBAD_5EED_0BAD_5800)
+    thread = threading.Thread(target=guest.vcpu.run)
+    thread.start()
+    state = guest.vm.backend.system.files.get(guest.vcpu.file).arch.cpu.state
+    while not state.running:
+        pass
+    closing = threading.Thread(target=other.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    held_up = closing.is_alive()
+    guest.vcpu.kick()
+    thread.join(20)
+    assert not held_up and not thread.is_alive()
+
+
 def test_undefined_and_identification(boot) -> None:
     guest = boot("""
         mov x1, #0x9000000

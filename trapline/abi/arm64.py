@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from enum import IntEnum, IntFlag
+from typing import Annotated
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
@@ -73,7 +75,7 @@ class GuestDebugArch(Structure):
 
 @struct(size=520, c_name="kvm_guest_debug")
 class GuestDebug(Structure):
-    control: u32
+    control: Annotated[int, ctypes.c_uint32, GuestDebugFlag]
     pad: u32
     arch: GuestDebugArch
 

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, s32, struct, u8x12, u8x36, u32, u64
+from trapline.abi.struct import Fd, GuestAddress, Meaning, Structure, struct, u8x12, u8x16, u8x36, u32, u32x8, u64
 
-u8x16 = Annotated[Any, ctypes.c_uint8 * 16]
-u32x8 = Annotated[Any, ctypes.c_uint32 * 8]
+Fd32 = Annotated[int, ctypes.c_uint32, Meaning.FD]
 
 MAX_ROUTES = 4096
 """GSIs are below this number, and a table has no more entries."""
@@ -48,20 +47,20 @@ MSI_VALID_DEVID = 1 << 0
 
 @struct(size=32, c_name="kvm_irqfd")
 class Irqfd(Structure):
-    fd: u32
+    fd: Fd32
     gsi: u32
-    flags: u32
-    resamplefd: u32
+    flags: Annotated[int, ctypes.c_uint32, IrqfdFlag]
+    resamplefd: Fd32
     pad: u8x16
 
 
 @struct(size=64, c_name="kvm_ioeventfd")
 class Ioeventfd(Structure):
     datamatch: u64
-    addr: u64
+    addr: GuestAddress
     len: u32
-    fd: s32
-    flags: u32
+    fd: Fd
+    flags: Annotated[int, ctypes.c_uint32, IoeventfdFlag]
     pad: u8x36
 
 
@@ -85,7 +84,7 @@ class RoutingEntry(Structure):
     """One route. `u` holds irqchip and pin, or the low and high half of an MSI's address, its data and the device."""
 
     gsi: u32
-    type: u32
+    type: Annotated[int, ctypes.c_uint32, RouteType]
     flags: u32
     pad: u32
     u: u32x8

@@ -225,7 +225,7 @@ def may_land(cpu: Ptr[EngineState], word: u32) -> u1:
 def lookup(cpu: Ptr[EngineState]) -> u64:
     """The record at arch.pc, taking exceptions as fetching it makes them due; 0 when the run ends."""
     while cpu.exit_code == Exit.NONE:
-        if cpu.poll_kick != 0:  # a guest that takes one exception after the other may never reach a branch
+        if cpu.poll_kick != 0 or cpu.poll_sync != 0:  # a guest that takes one exception after the other may never reach a branch
             service(cpu)
             continue
         if cpu.icount >= cpu.stop:  # such exceptions take as long as instructions do, or virtual time would stand still

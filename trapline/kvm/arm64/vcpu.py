@@ -219,14 +219,13 @@ class Arm64Vcpu:
 
     def _first_run(self) -> None:
         """What is done once, before a vCPU enters the guest for the first time."""
-        present = self.vm.vgic is not None
-        registers = int(self.vm.has_gic_registers)
-        self.sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(self.sysreg[ICC_SRE_EL2.slot]).replace(Enable=registers)
-        if present:
+        if self.vm.vgic is not None:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()
         if self.pmu is not None:
             self.pmu.check()
+        registers = int(self.vm.has_gic_registers)
+        self.sysreg[ICC_SRE_EL2.slot] = ICC_SRE_EL2(self.sysreg[ICC_SRE_EL2.slot]).replace(Enable=registers)
         with self.vm.config_lock:
             ids = self.vm.id_values()
             self.vm.flags.set(flags.HAS_RUN_ONCE)

@@ -269,11 +269,13 @@ class Arm64Vm:
             vcpu = self._vcpu(vcpu_id)
             if not 16 <= number <= 31:
                 raise KvmError(EINVAL)
+            self.vgic.lazy_init()
             self.vgic.inject(vcpu, number, level)
         elif kind == IrqType.SPI:
             self._irqchip()
             if number < 32:
                 raise KvmError(EINVAL)
+            self.vgic.lazy_init()
             self.vgic.inject(None, number, level)
         else:
             raise KvmError(EINVAL)
@@ -281,7 +283,6 @@ class Arm64Vm:
     def _irqchip(self) -> None:
         if self.vgic is None:
             raise KvmError(ENXIO)
-        self.vgic.lazy_init()
 
     def _vcpu(self, vcpu_id: int) -> Arm64Vcpu:
         for vcpu in self.vcpus:
