@@ -134,7 +134,9 @@ class MmioExit(Exit):
         return f"MmioExit({verb} of {self.length} at {self.phys_addr:#x}, data={self._data.hex()})"
 
 
-SYSREG_LAYOUT = Struct("<8BQ")
+SYSREG_LAYOUT = Struct("<8BQ240x")
+"""With the whole rest of the union, which is zeroed."""
+SYSREG_STATES = tuple(SysregState)
 SYSREG_ACTION_OFFSET = UNION_OFFSET + 7
 SYSREG_VALUE_OFFSET = UNION_OFFSET + 8
 
@@ -153,7 +155,7 @@ class SysregExit(Exit):
     def __init__(self, enc: tuple[int, int, int, int, int], is_write: bool, value: int = 0, state: int = 0, run: Any = None) -> None:
         self.op0, self.op1, self.crn, self.crm, self.op2 = enc
         self.is_write = is_write
-        self.state = SysregState(state)
+        self.state = SYSREG_STATES[state]
         self._value = value
         self._run = run
 
@@ -204,7 +206,6 @@ def _decode_sysreg(run: Any) -> Exit:
 def encode_sysreg(run: Any, enc: tuple[int, int, int, int, int], state: int, is_write: bool, value: int) -> None:
     """Write an access to a system register into kvm_run, with nothing left of an earlier exit."""
     _REASON.pack_into(run, EXIT_REASON_OFFSET, EXIT_SYSREG)
-    run[UNION_OFFSET : UNION_OFFSET + UNION_SIZE] = bytes(UNION_SIZE)
     SYSREG_LAYOUT.pack_into(run, UNION_OFFSET, *enc, is_write, state, SysregAction.UNDEFINED, value)
 
 
