@@ -45,6 +45,8 @@ MUTATIONS = (
              ("test_tier1.py::test_a_region_whose_code_changed_is_not_entered",)),
     Mutation("leave-regions", CODEMAP, "store8(shared.cpus[k] + POLL_SAMPLE, 1)", NOTHING,
              ("test_tier1.py::test_a_region_that_another_vcpu_patches",)),
+    Mutation("stencils", "engine/stencil/assemble.py", "if load64(a.records - PAGE_HEADER + PAGE_GENERATION) == a.generation:",
+             "if done == 0:", ("test_stencils.py::test_code_that_changes_while_it_is_assembled_is_not_run",)),
     Mutation("code-arena", "engine/engine.py", "self.entry.flush_all(each.address)", NOTHING,
              ("test_engine.py::test_a_full_code_arena_starts_afresh",)),
     Mutation("drop-code", "kvm/arm64/vm.py", "self.machine.engine.drop_code(start, slot.hva + slot.size - start)", NOTHING,
