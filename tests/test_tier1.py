@@ -232,7 +232,9 @@ FPCR, FPSR = (TABLE[name].slot for name in ("FPCR", "FPSR"))
     ("fadd d0, d1, d2", 2.0, False), ("fadd d0, d1, d2", 2.0**-60, True), ("fmul d0, d1, d2", 0.5, False),
     ("fdiv d0, d1, d2", 4.0, False), ("fdiv d0, d1, d2", 3.0, True), ("fsqrt d0, d2", 4.0, False), ("fsqrt d0, d2", 2.0, True),
     ("fmadd d0, d1, d2, d1", 3.0, False), ("fmadd d0, d1, d2, d1", 2.0**-53, True), ("fcvt s0, d2", 1.5, False),
-    ("fcvt s0, d2", 1.0 + 2.0**-52, True), ("scvtf d0, x9", 0.0, False), ("scvtf s0, x9", 0.0, True), ("frinta d0, d2", 1.5, False),
+    ("fcvt s0, d2", 1.0 + 2.0**-52, True), ("scvtf d0, x9", 0.0, False), ("scvtf s0, x9", 0.0, True), ("ucvtf d0, x9", 0.0, False),
+    ("ucvtf s0, x9", 0.0, True), ("ucvtf v0.4s, v2.4s", 1.0, False), ("ucvtf v0.4s, v2.4s", 4 / 3, True),
+    ("frinta d0, d2", 1.5, False),
     ("fadd v0.2d, v1.2d, v2.2d", 2.0, False), ("fadd v0.2d, v1.2d, v2.2d", 2.0**-60, True),
 ])  # fmt: skip
 @pytest.mark.parametrize("flagged", [0, 16])

@@ -389,7 +389,7 @@ class Emitter:
         value = self.real(argument, source) if from_real else self(argument) if count == 1 else self.vector(argument, source)
         old = real_type(argument.width, source) if from_real else integers[0]
         new = real_type(node.width, node.esize) if to_real else integers[1]
-        if self._strict and kind in ("fptrunc", "sitofp"):
+        if self._strict and kind in ("fptrunc", "sitofp", "uitofp"):
             lanes = f"v{count}" if count > 1 else ""
             names = f"{lanes}f{node.esize}.{lanes}{'f' if from_real else 'i'}{source}"
             template = _strictly(kind, names, [f"{old} {{0}}"], new)

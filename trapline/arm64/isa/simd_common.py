@@ -13,7 +13,7 @@ from typing import Any
 
 from trapline.arm64 import fp_convert, fp_double, fp_half, fp_lanes, fp_single
 from trapline.arm64.fp import IXC
-from trapline.arm64.fp_quick import NARROW, QUICK, WIDEN, Quick, esize_of, from_fixed, host, plain, round_int, to_fixed, tracked
+from trapline.arm64.fp_quick import NARROW, QUICK, WIDEN, Quick, esize_of, from_fixed, plain, round_int, to_fixed, tracked
 from trapline.arm64.insn import insn
 from trapline.bits import Bits, Vec, call, cat, const, likely, real, select
 
@@ -317,8 +317,7 @@ class Fp:
         if exact is None:
             return result
         slow = self._exactly(function, extended, (unsigned, fraction_bits))
-        control = host if unsigned else tracked
-        return self._choose([exact | control(self._fpcr, self._before)], result, *slow)
+        return self._choose([exact | tracked(self._fpcr, self._before)], result, *slow)
 
     def to_fixed(self, a: Any, size: int, unsigned: int, mode: int, fraction_bits: Any = 0) -> Any:
         """The fixed-point number of `size` bits that `a` rounds to."""

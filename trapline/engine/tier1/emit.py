@@ -17,6 +17,7 @@ from trapline.arm64.fp import IXC
 from trapline.arm64.record import FLAG_OFFSETS, Recorder
 from trapline.arm64.regs import TABLE
 from trapline.bits import Bits
+from trapline.bits.native_host import host_features
 from trapline.bits.to_llvm import METADATA, Emitter, leaves, nodes
 from trapline.engine.handler import AFTER, CC, PROTOTYPE, STATE_FUNCTIONS, Handler
 from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
@@ -45,6 +46,9 @@ PROMOTED: dict[int, str] = (
 
 PRECISION = 1 << 5
 """MXCSR.PE: an SSE instruction has rounded."""
+
+UNSIGNED = {"avx512f", "avx512dq", "avx512vl"}
+"""Features of a host that converts unsigned integers, of any size and number, in one instruction."""
 
 RELOADED = PROMOTED.keys() - set(VECTORS)
 """What the runtime's functions may change; none of them writes vector registers."""
@@ -279,7 +283,8 @@ def _may_track(instructions: Iterable[Instruction]) -> bool:
 def _rounding(node: Bits) -> str:
     if node.op == "lasting" and node.attr:
         return "tracked"
-    spurious = node.op == "fround" or node.op == "convert" and node.attr[0] == "uitofp"  # LLVM may make them of sums that round
+    unsigned = node.op == "convert" and node.attr[0] == "uitofp"
+    spurious = node.op == "fround" or unsigned and not host_features() >= UNSIGNED  # LLVM makes them of sums that round
     return "spurious" if spurious else ""
 
 
