@@ -100,8 +100,8 @@ class Vgic:
         """A shared interrupt."""
         return Irq(intid)
 
-    def lazy_init(self) -> None:
-        """Before an interrupt comes from outside; KvmError(EBUSY) if nobody has called `init`."""
+    def lazy_init(self, intid: int = 0) -> None:
+        """Before the interrupt `intid` comes from outside; KvmError(EBUSY) if nobody has called `init`."""
         if not self.initialized:
             raise KvmError(errno.EBUSY, "the GIC has not been initialised")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from trapline.errors import KvmError
 
 from . import cpuif
-from .core import Vgic
+from .core import DEFAULT_IRQS, Vgic
 from .host import HostVcpu
 from .legacy import CPU_INTERFACE, LegacyInterface, LegacySgi
 from .legacy_dist import DISTRIBUTOR, FRAME_SIZE
@@ -38,8 +38,10 @@ class LegacyGic(Vgic):
                 irq.group = 0
             cpuif.reset(cpu, self.requeue)
 
-    def lazy_init(self) -> None:
-        """Initialise if nobody has: user space of the first years did not."""
+    def lazy_init(self, intid: int = 0) -> None:
+        """Initialise if nobody has: user space of the first years did not. Not for an interrupt that there will not be."""
+        if intid >= (self.nr_irqs or DEFAULT_IRQS):
+            raise KvmError(errno.EINVAL, f"there is no interrupt {intid}")
         self.init()
 
     def make_spi(self, intid: int) -> Irq:

@@ -275,7 +275,7 @@ class Arm64Vm:
             self._irqchip()
             if number < 32:
                 raise KvmError(EINVAL)
-            self.vgic.lazy_init()
+            self.vgic.lazy_init(number)
             self.vgic.inject(None, number, level)
         else:
             raise KvmError(EINVAL)
