@@ -20,10 +20,13 @@ from trapline.arm64.regs import ELR_EL1, FPCR, FPSR, SPSR_EL1, TABLE
 from trapline.arm64.state import REGIME_EL2_HOST, CpuState
 from trapline.backends.memory import GuestMemory
 from trapline.backends.vcpu import REGISTER_IDS
+from trapline.bare.memory import PhysicalMemory
 from trapline.bare.processor import Processor
 from trapline.engine.engine import Engine
 from trapline.errors import KvmError
 from trapline.gic.core import Vgic
+from trapline.gic.its import place
+from trapline.gic.its_state import Its
 from trapline.gic.state import Region
 from trapline.sync import World
 from trapline.turns import Turns
@@ -172,8 +175,7 @@ class BareVm:
             state.regions = 0
             yield bytes(state) + repr((processor.is_on, processor.lines)).encode()
         if self.gic is not None:
-            private = [irq for cpu in self.gic.cpus for irq in cpu.private]
-            yield repr((self.gic.group_enable, [irq.state() for irq in (*private, *self.gic.spis)])).encode()
+            yield repr((self.gic.group_enable, [irq.state() for irq in self.gic.every_irq()])).encode()
 
     # ---- building -----------------------------------------------------------------------------------------------------------
 
@@ -207,13 +209,16 @@ class BareVm:
         self._objects.append(BareVcpu(processor))
         return self._objects[-1]
 
-    def create_gic(self, distributor: int, redistributors: int, interrupts: int) -> None:
-        """The interrupt controller, when all processors are there."""
+    def create_gic(self, distributor: int, redistributors: int, interrupts: int, its: int | None = None) -> None:
+        """The interrupt controller, with an ITS if there is a place for it, when all processors are there."""
         gic = Vgic(self, PHYSICAL)
         with gic.lock:
             gic.nr_irqs = interrupts
             gic.set_dist_base(distributor)
             gic.add_region(Region(redistributors, len(self.vcpus), 0))
+            if its is not None:
+                gic.lpis.memory = PhysicalMemory(self.memory)
+                place(Its(gic, gic.lpis.memory), its)
         gic.init()
         self.gic = gic
 

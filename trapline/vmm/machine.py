@@ -281,7 +281,8 @@ class Machine:
     def _add_gic(self) -> None:
         """The interrupt controller; with an ITS if this KVM has one."""
         if self.config.machine == "bare":
-            cast("BareVm", self.vm).create_gic(GIC_DISTRIBUTOR.base, GIC_REDISTRIBUTORS.base, INTERRUPTS)
+            cast("BareVm", self.vm).create_gic(GIC_DISTRIBUTOR.base, GIC_REDISTRIBUTORS.base, INTERRUPTS, GIC_ITS.base)
+            self.has_its = True
             return
         kind, places = GICS[self.config.gic]
         gic = cast(Vm, self.vm).create_device(kind)
