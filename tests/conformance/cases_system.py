@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from errno import EEXIST, EINVAL, ENOTTY
+from errno import EBUSY, EEXIST, EINVAL, ENOTTY
 
 from tests.conformance.frame import GENERIC, PAGE, Cases, Trial
+from trapline.abi.arm64 import DeviceType, VgicAddr, VgicCtrl, VgicGroup
 from trapline.abi.caps import Cap
 from trapline.abi.device import KVM_HAS_DEVICE_ATTR
 from trapline.abi.system import KVM_CHECK_EXTENSION, KVM_CREATE_VM, KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
@@ -63,6 +64,17 @@ case(KVM_CREATE_VCPU, 0, "the last id", lambda t: t(KVM_CREATE_VCPU, t.cap(Cap.M
 @case.of(KVM_CREATE_VCPU, EEXIST, "the id is taken", GENERIC)
 def _taken(t: Trial):
     t(KVM_CREATE_VCPU, 0)
+    yield
+    t(KVM_CREATE_VCPU, 0)
+
+
+@case.of(KVM_CREATE_VCPU, EBUSY, "the interrupt controller is initialised; that comes before a taken id")
+def _late(t: Trial):
+    assert t.vcpu
+    gic = t.add_device(DeviceType.ARM_VGIC_V3)
+    t.set_attr(gic, VgicGroup.ADDR, VgicAddr.V3_DIST, 0x800_0000, 8)
+    t.set_attr(gic, VgicGroup.ADDR, VgicAddr.V3_REDIST, 0x80A_0000, 8)
+    t.set_attr(gic, VgicGroup.CTRL, VgicCtrl.INIT)
     yield
     t(KVM_CREATE_VCPU, 0)
 

@@ -316,6 +316,7 @@ for kind in (3, 7, 15):
 case(KVM_CREATE_DEVICE, ENODEV, "no such type", lambda t: t(KVM_CREATE_DEVICE, type=0x7FFF_FFFF), GENERIC)
 case(KVM_CREATE_DEVICE, ENODEV, "type 0", lambda t: t(KVM_CREATE_DEVICE, type=0), GENERIC)
 case(KVM_CREATE_DEVICE, ENODEV, "no such type, only tested", lambda t: t(KVM_CREATE_DEVICE, type=999, flags=CREATE_DEVICE_TEST), GENERIC)
+case(KVM_CREATE_DEVICE, 0, "flags that nobody knows are ignored", lambda t: t(KVM_CREATE_DEVICE, type=DeviceType.ARM_VGIC_V3, flags=6))
 case(KVM_CREATE_DEVICE, 0, "a GICv3", lambda t: t.add_device(DeviceType.ARM_VGIC_V3))
 case(KVM_CREATE_DEVICE, 0, "a GICv3, only tested", lambda t: [t(KVM_CREATE_DEVICE, type=7, flags=1), t(KVM_CREATE_DEVICE, type=7)])
 

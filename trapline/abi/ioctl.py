@@ -76,6 +76,28 @@ class Ioctl:
             return f"struct {self.struct.c_name} ({self.size} bytes)" if self.struct.c_name else f"{self.size} bytes, {self.takes}"
         return f"a number, {self.takes}" if self.takes else "none"
 
+    def make(self, **fields: Any) -> Any:
+        """An argument for the call: a structure with these fields set and the others zero, or 0 for a call that takes none.
+
+        TypeError for a field that there is not, ValueError for a number that does not fit.
+        """
+        if self.struct is None:
+            if fields:
+                raise TypeError(f"{self.name} takes {self.argument}, not fields")
+            return 0
+        value = self.struct()
+        kinds = {name: kind for name, kind, *_ in self.struct._fields_}
+        for name, given in fields.items():
+            if name not in kinds:
+                raise TypeError(f"{self.name}: struct {self.struct.c_name} has no field {name!r}, but {', '.join(kinds)}")
+            if isinstance(given, (list, tuple, bytes)):
+                getattr(value, name)[: len(given)] = given
+                continue
+            setattr(value, name, given)
+            if isinstance(given, int) and getattr(value, name) != given:
+                raise ValueError(f"{self.name}: {name} cannot hold {given:#x}")
+        return value
+
     def describe(self) -> str:
         """The manual's entry: number, capability, argument, and one line for each errno."""
         lines = [

@@ -148,7 +148,6 @@ def KVM_ENABLE_CAP(vm, request):  # type: ignore[no-untyped-def]
     EEXIST="the VM has a device of this kind already",
     EBUSY="a vCPU is running or has run",
     E2BIG="there are more vCPUs than the device serves",
-    EINVAL="unknown flag",
 )
 def KVM_CREATE_DEVICE(vm, request):  # type: ignore[no-untyped-def]
     """Make an in-kernel device; its file is stored in the structure."""

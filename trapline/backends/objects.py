@@ -49,6 +49,7 @@ from trapline.abi.vm import (
     UserspaceMemoryRegion,
 )
 from trapline.backends.base import Backend
+from trapline.backends.file import KvmFile
 from trapline.backends.identity import AIDR, MIDR, REVIDR, Identity, Implementation, smccc_filter, writable_masks
 from trapline.backends.memory import GuestMemory
 from trapline.backends.statistics import Statistics
@@ -69,11 +70,12 @@ VCPU_FEATURES = {
 V = TypeVar("V", bound=VcpuBase)
 
 
-class Device:
+class Device(KvmFile):
     """An in-kernel device: configured and read through attributes."""
 
     def __init__(self, vm: VmBase[Any], file: int, kind: int) -> None:
         self.vm = vm
+        self.backend = vm.backend
         self.file = file
         self.kind = kind
 
@@ -102,7 +104,7 @@ class Device:
         self.close()
 
 
-class VmBase(Generic[V]):
+class VmBase(KvmFile, Generic[V]):
     """What virtual machines of all architectures share: memory slots, devices, vCPUs of the type `V`."""
 
     def __init__(self, system: System, file: int) -> None:
@@ -293,7 +295,7 @@ class Vm(VmBase[Vcpu]):
         self.irq_line(arm64.IrqType.SPI << 24 | spi_intid, level)
 
 
-class System:
+class System(KvmFile):
     """KVM itself: what /dev/kvm answers."""
 
     def __init__(self, backend: Backend) -> None:

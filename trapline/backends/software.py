@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from errno import EFAULT, EINVAL, ENOTTY
 from functools import partial
@@ -97,8 +98,11 @@ class Software:
         body = self.bodies.get(call)
         if body is None:
             raise KvmError(ENOTTY, f"{call.name} does not exist here")
-        if call.struct is not None and isinstance(argument, int):
-            argument = _structure_at(argument, call) if argument or not call.nullable else None
+        if call.struct is not None:
+            if isinstance(argument, int):
+                argument = _structure_at(argument, call) if argument or not call.nullable else None
+            elif not isinstance(argument, ctypes.Structure) or ctypes.sizeof(argument) < call.size:
+                raise TypeError(f"{call.name} takes {call.argument}, not {argument!r}")
         try:
             return body(target, argument)
         except KvmError as error:

@@ -37,6 +37,7 @@ from trapline.abi.vcpu import (
     OneReg,
     reg_list,
 )
+from trapline.backends.file import KvmFile
 from trapline.backends.rings import CoalescedRing, DirtyRing
 from trapline.backends.statistics import Statistics
 from trapline.errors import KvmError, NotSupported, Timeout
@@ -104,7 +105,7 @@ class _Exits(dict[int, Any]):
         return decode(self._run) if decode is not None else decode_unknown(self._run)
 
 
-class VcpuBase:
+class VcpuBase(KvmFile):
     """What vCPUs of all architectures share. A vCPU runs in the thread that calls `run`."""
 
     decoders: ClassVar[Mapping[int, Callable[[Any], Exit]]] = DECODERS
@@ -114,7 +115,7 @@ class VcpuBase:
         self.vm = vm
         self.id = vcpu_id
         self.file = file
-        self._backend = vm.backend
+        self._backend = self.backend = vm.backend
         self._ioctl = vm.backend.ioctl
         self._buffer = vm.backend.map_run(file)
         self.kvm_run = KvmRun.from_buffer(self._buffer)

@@ -50,6 +50,9 @@ class ArchVm(Protocol):
     def irqchip_ready(self) -> bool:
         """There is one, and it takes interrupts."""
 
+    def check_new_vcpu(self) -> None:
+        """KvmError(EBUSY) if it is too late for another vCPU."""
+
     def create_vcpu(self, vcpu: Vcpu) -> ArchVcpu:
         """The architecture's part of a new vCPU."""
 

@@ -71,10 +71,6 @@ class X86Vcpu(VcpuBase):
         self.msrs = MsrMap(vm.backend, file)
         self.timeout = DEFAULT_TIMEOUT
 
-    def ioctl(self, call: Ioctl, argument: Any = 0) -> int:
-        """Any declared call of a vCPU's file."""
-        return self._ioctl(self.file, call, argument)
-
     def whereabouts(self) -> str:
         """RIP, for error messages."""
         try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from trapline.abi import x86_vm
 from trapline.abi.caps import Cap
-from trapline.abi.ioctl import Ioctl
 from trapline.abi.vm import KVM_CREATE_VCPU
 from trapline.abi.x86_msr import KVM_X86_SET_MSR_FILTER, MSR_FILTER_DEFAULT_ALLOW, MsrExitReason
 from trapline.backends.objects import VmBase
@@ -32,10 +31,6 @@ class X86Vm(VmBase[X86Vcpu]):
     def __init__(self, system: X86System, file: int) -> None:
         super().__init__(system, file)
         self.xsave_size = self.check_extension(Cap.XSAVE2)
-
-    def ioctl(self, call: Ioctl, argument: Any = 0) -> int:
-        """Any declared call of a VM's file."""
-        return self.backend.ioctl(self.file, call, argument)
 
     def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = (), *, cpuid: Cpuid | None = DEFAULT) -> X86Vcpu:
         """Add a vCPU. Its CPUID is all that the host supports, unless `cpuid` is another table, or None for an empty one.

@@ -110,10 +110,13 @@ class Arm64Vm:
         """Hold every vCPU outside KVM_RUN; EBUSY if one is inside."""
         return self.core.stop_vcpus()
 
-    def create_vcpu(self, core: Vcpu) -> Arm64Vcpu:
-        """A vCPU, known to the interrupt controller if there is one."""
+    def check_new_vcpu(self) -> None:
+        """An initialised interrupt controller serves the vCPUs it found."""
         if self.vgic is not None and self.vgic.initialized:
             raise KvmError(EBUSY)
+
+    def create_vcpu(self, core: Vcpu) -> Arm64Vcpu:
+        """A vCPU, known to the interrupt controller if there is one."""
         vcpu = Arm64Vcpu(core, self)
         if self.vgic is not None:
             self.vgic.add_vcpu(vcpu)
