@@ -146,7 +146,7 @@ def test_regions_are_stored_once(tmp_path: Path) -> None:
     found = RegionStore(ObjectCache("key", tmp_path)).all()
     assert list(found) == ["a", "b"]
     assert found["a"].read() == region
-    assert (found["a"].word, found["a"].following, found["b"].following) == (0xAAAA, 0xBBBB, 0)
+    assert (found["a"].entry, found["a"].word, found["b"].entry, found["b"].word) == (5, 0xAAAA, 1, 0xAAAA)
 
 
 class Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from struct import Struct
@@ -13,7 +14,10 @@ from trapline.engine.tier1.built import Built
 LIMIT = 8192
 """Regions kept for one configuration; more are compiled when they are needed, and not stored."""
 HEAD = Struct("<III")
-"""Index of the entry, the word there, and the word after it (0 if it is not the region's). The tag follows."""
+"""Index of the entry, the word there, bytes of the tag. The tag follows, and then the code on the entry's page, in runs."""
+RUN = Struct("<HH")
+"""Index of the first word and number of words; the words follow."""
+WORD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,27 @@ class Stored:
 
     entry: int
     word: int
-    following: int
     tag: str
+    _runs: bytes
     _file: Entry
+
+    @classmethod
+    def of(cls, file: Entry) -> Stored:
+        """From its place in the log."""
+        entry, word, length = HEAD.unpack_from(file.head)
+        runs = HEAD.size + length
+        return cls(entry, word, file.head[HEAD.size : runs].decode(), file.head[runs:], file)
+
+    def fits(self, page: bytes) -> bool:
+        """Whether a page of code holds what the first page of this region held."""
+        runs, at = self._runs, 0
+        while at < len(runs):
+            start, count = RUN.unpack_from(runs, at)
+            at += RUN.size
+            if page[WORD * start : WORD * (start + count)] != runs[at : at + WORD * count]:
+                return False
+            at += WORD * count
+        return True
 
     def read(self) -> Built | None:
         """All of it; None if it is damaged."""
@@ -34,6 +56,18 @@ class Stored:
         facts, _, code = body.partition(b"\n")
         pages, words, natives = json.loads(facts)
         return Built(self.tag, self.entry, tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
+
+
+def _head(built: Built) -> bytes:
+    """What `Stored.of` reads."""
+    words = {index: word for page, index, word in built.words if page == 0}
+    tag = built.tag.encode()
+    parts = [HEAD.pack(built.entry, words[built.entry], len(tag)), tag]
+    starts = [index for index in sorted(words) if index - 1 not in words]
+    for start in starts:
+        end = next(index for index in itertools.count(start) if index not in words)
+        parts += [RUN.pack(start, end - start), b"".join(words[index].to_bytes(WORD, "little") for index in range(start, end))]
+    return b"".join(parts)
 
 
 class RegionStore:
@@ -49,14 +83,12 @@ class RegionStore:
         known = self.all()
         if built.tag in known or len(known) >= LIMIT:
             return
-        words = {index: word for page, index, word in built.words if page == 0}
-        head = HEAD.pack(built.entry, words[built.entry], words.get(built.entry + 1, 0)) + built.tag.encode()
         facts = [built.pages, built.words, built.natives]
-        self._cache.add(self._log, head, json.dumps(facts, separators=(",", ":")).encode() + b"\n" + built.code)
+        self._cache.add(self._log, _head(built), json.dumps(facts, separators=(",", ":")).encode() + b"\n" + built.code)
 
     def all(self) -> dict[str, Stored]:
         """Every stored region by its tag."""
         for entry in self._log.new():
-            stored = Stored(*HEAD.unpack_from(entry.head), entry.head[HEAD.size :].decode(), entry)
+            stored = Stored.of(entry)
             self._known[stored.tag] = stored
         return self._known

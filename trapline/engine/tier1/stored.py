@@ -37,26 +37,23 @@ class StoredRegions:
         if known is not None and known[0] == generation:
             return known[1]
         text = texts.read(records)
-        found = [] if text is None else self._matching(memoryview(text).cast("I"))
+        found = [] if text is None else self._matching(text)
         self._waiting[records] = generation, found
         return found
 
-    def _matching(self, words: memoryview) -> list[Built]:
+    def _matching(self, page: bytes) -> list[Built]:
+        words = memoryview(page).cast("I")
         found = []
         for word in self._words.intersection(words):
             for index, regions in self._places[word].items():
                 if words[index] == word:
-                    found += [built for each in regions if (built := self._match(each, words)) is not None]
+                    found += [built for each in regions if each.fits(page) and (built := self._built(each)) is not None]
         return found
 
-    def _match(self, stored: Stored, words: memoryview) -> Built | None:
-        """A region, if its code is what a page holds where it was in its own first page."""
-        if stored.following and words[stored.entry + 1] != stored.following:
-            return None
+    def _built(self, stored: Stored) -> Built | None:
         built = self._read.get(stored.tag) or stored.read()
-        if built is None or any(words[index] != word for page, index, word in built.words if page == 0):
-            return None
-        self._read[stored.tag] = built
+        if built is not None:
+            self._read[stored.tag] = built
         return built
 
 
