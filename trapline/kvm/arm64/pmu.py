@@ -40,6 +40,7 @@ HORIZON_NS: Final = 1 << 42
 
 KEPT: Final = PMCR_EL0.E.mask | PMCR_EL0.X.mask | PMCR_EL0.DP.mask | PMCR_EL0.LP.mask
 LC: Final = PMCR_EL0.LC.mask
+E: Final = PMCR_EL0.E.mask
 FIRST_SPI: Final = 32
 USER_EN, USER_SW, USER_CR, USER_ER = PMUSERENR_EL0.EN.mask, PMUSERENR_EL0.SW.mask, PMUSERENR_EL0.CR.mask, PMUSERENR_EL0.ER.mask
 
@@ -115,7 +116,7 @@ class Pmu:
     @property
     def running(self) -> bool:
         """Whether anything is counted while the guest runs."""
-        return bool(self.control & PMCR_EL0.E.mask and self.enabled)
+        return bool(self.enabled and self.control & E)
 
     def enter(self) -> Any:
         """Run the guest, and note for how long."""
@@ -186,7 +187,7 @@ class Pmu:
         self._drive()
 
     def _drive(self) -> None:
-        level = bool(self.overflowed & self.interrupts & self.enabled and self.control & PMCR_EL0.E.mask)
+        level = bool(self.overflowed & self.interrupts & self.enabled and self.control & E)
         vgic = self.vcpu.vm.vgic
         if level == self.line:
             return
