@@ -45,6 +45,17 @@ def test_doctor_tells_what_x86_guests_can_have() -> None:
     assert "slots" in rows["x86 memory"] and rows["x86 an exit"].endswith("us, Python included")
 
 
+@needs_x86_kvm
+@pytest.mark.needs_kvm
+def test_an_arm64_guest_is_refused_by_the_kvm_of_an_x86_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from trapline.ui.cli import main
+
+    kernel = tmp_path / "flat"
+    kernel.write_bytes(b"\0" * 64)
+    assert main(["run", "--kernel", str(kernel), "--backend", "kvm"]) == 125
+    assert "its KVM cannot run arm64 guests" in capsys.readouterr().err
+
+
 def test_assembler() -> None:
     assert assemble("mov al, 42; out 0x10, al; hlt", bits=16) == bytes.fromhex("b02ae610f4")
     assert assemble("a: jmp a\nmov rax, [rbx]") == bytes.fromhex("ebfe488b03")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENXIO
 from mmap import mmap
 
+from tests.conformance.cases_irq import gic
 from tests.conformance.cases_system import same
 from tests.conformance.frame import Cases, Trial
 from tests.conformance.guest import DATA, NOWHERE
@@ -270,7 +271,7 @@ for attr in PmuAttr:
     case(HAS, ENXIO, f"PMU: {attr.name} without a PMU", lambda t, attr=attr: t.has_attr(t.vcpu, PMU, attr))
 case(HAS, ENXIO, "PMU: an unknown attribute", lambda t: t.has_attr(monitored(t), PMU, 9), needs=HAS_PMU)
 case(SET, ENODEV, "PMU: without a PMU", lambda t: t.set_attr(t.vcpu, PMU, PmuAttr.IRQ, PPI))
-case(GET, ENODEV, "PMU: without a PMU", lambda t: t.get_attr(t.vcpu, PMU, PmuAttr.IRQ))
+case(GET, ENODEV, "PMU: without a PMU", lambda t: [gic(t), t.get_attr(t.vcpu, PMU, PmuAttr.IRQ)])
 case(SET, EINVAL, "PMU: an interrupt without a controller", lambda t: t.set_attr(monitored(t), PMU, PmuAttr.IRQ, PPI), needs=HAS_PMU)
 case(SET, 0, "PMU: a PPI for all", lambda t: irq(t, PPI, PPI), needs=HAS_PMU)
 case(SET, 0, "PMU: an SPI for each", lambda t: irq(t, SPI, SPI + 1), needs=HAS_PMU)

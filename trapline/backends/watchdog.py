@@ -31,7 +31,8 @@ class Watchdog:
         """Call `bark` in the watchdog's thread from now on; None: never again, once this returns."""
         with self._changed:
             if period is None:
-                self._periods.pop(bark, None)
+                if self._periods.pop(bark, None) is not None and not self._periods:
+                    self._changed.notify()
                 return
             self._periods[bark] = period
             if self._thread is None:

@@ -221,8 +221,10 @@ def open_machine_room(stack: ExitStack, options: argparse.Namespace, config: Con
         from trapline.bare.machine import BareSystem, features_of
 
         return BareSystem(config.el2, features_of(config.cpu, config.el2))
-    from trapline.backends.select import open_system
+    from trapline.backends.select import choose, open_system
 
+    if options.backend == "kvm" and (choice := choose()).name != "kvm":
+        raise BadInput(f"--backend kvm: {choice.reason}")
     if options.trace_ioctls is None:
         return open_system(options.backend, config.cpu)
     try:
