@@ -115,7 +115,7 @@ def test_a_vcpu_without_the_feature() -> None:
     assert guest.vm.check_extension(Cap.ARM_PMU_V3) == 1
     assert not guest.vcpu.has_attr(PMU, PmuAttr.INIT)
     assert code_of(guest.vcpu.set_attr, PMU, PmuAttr.IRQ, IRQ) == errno.ENODEV
-    assert code_of(guest.vcpu.get_attr, PMU, PmuAttr.IRQ) == errno.ENODEV
+    assert code_of(guest.vcpu.get_attr, PMU, PmuAttr.IRQ) == errno.EINVAL, "no interrupt controller: that comes first"
     assert code_of(guest.vcpu.get_one_reg, TABLE["PMCR_EL0"].one_reg_id) == errno.ENOENT
     assert guest.vcpu.get_one_reg(TABLE["ID_AA64DFR0_EL1"].one_reg_id) >> 8 & 15 == 0
     guest.cpu.script = [sysreg(PMCR, False), mmio(True, UART)]

@@ -110,7 +110,8 @@ case(KVM_SET_ONE_REG, EINVAL, "more physical addresses", lambda t: t.set_reg(MMF
 case(KVM_SET_ONE_REG, EINVAL, "debug before Armv8", lambda t: t.set_reg(DFR0, t.get_reg(DFR0) & ~0xF))
 case(KVM_SET_ONE_REG, EINVAL, "an unallocated ID register", lambda t: t.set_reg(UNALLOCATED, 1))
 case(KVM_SET_ONE_REG, 0, "an unallocated ID register to zero", lambda t: t.set_reg(UNALLOCATED, 0))
-case(KVM_SET_ONE_REG, EBUSY, "an ID register after a run", lambda t: ran(t).set_reg(ISAR0, 0))
+FIXED = (EINVAL, "before Linux 6.7 ID registers could not be set at all")
+case(KVM_SET_ONE_REG, EBUSY, "an ID register after a run", lambda t: ran(t).set_reg(ISAR0, 0), differs=FIXED)
 case(KVM_SET_ONE_REG, 0, "an ID register after a run, as it is", lambda t: ran(t).set_reg(ISAR0, t.get_reg(ISAR0)))
 
 # --- hypercalls -------------------------------------------------------------------------------------------------------------------
@@ -125,23 +126,24 @@ def smccc(t: Trial, base: int, count: int, action: int, pad: int = 0) -> Trial:
 
 
 FREE, DENY = 0xC600_0000, SmcccAction.DENY
-case(HAS, 0, "the SMCCC filter", lambda t: t.has_attr(t.vm, 0, 0))
-case(HAS, ENXIO, "another attribute of hypercalls", lambda t: t.has_attr(t.vm, 0, 1))
-case(HAS, ENXIO, "another group of VMs", lambda t: t.has_attr(t.vm, 1, 0))
+OLD = (EINVAL, "before Linux 6.4 VMs had no attributes")
+case(HAS, 0, "the SMCCC filter", lambda t: t.has_attr(t.vm, 0, 0), differs=OLD)
+case(HAS, ENXIO, "another attribute of hypercalls", lambda t: t.has_attr(t.vm, 0, 1), differs=OLD)
+case(HAS, ENXIO, "another group of VMs", lambda t: t.has_attr(t.vm, 1, 0), differs=OLD)
 for action in SmcccAction:
-    case(SET, 0, f"filter: {action.name}", lambda t, action=action: smccc(t, FREE, 1, action))
+    case(SET, 0, f"filter: {action.name}", lambda t, action=action: smccc(t, FREE, 1, action), differs=OLD)
 case(SET, EINVAL, "filter: an unknown action", lambda t: smccc(t, FREE, 1, 3))
 case(SET, EINVAL, "filter: no functions", lambda t: smccc(t, FREE, 0, DENY))
 case(SET, EINVAL, "filter: beyond the last function", lambda t: smccc(t, 0xFFFF_FFFF, 2, DENY))
 case(SET, EINVAL, "filter: padding is not zero", lambda t: smccc(t, FREE, 1, DENY, pad=1))
-case(SET, 0, "filter: the last function", lambda t: smccc(t, 0xFFFF_FFFF, 1, DENY))
+case(SET, 0, "filter: the last function", lambda t: smccc(t, 0xFFFF_FFFF, 1, DENY), differs=OLD)
 for base, count in ((0x8000_0000, 1), (0x8000_FFFF, 1), (0x7FFF_FFFF, 2), (0xC000_0001, 1), (0xBFFF_0000, 0x1_0001)):
-    case(SET, EEXIST, f"filter: {count:#x} from {base:#x}, of the architecture", lambda t, a=base, n=count: smccc(t, a, n, DENY))
-case(SET, EEXIST, "filter: the same again", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE, 4, DENY))
-case(SET, EEXIST, "filter: an overlap", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE + 3, 4, DENY))
-case(SET, 0, "filter: the neighbour", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE + 4, 4, DENY))
-case(SET, EBUSY, "filter: after a run", lambda t: smccc(ran(t), FREE, 1, DENY))
-case(SET, EFAULT, "filter: nowhere to read", lambda t: t.set_attr(t.vm, 0, 0))
+    case(SET, EEXIST, f"filter: {count:#x} from {base:#x}, reserved", lambda t, a=base, n=count: smccc(t, a, n, DENY), differs=OLD)
+case(SET, EEXIST, "filter: the same again", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE, 4, DENY), differs=OLD)
+case(SET, EEXIST, "filter: an overlap", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE + 3, 4, DENY), differs=OLD)
+case(SET, 0, "filter: the neighbour", lambda t: smccc(smccc(t, FREE, 4, DENY), FREE + 4, 4, DENY), differs=OLD)
+case(SET, EBUSY, "filter: after a run", lambda t: smccc(ran(t), FREE, 1, DENY), differs=OLD)
+case(SET, EFAULT, "filter: nowhere to read", lambda t: t.set_attr(t.vm, 0, 0), differs=OLD)
 
 BITMAPS = (("standard", arm64.REG_STD_BMAP, 1), ("hypervisor", arm64.REG_STD_HYP_BMAP, 1), ("vendor", arm64.REG_VENDOR_HYP_BMAP, 3))
 for name, reg, all_services in BITMAPS:
@@ -266,12 +268,20 @@ def events(t: Trial, file: int, base: int, count: int, action: int) -> None:
     t.set_attr(file, PMU, PmuAttr.FILTER, int.from_bytes(bytes(PmuEventFilter(base, count, action)), "little"), 8)
 
 
+def counters(t: Trial, number: int) -> None:
+    """Say how many event counters there are."""
+    t.set_attr(monitored(t), PMU, PmuAttr.SET_NR_COUNTERS, number)
+
+
+FEW = (ENXIO, "before Linux 6.16 userspace could not say how many counters there are")
 for attr in PmuAttr:
-    case(HAS, 0, f"PMU: {attr.name}", lambda t, attr=attr: t.has_attr(monitored(t), PMU, attr), needs=HAS_PMU)
+    case(HAS, 0, f"PMU: {attr.name}", lambda t, attr=attr: t.has_attr(monitored(t), PMU, attr), needs=HAS_PMU, differs=FEW)
     case(HAS, ENXIO, f"PMU: {attr.name} without a PMU", lambda t, attr=attr: t.has_attr(t.vcpu, PMU, attr))
 case(HAS, ENXIO, "PMU: an unknown attribute", lambda t: t.has_attr(monitored(t), PMU, 9), needs=HAS_PMU)
 case(SET, ENODEV, "PMU: without a PMU", lambda t: t.set_attr(t.vcpu, PMU, PmuAttr.IRQ, PPI))
 case(GET, ENODEV, "PMU: without a PMU", lambda t: [gic(t), t.get_attr(t.vcpu, PMU, PmuAttr.IRQ)])
+case(GET, EINVAL, "PMU: without a PMU and a controller", lambda t: t.get_attr(t.vcpu, PMU, PmuAttr.IRQ))
+case(GET, ENXIO, "PMU: what cannot be read", lambda t: t.get_attr(t.vcpu, PMU, PmuAttr.INIT))
 case(SET, EINVAL, "PMU: an interrupt without a controller", lambda t: t.set_attr(monitored(t), PMU, PmuAttr.IRQ, PPI), needs=HAS_PMU)
 case(SET, 0, "PMU: a PPI for all", lambda t: irq(t, PPI, PPI), needs=HAS_PMU)
 case(SET, 0, "PMU: an SPI for each", lambda t: irq(t, SPI, SPI + 1), needs=HAS_PMU)
@@ -292,8 +302,8 @@ case(SET, 0, "PMU: events allowed", lambda t: events(t, monitored(t), 0x11, 1, 0
 case(SET, 0, "PMU: events denied", lambda t: events(t, monitored(t), 0, 0x11, 1), needs=HAS_PMU)
 case(SET, EINVAL, "PMU: an unknown filter action", lambda t: events(t, monitored(t), 0, 1, 2), needs=HAS_PMU)
 case(SET, EINVAL, "PMU: events beyond the last", lambda t: events(t, monitored(t), 0xFFFF, 2, 0), needs=HAS_PMU)
-case(SET, EINVAL, "PMU: more counters than there are", lambda t: t.set_attr(monitored(t), PMU, PmuAttr.SET_NR_COUNTERS, 32), needs=HAS_PMU)
-case(SET, 0, "PMU: fewer counters", lambda t: t.set_attr(monitored(t), PMU, PmuAttr.SET_NR_COUNTERS, 1), needs=HAS_PMU)
+case(SET, EINVAL, "PMU: more counters than there are", lambda t: counters(t, 32), needs=HAS_PMU, differs=FEW)
+case(SET, 0, "PMU: fewer counters", lambda t: counters(t, 1), needs=HAS_PMU, differs=FEW)
 case(SET, ENXIO, "PMU: another PMU that is not there", lambda t: t.set_attr(monitored(t), PMU, PmuAttr.SET_PMU, 0x7FFF), needs=HAS_PMU)
 case(KVM_RUN, EINVAL, "a PMU that was not initialised", lambda t: ran(t, Feature.PSCI_0_2, Feature.PMU_V3), needs=HAS_PMU)
 case(KVM_GET_ONE_REG, ENOENT, "PMCR_EL0 without a PMU", lambda t: t.get_reg(PMCR))

@@ -239,9 +239,9 @@ class PmuAttributes:
             raise KvmError(ENXIO)
 
     def attr_size(self, attr: int) -> int:
-        """Bytes of the value; ENODEV without a PMU."""
+        """Bytes of the value; none is looked at without a PMU."""
         if self._vcpu.pmu is None:
-            raise KvmError(ENODEV)
+            return 0
         if attr not in self.SIZES:
             raise KvmError(ENXIO)
         return self.SIZES[PmuAttr(attr)]
@@ -249,7 +249,8 @@ class PmuAttributes:
     def set_attr(self, attr: int, value: int) -> None:
         """Configure the PMU, until it is initialised."""
         pmu, vm = self._vcpu.pmu, self._vcpu.vm
-        assert pmu is not None
+        if pmu is None:
+            raise KvmError(ENODEV)
         if pmu.created:
             raise KvmError(EBUSY)
         match attr:
@@ -273,11 +274,12 @@ class PmuAttributes:
     def get_attr(self, attr: int) -> int:
         """Only the interrupt can be read."""
         pmu = self._vcpu.pmu
-        assert pmu is not None
         if attr != PmuAttr.IRQ:
             raise KvmError(ENXIO)
         if self._vcpu.vm.vgic is None:
             raise KvmError(EINVAL)
+        if pmu is None:
+            raise KvmError(ENODEV)
         if pmu.irq is None:
             raise KvmError(ENXIO)
         return pmu.irq
