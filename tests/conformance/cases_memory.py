@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from errno import EEXIST, EFAULT, EINVAL
 
-from tests.conformance.frame import GENERIC, PAGE, Cases, Trial
+from tests.conformance.frame import GENERIC, PAGE, Case, Cases, Trial
 from tests.conformance.guest import DATA, NOWHERE
 from trapline.abi.caps import Cap
 from trapline.abi.exits import MmioExit
+from trapline.abi.memory import KVM_SET_USER_MEMORY_REGION2 as SET2
 from trapline.abi.vcpu import KVM_RUN
 from trapline.abi.vm import KVM_SET_USER_MEMORY_REGION as SET
 from trapline.abi.vm import MemoryFlag
@@ -128,6 +129,23 @@ def _writable(t: Trial):
     yield
     t.region()
 
+
+# --- the newer call ---------------------------------------------------------------------------------------------------------------
+
+
+def newer(row: Case):
+    """The same by the newer call."""
+
+    def body(t: Trial):
+        t.set_region = SET2
+        return row.body(t)
+
+    return body
+
+
+for row in list(case.rows):
+    case(SET2, row.errno, row.cause, newer(row), row.generic, needs=Cap.USER_MEMORY2, differs=row.differs)
+case(SET2, EINVAL, "a guest_memfd where there are none", lambda t: t(SET2, flags=MEMFD, memory_size=PAGE), GENERIC, needs=Cap.USER_MEMORY2)
 
 # --- what a guest sees ------------------------------------------------------------------------------------------------------------
 

@@ -109,6 +109,8 @@ class Trial:
         self.backend = backend
         self.system = system
         self.arch = arch
+        self.set_region: Ioctl = KVM_SET_USER_MEMORY_REGION
+        """Which call `region` makes."""
         self.made: list[Ioctl] = []
         """Calls so far, in order."""
         self.last: Any = None
@@ -188,7 +190,7 @@ class Trial:
     def region(self, slot: int = 0, flags: int = 0, gpa: int = DATA, size: int = 4 * PAGE, hva: int | None = None) -> int:
         """KVM_SET_USER_MEMORY_REGION; four pages of the buffer unless said otherwise."""
         address = self.address if hva is None else hva
-        return self(KVM_SET_USER_MEMORY_REGION, slot=slot, flags=flags, guest_phys_addr=gpa, memory_size=size, userspace_addr=address)
+        return self(self.set_region, slot=slot, flags=flags, guest_phys_addr=gpa, memory_size=size, userspace_addr=address)
 
     def set_attr(self, on: int, group: int, attr: int, value: int | None = None, size: int = 4) -> int:
         """KVM_SET_DEVICE_ATTR with a value in memory, or with a null pointer."""

@@ -130,6 +130,7 @@ class PreFaultMemory(Structure):
     EINVAL="slot, flags, address, size or guest_memfd are not valid, or the change is not one a slot can make",
     EEXIST="the region overlaps another slot, or another slot has that part of the guest_memfd",
     EBADF="guest_memfd is not an open file",
+    EFAULT="the region ends beyond the VM's IPA size",
     ENOMEM="no memory for the slot's bookkeeping",
 )
 def KVM_SET_USER_MEMORY_REGION2(vm, region):  # type: ignore[no-untyped-def]

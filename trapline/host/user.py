@@ -7,6 +7,7 @@ the host has confirmed that the address is there and can be read or written: tha
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 from bisect import bisect_right
@@ -38,6 +39,10 @@ def _libc() -> ctypes.CDLL:
     for name in ("process_vm_readv", "process_vm_writev"):
         function = getattr(libc, name)
         function.argtypes = [ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong]
+        function.restype = ctypes.c_ssize_t
+    for name in ("pread", "pwrite"):
+        function = getattr(libc, name)
+        function.argtypes = [ctypes.c_int, c_void_p, c_size_t, ctypes.c_int64]
         function.restype = ctypes.c_ssize_t
     libc.madvise.argtypes = [c_void_p, c_size_t, ctypes.c_int]
     return libc
@@ -126,14 +131,61 @@ def _transfer(call: ctypes._NamedFuncPointer, address: int, buffer: ctypes.Array
     return bool(call(os.getpid(), place, 1, place + VECTOR_SIZE, 1, 0) == size)
 
 
+class _Window:
+    """A page of a file through which small copies go: one system call each, and the kernel looks at the address.
+
+    Writing memory to the file reads it, reading the file into memory writes it; the page itself is mapped here.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock("user_window", protects="the page's contents")
+        self._owner = 0
+        self._file = -1
+        self._page: mmap.mmap
+
+    def _open(self) -> None:
+        """A child that was forked needs a page of its own."""
+        self._file = os.memfd_create("trapline-user-copies", os.MFD_CLOEXEC)
+        os.truncate(self._file, PAGE_SIZE)
+        self._page = mmap.mmap(self._file, PAGE_SIZE)
+        self._owner = os.getpid()
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """What is at the address; None if that cannot be read."""
+        with self._lock:
+            if self._owner != os.getpid():
+                self._open()
+            return self._page[:size] if LIBC.pwrite(self._file, address, size, 0) == size else None
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Put data at the address; False if that cannot be written."""
+        with self._lock:
+            if self._owner != os.getpid():
+                self._open()
+            self._page[: len(data)] = data
+            return bool(LIBC.pread(self._file, address, len(data), 0) == len(data))
+
+
+@cache
+def _window() -> _Window:
+    """The process's own."""
+    return _Window()
+
+
 def copy_from_user(address: int, size: int) -> bytes:
     """`size` bytes of user memory; KvmError(EFAULT) if they cannot be read."""
     if not size:
         return b""
-    buffer = ctypes.create_string_buffer(size)
-    if not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_readv, address, buffer, size)):
+    if not 0 < address <= USER_END - size:
         raise KvmError(EFAULT)
-    return buffer.raw
+    if size <= PAGE_SIZE:
+        data = _window().read(address, size)
+    else:
+        buffer = ctypes.create_string_buffer(size)
+        data = buffer.raw if _transfer(LIBC.process_vm_readv, address, buffer, size) else None
+    if data is None:
+        raise KvmError(EFAULT)
+    return data
 
 
 def copy_to_user(address: int, data: bytes) -> None:
@@ -141,7 +193,13 @@ def copy_to_user(address: int, data: bytes) -> None:
     size = len(data)
     if not size:
         return
-    if not (0 < address <= USER_END - size and _transfer(LIBC.process_vm_writev, address, ctypes.create_string_buffer(data, size), size)):
+    if not 0 < address <= USER_END - size:
+        raise KvmError(EFAULT)
+    if size <= PAGE_SIZE:
+        done = _window().write(address, data)
+    else:
+        done = _transfer(LIBC.process_vm_writev, address, ctypes.create_string_buffer(data, size), size)
+    if not done:
         raise KvmError(EFAULT)
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from errno import EEXIST, EFAULT, EINVAL, ENOENT
 
+from trapline.abi.memory import UserspaceMemoryRegion2
 from trapline.abi.vm import MEM_LOG_DIRTY_PAGES, MEM_READONLY, UserspaceMemoryRegion
 from trapline.errors import KvmError
 from trapline.host.user import PAGE_MASK, PAGE_SHIFT, copy_from_user, copy_to_user, valid_range
@@ -124,7 +125,7 @@ class Memslots:
         """The set that is in force now."""
         return self._active.load()
 
-    def set_region(self, region: UserspaceMemoryRegion) -> None:
+    def set_region(self, region: UserspaceMemoryRegion | UserspaceMemoryRegion2) -> None:
         """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete."""
         with self.slots_lock:
             wanted = self._validate(region)
@@ -139,7 +140,7 @@ class Memslots:
                 self._change(old, wanted)
 
     @staticmethod
-    def _validate(region: UserspaceMemoryRegion) -> Memslot:
+    def _validate(region: UserspaceMemoryRegion | UserspaceMemoryRegion2) -> Memslot:
         """The checks that need no other slot, in the order in which Linux makes them."""
         checks = (
             not region.flags & ~FLAGS_OF_FIRST_VERSION,

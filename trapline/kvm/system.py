@@ -34,6 +34,7 @@ RUN_SIZE = 2 * PAGE_SIZE
 CAPABILITIES: Mapping[int, int] = MappingProxyType(
     {
         Cap.USER_MEMORY: 1,
+        Cap.USER_MEMORY2: 1,
         Cap.DESTROY_MEMORY_REGION_WORKS: 1,
         Cap.JOIN_MEMORY_REGIONS_WORKS: 1,
         Cap.READONLY_MEM: 1,
