@@ -218,3 +218,42 @@ vectors: .space 0x280
         exit = guest.run()
     assert exit.value == 42
     assert guest.vcpu.device_irq_level == 0
+
+
+def test_implementation_defined_registers_of_a_real_guest(boot) -> None:  # noqa: F811
+    """EL1's accesses come out, system instructions too; EL0's are undefined instructions and never do."""
+    guest = boot(f"""
+        adr   x0, vectors
+        msr   vbar_el1, x0
+        isb
+        mov   x7, #7
+        msr   s3_0_c15_c4_0, x7
+        mrs   x8, s3_7_c11_c15_7
+        sys   #1, c15, c2, #3, x8
+        sysl  x9, #0, c11, c0, #0
+        adr   x0, user
+        msr   elr_el1, x0
+        msr   spsr_el1, xzr
+        eret
+user:   mrs   x9, s3_0_c15_c4_0
+        b     user
+        .align 11
+vectors: .space 0x400
+        mrs   x0, esr_el1
+        {REPORT}
+        """)
+    guest.vm.enable_cap(Cap.TRAPLINE_SYSREG_TO_USER)
+    write = guest.run()
+    assert (write.name, write.is_write, write.value) == ("S3_0_C15_C4_0", True, 7)
+    write.done()
+    read = guest.run()
+    assert (read.name, read.is_write) == ("S3_7_C11_C15_7", False)
+    read.value = 0x1234
+    sys = guest.run()
+    assert (sys.name, sys.is_write, sys.value) == ("S1_1_C15_C2_3", True, 0x1234)
+    sys.done()
+    sysl = guest.run()
+    assert (sysl.name, sysl.is_write) == ("S1_0_C11_C0_0", False)
+    sysl.value = 0x5678
+    assert guest.run().value == 1 << 25, "EL0: an undefined instruction, with no exit before"
+    assert (guest.vcpu.regs.x8, guest.vcpu.regs.x9) == (0x1234, 0x5678)

@@ -90,6 +90,8 @@ class Pmu:
         self.irq: int | None = None
         self._world = vcpu.vm.machine.world
         self._counts = vcpu.vm.machine.counts_instructions
+        self.running = False
+        """Whether anything is counted while the guest runs."""
         self._in_guest = 0
         self.line = False
         """The overflow interrupt's level."""
@@ -112,11 +114,6 @@ class Pmu:
     def mask(self) -> int:
         """One bit for each counter."""
         return 1 << CYCLES | (1 << self.shared.counters) - 1
-
-    @property
-    def running(self) -> bool:
-        """Whether anything is counted while the guest runs."""
-        return bool(self.enabled and self.control & E)
 
     def enter(self) -> Any:
         """Run the guest, and note for how long."""
@@ -184,6 +181,7 @@ class Pmu:
             self._cancel()
             self._cancel = None
         self._rung = False
+        self.running = bool(self.enabled and self.control & E)
         self._drive()
 
     def _drive(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 IPA_ATTR: Final = 0
 SIZE: Final = 64
 STOLEN_OFFSET: Final = 8
-LOOK_NS: Final = 1_000_000
+LOOK_NS: Final = 4_000_000
 """The host is asked at most once in so long: it takes as long as an exit."""
 
 
