@@ -136,3 +136,16 @@ def _no_mask(t: Trial):
     t(MASK, 0)
     with blocked():
         assert isinstance(t.run(), MmioExit)
+
+
+@case.of(KVM_RUN, EINTR, "a signal while the guest runs", GENERIC)
+def _while_running(t: Trial):
+    t.program()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        yield
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        t.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -25,14 +25,14 @@ from trapline.abi.vcpu import (
 )
 from trapline.errors import KvmError
 from trapline.host.shared import share_page
-from trapline.host.signals import pending
+from trapline.host.signals import Interruptions, interruptions, pending
 from trapline.host.user import PAGE_SHIFT, PAGE_SIZE, copy_from_user, copy_to_user
 from trapline.kvm.coalesced import RING_PAGE
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.dirty import DirtyRing
 from trapline.kvm.requests import DIRTY_RING_SOFT_FULL
 from trapline.kvm.stats import VCPU_STATS, new_counters
-from trapline.sync import Bits, Lock
+from trapline.sync import Bits, Lock, current_task
 
 if TYPE_CHECKING:
     from trapline.kvm.memslots import Memslot
@@ -113,10 +113,26 @@ def run(vcpu: Vcpu, argument: int) -> int:
     with vcpu.mutex:
         if vcpu.vm.dead:
             raise KvmError(EIO)
-        if vcpu.sigset is not None and pending(vcpu.sigset):
+        signals = interruptions()
+        if current_task() == signals.main:
+            _run_interruptibly(vcpu, signals)
+        else:
+            if vcpu.sigset is not None and pending(vcpu.sigset):
+                vcpu.signal = True
+            vcpu.arch.run()
+    return 0
+
+
+def _run_interruptibly(vcpu: Vcpu, signals: Interruptions) -> None:
+    """Run in the main thread: what Python's handlers are for interrupts."""
+    blocked = vcpu.sigset or 0
+    signals.call = vcpu.interrupt, blocked
+    try:
+        if vcpu.sigset is not None and pending(blocked):
             vcpu.signal = True
         vcpu.arch.run()
-    return 0
+    finally:
+        signals.call = None
 
 
 @implements(KVM_SET_SIGNAL_MASK)
