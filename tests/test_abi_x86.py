@@ -76,7 +76,7 @@ def test_places_in_kvm_run(kernel_values: dict[str, int]) -> None:
     assert {name: kernel_values[f"run.{name}"] for name in RUN_FIELDS} == RUN_FIELDS
 
 
-def pretend(reason: int, layout: str, *values: int) -> bytearray:
+def pretend(reason: int, layout: str, *values: int | bytes) -> bytearray:
     import struct
 
     run = bytearray(4096 * 2)
@@ -133,3 +133,16 @@ def test_every_reason_has_a_class() -> None:
     assert known == {reason.value for reason in x86_exits.ExitReason} - {x86_exits.ExitReason.UNKNOWN}
     exit = x86_exits.decode_exit(pretend(200, "<Q", 7))
     assert isinstance(exit, exits.UnknownExit) and exit.number == 200 and exit.raw[0] == 7
+
+
+def test_other_exits() -> None:
+    hypercall = x86_exits.decode_exit(run := pretend(3, "<Q6QQQ", 12, 1, 2, 3, 4, 5, 6, 0, 1))
+    assert isinstance(hypercall, x86_exits.HypercallExit) and (hypercall.nr, hypercall.args) == (12, (1, 2, 3, 4, 5, 6))
+    hypercall.ret = -1
+    assert run[88:96] == b"\xff" * 8 and hypercall.ret == (1 << 64) - 1
+    assert x86_exits.decode_exit(pretend(4, "<IIQQQ", 3, 0, 0x1234, 0xFFFF0FF0, 0x400)) == x86_exits.DebugExit(3, 0x1234, 0xFFFF0FF0, 0x400)
+    assert x86_exits.decode_exit(pretend(9, "<QI", 0x8000_0021, 1)) == x86_exits.FailEntry(0x8000_0021, 1)
+    assert x86_exits.decode_exit(pretend(26, "<B", 0x31)) == x86_exits.IoapicEoi(0x31)
+    assert x86_exits.decode_exit(pretend(37, "<I", 1)) == x86_exits.NotifyExit(1)
+    mmio = x86_exits.decode_exit(pretend(6, "<Q8sIB", 0x1000, b"\1\2\3\4", 4, 1))
+    assert isinstance(mmio, exits.MmioExit) and (mmio.phys_addr, mmio.value) == (0x1000, 0x04030201)
