@@ -128,12 +128,12 @@ def main(arguments: list[str]) -> int:
         print(" ".join(command))
         return 0
     status = 1
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace") as qemu:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
         assert qemu.stdout is not None
         try:
-            for line in qemu.stdout:
-                sys.stdout.write(line.rstrip("\r\n") + "\n")
-                sys.stdout.flush()
+            for raw in qemu.stdout:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                print(line, flush=True)
                 if line.startswith("HOST: STATUS="):
                     status = int(line.partition("=")[2])
             qemu.wait(options.timeout)
