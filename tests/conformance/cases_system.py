@@ -54,6 +54,25 @@ case(KVM_CHECK_EXTENSION, 0, "ids for all vCPUs", lambda t: true(t.cap(Cap.MAX_V
 case(KVM_CHECK_EXTENSION, 0, "debug control bits", lambda t: same(t.cap(Cap.SET_GUEST_DEBUG2), 0x30003))
 case(KVM_CHECK_EXTENSION, 0, "IPA bits", lambda t: true(40 <= t.cap(Cap.ARM_VM_IPA_SIZE) <= 52))
 
+NUMBERS = {
+    Cap.IRQ_ROUTING: 4096, Cap.IRQFD: 1, Cap.IOEVENTFD: 1, Cap.SIGNAL_MSI: 1, Cap.IRQFD_RESAMPLE: 1, Cap.ARM_SET_DEVICE_ADDR: 1,
+    Cap.IOEVENTFD_ANY_LENGTH: 1, Cap.ARM_PTRAUTH_ADDRESS: 1, Cap.ARM_PTRAUTH_GENERIC: 1, Cap.STEAL_TIME: 1, Cap.PTP_KVM: 1,
+    Cap.DIRTY_LOG_RING_WITH_BITMAP: 1, Cap.COUNTER_OFFSET: 1, Cap.ARM_SUPPORTED_REG_MASK_RANGES: 1, Cap.ARM_WRITABLE_IMP_ID_REGS: 1,
+    Cap.USER_MEMORY2: 1, Cap.ARM_USER_IRQ: 1,
+}  # fmt: skip
+"""What the software machine answers besides; a host's KVM may lack some."""
+
+ABSENT = (
+    Cap.ARM_EL1_32BIT, Cap.ARM_SVE, Cap.ARM_MTE, Cap.ARM_EL2, Cap.ARM_EL2_E2H0, Cap.GUEST_MEMFD, Cap.MEMORY_ATTRIBUTES, Cap.VM_TYPES,
+    Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.ARM_INJECT_SERROR_ESR, Cap.ARM_SEA_TO_USER, Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED,
+)  # fmt: skip
+"""What it does not do, and so does not show."""
+
+for cap, value in NUMBERS.items():
+    case(KVM_CHECK_EXTENSION, 0, f"{cap.name} on this machine", lambda t, cap=cap, value=value: here(t, cap, value))
+for cap in ABSENT:
+    case(KVM_CHECK_EXTENSION, 0, f"{cap.name} is shown by those who have it", lambda t, cap=cap: here(t, cap, 0))
+
 case(KVM_CREATE_VCPU, 0, "id 0", lambda t: t(KVM_CREATE_VCPU, 0), GENERIC)
 case(KVM_CREATE_VCPU, 0, "ids need not be in order", lambda t: [t(KVM_CREATE_VCPU, number) for number in (1, 0)], GENERIC)
 case(KVM_CREATE_VCPU, EINVAL, "the first id that is too large", lambda t: t(KVM_CREATE_VCPU, t.cap(Cap.MAX_VCPU_ID)), GENERIC)
@@ -112,3 +131,10 @@ def same(value: int, expected: int) -> None:
 def true(value: bool) -> None:
     """An answer is as it should be."""
     assert value
+
+
+def here(t: Trial, cap: Cap, value: int) -> None:
+    """What the software machine answers; a host's may be another."""
+    answer = t.cap(cap)
+    if t.backend.name == "software":
+        same(answer, value)
