@@ -61,10 +61,19 @@ def test_boots_with_a_gicv2(files: guests.Guest, cpus: int) -> None:
         assert bad not in done.stdout
 
 
-def test_finds_the_its(files: guests.Guest) -> None:
+def test_finds_the_its_and_what_kvm_does_for_guests(files: guests.Guest) -> None:
     done = boot(files, "true", params="")
     for line in ("ITS [mem 0x08080000-0x0809ffff]", "using allocated LPI pending table", "/intc@8000000/its@8080000 domain created"):
         assert line in done.stdout
+    for line in ("KVM: hypervisor services detected", "arm-pv: using stolen time PV", "armv8_pmuv3 PMU driver, 7 counters available"):
+        assert line in done.stdout
+
+
+def test_believes_to_be_another_processor(files: guests.Guest, tmp_path: Path) -> None:
+    policy = tmp_path / "identity.py"
+    policy.write_text("vm.identify(midr=0x410FD034, revidr=0x180)")
+    done = boot(files, "cat /proc/cpuinfo /sys/devices/system/cpu/cpu0/regs/identification/revidr_el1", "--sysreg", str(policy))
+    assert done.returncode == 0 and re.search(r"CPU part\s*: 0xd03", done.stdout) and "0x0000000000000180" in done.stdout, done.stdout
 
 
 def test_exit_status_of_the_command(files: guests.Guest) -> None:
