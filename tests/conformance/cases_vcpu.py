@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import E2BIG, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOEXEC, ENXIO
+from errno import E2BIG, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENXIO
 
 from tests.conformance.cases_irq import gic
 from tests.conformance.cases_system import same, true
@@ -10,8 +10,9 @@ from tests.conformance.frame import GENERIC, Cases, Trial
 from tests.conformance.guest import NOWHERE
 from trapline.abi import arm64, arm64_vm
 from trapline.abi.arm64 import DeviceType, Feature, IrqType, VcpuGroup, irq_word
+from trapline.abi.caps import Cap
 from trapline.abi.device import KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR
-from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET
+from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, NisvExit
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
     KVM_GET_ONE_REG,
@@ -374,3 +375,43 @@ def registers_survive(t: Trial) -> None:
     same(t.get_reg(arm64.reg_x(20)), 0x1234)
     same(t.get_reg(arm64.reg_x(0)), NOWHERE)
     true(t.get_reg(PC) % 4 == 0)
+
+
+LDP = 0xA940_0801  # ldp x1, x2, [x0]
+
+
+def pair(t: Trial) -> None:
+    """A guest that loads two registers from where no memory is: the abort says neither which nor how wide."""
+    t.code((0xD280_0000 | NOWHERE << 5).to_bytes(4, "little") + LDP.to_bytes(4, "little"))
+
+
+@case.of(KVM_RUN, ENOSYS, "an access to a device without a syndrome")
+def _no_syndrome(t: Trial):
+    pair(t)
+    yield
+    t.run()
+
+
+@case.of(KVM_RUN, 0, "an access to a device without a syndrome, which userspace wants to see")
+def _to_user(t: Trial):
+    pair(t)
+    t.enable(Cap.ARM_NISV_TO_USER)
+    exit = t.run()
+    assert isinstance(exit, NisvExit) and exit.fault_ipa == NOWHERE
+    same(t.get_reg(PC) % 4096, 4)
+
+
+@case.of(arm64_vm.KVM_CREATE_IRQCHIP, EBUSY, "a vCPU has run")
+def _late_irqchip(t: Trial):
+    t.program(("store", NOWHERE, 1))
+    t.run()
+    yield
+    t(arm64_vm.KVM_CREATE_IRQCHIP)
+
+
+@case.of(arm64_vm.KVM_CREATE_IRQCHIP, E2BIG, "nine vCPUs")
+def _nine(t: Trial):
+    for number in range(9):
+        t.add_vcpu(number)
+    yield
+    t(arm64_vm.KVM_CREATE_IRQCHIP)

@@ -160,7 +160,7 @@ def KVM_CREATE_IRQCHIP(vm):  # type: ignore[no-untyped-def]
     "W",
     cap=Cap.ARM_SET_DEVICE_ADDR,
     ENODEV="the device id is unknown, or this VM's interrupt controller has no such address",
-    ENXIO="the VM has no interrupt controller",
+    ENXIO="the host cannot make any interrupt controller",
     EEXIST="the address is set already",
     EINVAL="the address is not aligned or the regions overlap",
     E2BIG="the region ends beyond the VM's IPA size",

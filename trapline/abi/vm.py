@@ -129,7 +129,6 @@ def KVM_IRQ_LINE(vm, irq):  # type: ignore[no-untyped-def]
     "W",
     cap=Cap.ENABLE_CAP_VM,
     EINVAL="the capability cannot be enabled, a flag is set, or an argument is not valid for it",
-    EBUSY="it is too late: vCPUs exist",
     E2BIG="the dirty rings are to be larger than they can be",
     ENOMEM="no memory",
 )
