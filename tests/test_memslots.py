@@ -9,6 +9,7 @@ import pytest
 
 from trapline.abi.vm import MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY, UserspaceMemoryRegion
 from trapline.errors import KvmError
+from trapline.kvm.dirty import runs
 from trapline.kvm.memslots import UPDATE_IN_PROGRESS, Memslot, Memslots
 
 PAGE = 0x1000
@@ -182,3 +183,18 @@ def test_random_changes_never_leave_an_overlap(vm: Recorder) -> None:
         for gpa in range(0, 40 * PAGE, PAGE):
             holding = [slot for slot in slots if slot.gpa <= gpa < slot.end]
             assert vm.slots.active.find(gpa) == (holding[0] if holding else None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranges_of_dirty_pages(seed: int) -> None:
+    numbers = random.Random(seed)
+    pages = {page for _ in range(20) for start in [numbers.randrange(2000)] for page in range(start, start + numbers.choice((1, 1, 3, 70)))}
+    bits = sum(1 << page for page in pages).to_bytes(320, "little")
+    found = list(runs(64, bits))
+    assert {page - 64 for begin, end in found for page in range(begin, end)} == pages
+    assert all(end < begin for (_, end), (begin, _) in zip(found, found[1:], strict=False)), "joined where they touch"
+
+
+def test_ranges_of_an_empty_and_a_full_bitmap() -> None:
+    assert list(runs(0, bytes(64))) == []
+    assert list(runs(0, b"\xff" * 64)) == [(0, 512)]

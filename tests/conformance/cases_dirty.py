@@ -70,6 +70,22 @@ def _slots(t: Trial):
     t.enable(WITH_BITMAP)
 
 
+CHUNK, BLOCKS = Cap.ARM_EAGER_SPLIT_CHUNK_SIZE, Cap.ARM_SUPPORTED_BLOCK_SIZES
+case(KVM_CHECK_EXTENSION, 0, "sizes of blocks", lambda t: same(t.cap(BLOCKS) & ~(1 << 30), 0x20_1000), needs=BLOCKS)
+case(KVM_CHECK_EXTENSION, 0, "no block is split ahead at first", lambda t: same(t.cap(CHUNK), 0))
+for size in (0, PAGE, 2 * MiB):
+    case(KVM_ENABLE_CAP, 0, f"split {size:#x} ahead", lambda t, size=size: [t.enable(CHUNK, size), same(t.cap(CHUNK), size)], needs=BLOCKS)
+for size in (1, 2 * PAGE, MiB, 1 << 40):
+    case(KVM_ENABLE_CAP, EINVAL, f"split {size:#x} ahead", lambda t, size=size: t.enable(CHUNK, size), needs=BLOCKS)
+
+
+@case.of(KVM_ENABLE_CAP, EINVAL, "split ahead when there are slots", needs=BLOCKS)
+def _split_late(t: Trial):
+    t.region()
+    yield
+    t.enable(CHUNK, 0)
+
+
 # --- the bitmap's calls -----------------------------------------------------------------------------------------------------------
 
 

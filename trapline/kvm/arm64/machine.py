@@ -16,6 +16,7 @@ from trapline.errors import KvmError
 from trapline.kvm.arm64 import calls as calls_module
 from trapline.kvm.arm64 import debug as debug_module
 from trapline.kvm.arm64 import vm as vm_module
+from trapline.kvm.arm64.pagetable import BLOCK_SIZE, PAGE_SIZE
 from trapline.kvm.arm64.vm import MAX_VCPUS, Arm64Vm
 from trapline.sync import Lock, World
 from trapline.turns import Turns
@@ -37,6 +38,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.ARM_PSCI: 1,
         Cap.ARM_PSCI_0_2: 1,
         Cap.ARM_VM_IPA_SIZE: MAX_IPA_BITS,
+        Cap.ARM_SUPPORTED_BLOCK_SIZES: PAGE_SIZE | BLOCK_SIZE,
         Cap.ARM_NISV_TO_USER: 1,
         Cap.ARM_INJECT_EXT_DABT: 1,
         Cap.ARM_IRQ_LINE_LAYOUT_2: 1,
@@ -179,6 +181,8 @@ class Arm64:
             return self.features.watchpoints
         if cap in (Cap.MAX_VCPUS, Cap.MAX_VCPU_ID) and vm is not None:
             return vm.arch.max_vcpus
+        if cap == Cap.ARM_EAGER_SPLIT_CHUNK_SIZE:
+            return cast("Arm64Vm", vm.arch).split_chunk_size if vm is not None else 0
         if cap == Cap.MSI_DEVID:
             if vm is None:
                 raise KvmError(EINVAL)

@@ -25,6 +25,7 @@ from trapline.host.user import PAGE_SIZE
 from trapline.kvm.arm64 import flags
 from trapline.kvm.arm64.idregs import IdRegisters
 from trapline.kvm.arm64.mmu import Mmu
+from trapline.kvm.arm64.pagetable import BLOCK_SIZE
 from trapline.kvm.arm64.pmu import VmPmu
 from trapline.kvm.arm64.smccc import Smccc, VmAttributes
 from trapline.kvm.arm64.timer import VmTimer
@@ -93,6 +94,7 @@ class Arm64Vm:
         core.attributes = VmAttributes(self)
         self.smccc = Smccc(self)
         """What of the hypercalls is the kernel's."""
+        self.split_chunk_size = 0
         self.max_vcpus = MAX_VCPUS
         """A GICv2 lowers it."""
 
@@ -163,6 +165,8 @@ class Arm64Vm:
 
     def enable_cap(self, cap: int, args: Sequence[int]) -> int:
         """Capabilities that are off until enabled."""
+        if cap == Cap.ARM_EAGER_SPLIT_CHUNK_SIZE:
+            return self._set_split_chunk_size(args[0])
         flag = SWITCHES.get(cap)
         if flag is None or (cap == Cap.TRAPLINE_SYSREG_TO_USER and any(args)):
             raise KvmError(EINVAL)
@@ -170,6 +174,14 @@ class Arm64Vm:
             if cap == Cap.ARM_WRITABLE_IMP_ID_REGS and self.core.vcpus:
                 raise KvmError(EINVAL)
             self.flags.set(flag)
+        return 0
+
+    def _set_split_chunk_size(self, size: int) -> int:
+        """How many bytes of blocks to split at once when a slot begins to log. All of them are unmapped then, whatever is asked for."""
+        with self.core.memslots.slots_lock:
+            if len(self.core.memslots.active) or size not in (0, PAGE_SIZE, BLOCK_SIZE):
+                raise KvmError(EINVAL)
+            self.split_chunk_size = size
         return 0
 
     def create_device(self, kind: int, test: bool) -> DeviceOps | None:
