@@ -17,7 +17,7 @@ from tests.differential.compare import STATES, compare
 from tests.differential.runners import Here, Regions, Trapline
 from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
-from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1, TABLE
+from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL1, HCR_EL2, SCTLR_EL1, TABLE
 from trapline.engine import Cpu
 from trapline.engine.cache import REGIONS
 from trapline.engine.engine import TIER1
@@ -257,6 +257,24 @@ def test_inexact_results_are_noticed(bench: Bench, operation: str, b: float, ine
     assert run(3) == expected
     Tier1(bench).install(code)
     assert [run(n) for n in (1, 2, 3, 100)] == [expected] * 4
+
+
+def test_a_trap_finds_the_registers_as_they_are(bench: Bench) -> None:
+    """Trapped pointer authentication, in a loop that holds registers in values."""
+    code = bench.load("loop: add x2, x2, #1\nadd x3, x3, x2\npacia x4, x5\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    cpu = bench.cpu(code)
+
+    def run(api: bool) -> tuple[int, int, int]:
+        bench.start(cpu, code, x1=5, x2=10, x3=20)
+        cpu[HCR_EL2] = int(HCR_EL2(RW=1, API=api))
+        cpu[SCTLR_EL1] |= SCTLR_EL1.EnIA.mask
+        cpu.enter()
+        return cpu[ELR_EL2] - code, cpu.state.x[2], cpu.state.x[3]
+
+    before, after = (8, 11, 31), (24, 15, 85)
+    assert (run(True), run(False)) == (after, before)
+    Tier1(bench).install(code)
+    assert (run(True), run(False)) == (after, before)
 
 
 SPIN = "loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, #3\nadd x4, x4, x3\nb loop"

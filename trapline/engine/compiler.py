@@ -123,9 +123,10 @@ class Compiler:
         parts = [table, *functions, *sorted(externs), *declared, *declare_intrinsics(intrinsics), METADATA]
         return "\n".join(parts), natives
 
-    def stencils(self, numbers: list[int]) -> str:
-        """IR of the stencils of some shapes, of those that can have one."""
+    def stencils(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
+        """IR of the stencils of some shapes, of those that can have one, and the native functions that they call, by symbol."""
         made, texts = [], []
+        called: dict[str, Any] = {}
         for number in numbers:
             handler = self._handler(number)
             handler.text()  # finds a place for each operand
@@ -135,7 +136,8 @@ class Compiler:
             except Unsuited:
                 continue
             made.append(stencil)
-        return stencil_module(made, texts)
+            called |= stencil.called
+        return stencil_module(made, texts), called
 
     def _handler(self, number: int) -> Handler:
         shape = self.space.resolve(number)

@@ -104,7 +104,7 @@ class Code:
             self._load("assembler.o", lambda: self.compiler.assembler_text())
         assembler = {} if counting else index["assembler"]
         self.entry = Entry(lambda symbol: self._exports.get(symbol) or self.jit.address(symbol), assembler)
-        self.templates = Templates(index["count"], self.cache)
+        self.templates = Templates(index["count"], self)
 
     @functools.cached_property
     def compiler(self) -> Compiler:

@@ -210,7 +210,7 @@ class Handler(MemoryAccess):
 
     def effect(self, effect: fx.Effect) -> bool:
         """Emit one effect that is not a branch; whether it ends the instruction."""
-        return bool(_EMIT[type(effect)](self, effect))
+        return bool(getattr(self, _EMIT[type(effect)])(effect))
 
     def _give_up(self) -> None:
         """What the plain handler cannot do is the careful one's."""
@@ -392,14 +392,14 @@ RAISE_KINDS = ("undefined", "svc", "hvc", "smc", "brk", "hlt", "dcps1", "dcps2",
 """Exception kinds of `Raise` effects, numbered for the runtime."""
 
 _EMIT = {
-    fx.Load: Handler._load,
-    fx.Store: Handler._store,
-    fx.Update: Handler._update,
-    fx.CompareSwap: Handler._compare_swap,
-    fx.LoadExclusive: Handler._load_exclusive,
-    fx.StoreExclusive: Handler._store_exclusive,
-    fx.Barrier: Handler._barrier,
-    fx.System: Handler._system,
-    fx.Query: Handler._query,
-    fx.Raise: Handler._raise,
+    fx.Load: "_load",
+    fx.Store: "_store",
+    fx.Update: "_update",
+    fx.CompareSwap: "_compare_swap",
+    fx.LoadExclusive: "_load_exclusive",
+    fx.StoreExclusive: "_store_exclusive",
+    fx.Barrier: "_barrier",
+    fx.System: "_system",
+    fx.Query: "_query",
+    fx.Raise: "_raise",
 }

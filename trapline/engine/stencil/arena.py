@@ -10,12 +10,23 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS
-from trapline.engine.stencil.template import FUNCTION, NONE, SPECIAL, UNSUITED, Assembly, Relocation, Template, templates_of
+from trapline.engine.stencil.template import (
+    CALLED,
+    CONSTANT,
+    FUNCTION,
+    NONE,
+    SPECIAL,
+    UNSUITED,
+    Assembly,
+    Template,
+    bind,
+    relocations_of,
+)
 from trapline.mapping import map_far, protect
 
 if TYPE_CHECKING:
     from trapline.engine.cache import ObjectCache
-    from trapline.engine.engine import Engine
+    from trapline.engine.engine import Code, Engine
 
 SUFFIX = ".stencils"
 ARENA = 64 << 20
@@ -29,25 +40,28 @@ NOTHING, WRITING, RUNNING = 0, mmap.PROT_READ | mmap.PROT_WRITE, mmap.PROT_READ 
 class Templates:
     """The templates of a configuration by shape; more come from the compiler's process."""
 
-    def __init__(self, count: int, cache: ObjectCache) -> None:
+    def __init__(self, count: int, code: Code) -> None:
+        """The handlers that there are must be linked."""
         self.table = (ctypes.c_uint64 * count)()
         self.special: dict[int, int] = {}
+        self._code = code
         self._books: list[ctypes.Array[ctypes.c_char]] = []
-        for name in cache.names():
-            book = cache.get(name) if name.endswith(SUFFIX) else None
+        for name in code.cache.names():
+            book = code.cache.get(name) if name.endswith(SUFFIX) else None
             if book is not None:
                 self.add(book)
 
     def add(self, book: bytes) -> None:
-        """Make a book's templates known."""
+        """Make a book's templates known, but for those that call functions which are not there."""
         memory = ctypes.create_string_buffer(bytes(book), len(book))
         self._books.append(memory)
-        base = ctypes.addressof(memory)
-        for shape, at in templates_of(book):
+        natives, templates = bind(ctypes.addressof(memory), memory.raw)
+        addresses = [self._code.jit.address(name) if self._code.shapes.knows([name]) else 0 for name in natives]
+        for shape, template in templates:
             if shape in SPECIAL.values():
-                self.special[shape] = base + at
+                self.special[shape] = template
             else:
-                self.table[shape] = NONE if Template.from_address(base + at).flags & UNSUITED else base + at
+                self.table[shape] = template if _link(template, addresses) else NONE
 
     def ask(self, shapes: Iterable[int]) -> list[int]:
         """Of these shapes, those that nobody asked for yet; now somebody did."""
@@ -60,6 +74,18 @@ class Templates:
         """Nobody could be asked for these."""
         for shape in shapes:
             self.table[shape] = 0
+
+
+def _link(template: int, natives: list[int]) -> bool:
+    """Fill in the addresses of native functions; whether the template can be used."""
+    if Template.from_address(template).flags & UNSUITED:
+        return False
+    for place in relocations_of(template):
+        if place.kind == CALLED:
+            place.kind, place.addend = CONSTANT, natives[place.addend]
+            if not place.addend:
+                return False
+    return True
 
 
 def store(cache: ObjectCache, shapes: list[int], book: bytes) -> None:
@@ -166,9 +192,8 @@ class Stencils:
 def _lay_far(template: int, out: int, function: int) -> int:
     """Write a jump to a function of the host; its size, rounded up."""
     head = Template.from_address(template)
-    at = template + ctypes.sizeof(Template)
-    places = (Relocation * head.relocations).from_address(at)
-    ctypes.memmove(out, at + ctypes.sizeof(places), head.size)
+    places = relocations_of(template)
+    ctypes.memmove(out, template + ctypes.sizeof(Template) + ctypes.sizeof(places), head.size)
     for place in places:
         assert place.kind == FUNCTION and place.width == 8
         ctypes.c_uint64.from_address(out + place.at).value = function + place.addend

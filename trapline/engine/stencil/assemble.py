@@ -34,6 +34,7 @@ from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECO
 from trapline.engine.stencil.template import (
     DISTANCES,
     GOTO,
+    LANDING,
     NEEDS_SLOW,
     NEXT,
     NONE,
@@ -112,7 +113,7 @@ def lay(a: Ptr[Assembly], template: u64, index: u64, out: u64, following: u64, s
             value = value + a.poll
         elif kind == GOTO:
             value = value + a.goto
-        else:
+        elif kind == LANDING:
             value = value + a.landing
         if kind >= DISTANCES:
             value = value - place

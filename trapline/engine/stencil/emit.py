@@ -10,14 +10,18 @@ The idea is Xu and Kjolstad's "Copy-and-Patch Compilation" (OOPSLA 2021).
 
 from __future__ import annotations
 
+from typing import Any
+
 from trapline.arm64 import effects as fx
 from trapline.arm64.record import Recorder
 from trapline.bits import Bits
 from trapline.bits.to_llvm import LIKELY, METADATA, UNLIKELY, Emitter, declare_intrinsics
-from trapline.engine.handler import CC, Handler
+from trapline.engine.handler import CC, STATE_FUNCTIONS, Handler
 from trapline.engine.memory import MEMORY_EFFECTS
 from trapline.engine.slots import Slot, SlotLayout
 
+NATIVE = "native:"
+"""Before the name of a native function: the hole for its address."""
 PARAMETERS = "ptr %cpu, ptr %dead, ptr %tlb, i64 %aux"
 ELSEWHERE = {
     "trapline_poll": "poll",
@@ -46,6 +50,8 @@ class Stencil(Handler):
         self.emit = Emitter(self._leaf, decline="declined")
         self.holes: dict[str, tuple[int, int]] = {"record": ANYTHING}
         """Symbols and the ranges of their values."""
+        self.called: dict[str, Any] = {}
+        """Native functions by symbol: the handler's, so they are there whenever a record has the handler."""
 
     # -- holes -----------------------------------------------------------------------------------------------------------
     def _hole(self, symbol: str, low: int, high: int, width: int) -> str:
@@ -95,12 +101,35 @@ class Stencil(Handler):
         self.holes[symbol] = ANYTHING
         return self.emit.let(f"{OPAQUE} @{symbol})")
 
+    # -- the rest --------------------------------------------------------------------------------------------------------
+    def _system(self, e: fx.System) -> None:
+        if e.when is None:
+            super()._system(e)
+            return
+        trap, go = self._label("trap"), self._label("granted")
+        self.emit.add(f"br i1 {self.emit(e.when)}, label %{trap}, label %{go}")
+        self.emit.add(f"{trap}:")
+        self._give_up()
+        self.emit.add(f"{go}:")
+
+    def _query(self, e: fx.Query) -> None:
+        emit, fn = self.emit, e.function
+        self.called[fn.symbol] = fn
+        hole = f'"{NATIVE}{fn.symbol}"'
+        self.holes[hole] = ANYTHING
+        function = emit.let(f"{OPAQUE} @{hole})")
+        args = ", ".join(["ptr %cpu"] + [f"i{a.width} {emit(a)}" for a in e.args])
+        if fn.ret is None:
+            emit.add(f"call void {function}({args})")
+            return
+        assert e.result is not None
+        emit.set(e.result, emit.let(f"call i{fn.ret.width} {function}({args})"))
+
     # -- the function ----------------------------------------------------------------------------------------------------
     def text(self) -> str:
         """IR of the stencil. Unsuited if the shape must be left to its handler."""
         recording = self.recording
-        plain = all(isinstance(e, (*MEMORY_EFFECTS, fx.Branch)) or isinstance(e, fx.Barrier) and e.kind == "dmb" for e in recording.effects)
-        if recording.after or not plain:
+        if recording.after or not all(map(_suits, recording.effects)):
             raise Unsuited
         slots = len(self.layout.slots)
         text = super().text().replace("define internal", "define dso_local")
@@ -115,6 +144,13 @@ class Stencil(Handler):
             self._give_up()
             body += "\n".join(self.emit.lines) + "\n"
         return f"{head}entry:\n%rec = getelementptr i8, ptr @record, i64 0\n{body}}}\n"
+
+
+def _suits(effect: fx.Effect) -> bool:
+    """Whether a stencil can do this: what the handler does without a runtime that may have other plans afterwards."""
+    if isinstance(effect, fx.System):
+        return effect.when is not None or effect.name in STATE_FUNCTIONS
+    return isinstance(effect, (*MEMORY_EFFECTS, fx.Branch, fx.Query)) or isinstance(effect, fx.Barrier) and effect.kind == "dmb"
 
 
 def slot_symbol(kind: str, slot: Slot) -> str:

@@ -10,7 +10,9 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
+from trapline.engine.stencil.emit import NATIVE
 from trapline.engine.stencil.template import (
+    CALLED,
     FUNCTION,
     GOTO,
     LANDING,
@@ -41,8 +43,8 @@ _JUMP = b"\xe9"
 _SYMBOL = re.compile(r"(slot|target)_(\d+)_(\d)_([01])")
 
 
-def _relocation(at: int, kind: int, name: str, addend: int) -> Relocation | None:
-    """A relocation of an object file as ours; None if there is no such thing."""
+def _relocation(at: int, kind: int, name: str, addend: int, natives: list[str]) -> Relocation | None:
+    """A relocation of an object file as ours; None if there is no such thing. Native functions that are called are added to the list."""
     if kind in _RELATIVE:
         return Relocation(at, _FUNCTIONS[name], 4, 0, 0, addend) if name in _FUNCTIONS else None
     width = _WIDTHS.get(kind)
@@ -50,6 +52,11 @@ def _relocation(at: int, kind: int, name: str, addend: int) -> Relocation | None
         return None
     if name in _NAMED:
         return Relocation(at, _NAMED[name], width, 0, 0, addend)
+    if name.startswith(NATIVE):
+        symbol = name.removeprefix(NATIVE)
+        if symbol not in natives:
+            natives.append(symbol)
+        return Relocation(at, CALLED, width, 0, 0, natives.index(symbol))
     match = _SYMBOL.fullmatch(name)
     if match is None:
         return None
@@ -57,8 +64,11 @@ def _relocation(at: int, kind: int, name: str, addend: int) -> Relocation | None
     return Relocation(at, SLOT if match[1] == "slot" else TARGET, width, int(match[2]), size, addend)
 
 
-def extract(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and templates of an object file's functions, but for those that refer to what templates cannot."""
+def extract(data: bytes, natives: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and templates of an object file's functions, but for those that refer to what templates cannot.
+
+    `natives` gets the native functions that they call.
+    """
     elf = ELFFile(io.BytesIO(data))
     text = elf.get_section_by_name(".text")
     symbols = elf.get_section_by_name(".symtab")
@@ -72,7 +82,8 @@ def extract(data: bytes) -> Iterator[tuple[str, bytes]]:
         start, size = symbol["st_value"], symbol["st_size"]
         inside = [r for r in relocations if start <= r["r_offset"] < start + size]
         found = [
-            _relocation(r["r_offset"] - start, r["r_info_type"], symbols.get_symbol(r["r_info_sym"]).name, r["r_addend"]) for r in inside
+            _relocation(r["r_offset"] - start, r["r_info_type"], symbols.get_symbol(r["r_info_sym"]).name, r["r_addend"], natives)
+            for r in inside
         ]
         places = [r for r in found if r is not None]
         if len(places) == len(found):

@@ -1,14 +1,13 @@
 """Templates: what LLVM made of stencils, as the assembler wants it.
 
-A template is a structure of 16 bytes (`Template`), its relocations (`Relocation`, 16 bytes each) and its code. Templates of many
-shapes make a book: what the compiler's process sends, and what lies in the cache.
+A template is a structure of 16 bytes (`Template`), its relocations (`Relocation`, 16 bytes each) and its code. A line with the names
+of native functions and the templates of many shapes make a book: what the compiler's process sends, and what lies in the cache.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
 from ctypes import c_int64, c_uint8, c_uint32, c_uint64
 
 
@@ -33,9 +32,9 @@ class Relocation(ctypes.Structure):
 
 REACHES_NEXT, NEEDS_SLOW, UNSUITED = 1, 2, 4
 
-SLOT, TARGET, RECORD, OFFSET, PLAIN, FUNCTION = range(6)
+SLOT, TARGET, RECORD, OFFSET, PLAIN, FUNCTION, CALLED, CONSTANT = range(8)
 """Values: a slot of the record; the record so many bytes away as a slot says; the record itself; the instruction's offset in its page;
-the shape's handler; a function of the host."""
+the shape's handler; a function of the host; a native function, whose number in the book is the addend; the addend alone."""
 NEXT, SLOW, POLL, GOTO, LANDING = range(8, 13)
 """Distances, from the place itself: to the next instruction's code, to where this one is left to its handler, to the glue."""
 DISTANCES = 8
@@ -74,10 +73,18 @@ class Assembly(ctypes.Structure):
     ]
 
 
-def templates_of(book: bytes) -> Iterator[tuple[int, int]]:
-    """(shape, offset) of each template of a book."""
-    at = 0
+def bind(memory: int, book: bytes) -> tuple[list[str], list[tuple[int, int]]]:
+    """The native functions of a book that lies in memory, and shape and address of each template."""
+    names, _, _ = book.partition(b"\n")
+    at = len(names) + 1
+    found = []
     while at < len(book):
         size, relocations, _, shape = struct.unpack_from("<4I", book, at)
-        yield shape, at
+        found.append((shape, memory + at))
         at += ctypes.sizeof(Template) + relocations * ctypes.sizeof(Relocation) + (size + 7 & -8)
+    return names.decode().split(), found
+
+
+def relocations_of(template: int) -> ctypes.Array[Relocation]:
+    """The relocations of a template in memory."""
+    return (Relocation * Template.from_address(template).relocations).from_address(template + ctypes.sizeof(Template))

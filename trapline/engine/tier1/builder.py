@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 from trapline.arm64.decode import Decoder
 from trapline.arm64.features import Features
@@ -13,6 +14,7 @@ from trapline.bits.to_llvm import declare_intrinsics
 from trapline.engine.cache import ObjectCache
 from trapline.engine.compiler import Compiler, slot
 from trapline.engine.jit import Jit
+from trapline.engine.shapes import NATIVE
 from trapline.engine.stencil.extract import extract
 from trapline.engine.stencil.template import UNSUITED, Template
 from trapline.engine.tier1.built import Built
@@ -77,16 +79,23 @@ class RegionBuilder:
 
     def stencils(self, shapes: list[int]) -> bytes:
         """Templates of shapes, empty ones of those that cannot have any."""
-        found = dict(extract(self._jit.compile_absolute(self._compiler.stencils(shapes))))
+        text, called = self._compiler.stencils(shapes)
+        natives: list[str] = []
+        found = dict(extract(self._jit.compile_absolute(text), natives))
         none = [bytes(Template(shape=shape, flags=UNSUITED)) for shape in shapes if f"s{shape}" not in found]
-        return b"".join([*found.values(), *none])
+        self._keep(called)
+        return b"".join([" ".join(natives).encode(), b"\n", *found.values(), *none])
 
     def build(self, region: Region, shape: int) -> Built:
         """Compile a region, its native functions into the cache; `shape` is the shape number of its first instruction."""
         tag, text, natives = self.text(region, shape)
         code = self._jit.compile(text) if region.loops else self._jit.compile_once_through(text)
-        for symbol, function in natives.items():
-            if self._cache.get(symbol + ".o") is None:
-                self._cache.put(symbol + ".o", self._jit.compile(self._compiler.native_text(function)))
+        self._keep(natives)
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
         return Built(tag, region.entry[1], tuple(region.pages), words, tuple(sorted(natives)), code)
+
+    def _keep(self, natives: dict[str, Any]) -> None:
+        """Have native functions in the cache."""
+        for symbol, function in natives.items():
+            if self._cache.get(symbol + NATIVE) is None:
+                self._cache.put(symbol + NATIVE, self._jit.compile(self._compiler.native_text(function)))
