@@ -14,6 +14,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,14 +131,16 @@ def main(arguments: list[str]) -> int:
     status = 1
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
         assert qemu.stdout is not None
+        watchdog = threading.Timer(options.timeout, qemu.kill)
+        watchdog.start()
         try:
             for raw in qemu.stdout:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 print(line, flush=True)
                 if line.startswith("HOST: STATUS="):
                     status = int(line.partition("=")[2])
-            qemu.wait(options.timeout)
         finally:
+            watchdog.cancel()
             qemu.kill()
     return status
 
