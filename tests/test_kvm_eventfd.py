@@ -120,7 +120,9 @@ def test_what_is_no_eventfd() -> None:
             os.close(end)
 
 
-def test_a_full_counter_stays_full(event: int) -> None:
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_full_counter_stays_full(event: int, blocking: bool) -> None:
+    os.set_blocking(event, blocking)
     os.eventfd_write(event, (1 << 64) - 2)
     EventFd(event).signal()
     assert count_of(event) == (1 << 64) - 2

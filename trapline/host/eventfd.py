@@ -42,9 +42,12 @@ class EventFd:
         """Equal for all files of one eventfd. Kernels before 5.2 do not tell: there the number that was given has to do."""
 
     def signal(self) -> None:
-        """Add one to the counter, unless it is as large as it can be."""
-        if _is_ready(self.file, select.POLLOUT):
-            os.eventfd_write(self.file, 1)
+        """Add one to the counter, unless it is as large as it can be: then a write would wait."""
+        if not os.get_blocking(self.file) or _is_ready(self.file, select.POLLOUT):
+            try:  # not by `suppress`, which would cost as much as the write
+                os.eventfd_write(self.file, 1)
+            except BlockingIOError:
+                pass
 
     def consume(self) -> bool:
         """Take what is in the counter; False if it is zero."""
