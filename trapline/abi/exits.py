@@ -137,6 +137,7 @@ class MmioExit(Exit):
 SYSREG_LAYOUT = Struct("<8BQ240x")
 """With the whole rest of the union, which is zeroed."""
 SYSREG_STATES = tuple(SysregState)
+_SYSREG_ANSWER = Struct("<BQ")
 SYSREG_ACTION_OFFSET = UNION_OFFSET + 7
 SYSREG_VALUE_OFFSET = UNION_OFFSET + 8
 
@@ -178,8 +179,7 @@ class SysregExit(Exit):
             raise AttributeError("the guest wrote this value; accept it with done()")
         self._value = value & (1 << 64) - 1
         if self._run is not None:
-            self._run[SYSREG_VALUE_OFFSET : SYSREG_VALUE_OFFSET + 8] = self._value.to_bytes(8, "little")
-        self.done()
+            _SYSREG_ANSWER.pack_into(self._run, SYSREG_ACTION_OFFSET, SysregAction.DONE, self._value)
 
     def done(self) -> None:
         """The access took place."""

@@ -217,7 +217,7 @@ class Sysregs:
             seen.last_written = access.value
         else:
             seen.reads += 1
-        return self[name].answer(access, vcpu)
+        return (self._policies.get(name) or self[name]).answer(access, vcpu)
 
     def report(self, access: SysregExit, vcpu: Vcpu) -> None:
         """Say, once for each register, what line would give it a policy."""

@@ -6,10 +6,9 @@ One table routes them all: MRS, MSR, SYS and SYSL of AArch64 state, and coproces
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from errno import EINVAL
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trapline.abi.exits import SYSREG_ACTION_OFFSET, SYSREG_VALUE_OFFSET, encode_sysreg
 from trapline.abi.extensions import SysregAction, SysregState
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 READ: Final = 1
 """Direction bit of all these syndromes."""
 WORD: Final = (1 << 32) - 1
+UNDEFINED: Final = int(SysregAction.UNDEFINED)
+AARCH64: Final = SysregState.AARCH64
+ACTIONS: Final = tuple(int(action) for action in SysregAction)
 NOWHERE: Final = 31
 """Register number of XZR."""
 
@@ -42,8 +44,7 @@ IMPLEMENTATION_DEFINED_CP15_64: Final = frozenset({9, 10, 11, 15})
 CYCLE_COUNTER_CRM: Final = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """An access as its syndrome tells it. `enc` is (op0, op1, CRn, CRm, op2); `high` is the second register of MRRC and MCRR."""
 
     enc: tuple[int, int, int, int, int]
@@ -60,7 +61,7 @@ def _a64(esr: int) -> Access | None:
     if op0 not in (1, 3) or crn not in (11, 15):
         return None
     enc = (op0, esr >> 14 & 7, crn, esr >> 1 & 15, esr >> 17 & 7)
-    return Access(enc, SysregState.AARCH64, not esr & READ, esr >> 5 & 31, NOWHERE, 4)
+    return Access(enc, AARCH64, not esr & READ, esr >> 5 & 31, NOWHERE, 4)
 
 
 def _cp15_32(esr: int) -> Access | None:
@@ -108,15 +109,15 @@ def complete(vcpu: Arm64Vcpu) -> None:
     run, access = vcpu.core.run, vcpu.pending_sysreg
     assert access is not None
     action = run[SYSREG_ACTION_OFFSET]
-    if action not in (SysregAction.UNDEFINED, SysregAction.DONE):
+    if action not in ACTIONS:
         raise KvmError(EINVAL)
     vcpu.pending_sysreg = None
-    if action == SysregAction.UNDEFINED:
+    if action == UNDEFINED:
         inject.undefined(vcpu)
         return
     if not access.is_write:
         _put(vcpu, access, int.from_bytes(run[SYSREG_VALUE_OFFSET : SYSREG_VALUE_OFFSET + 8], "little"))
-    if access.state == SysregState.AARCH64:
+    if access.state is AARCH64:
         inject.skip_instruction(vcpu)
     else:
         aarch32.skip_instruction(vcpu, access.length)
@@ -124,15 +125,15 @@ def complete(vcpu: Arm64Vcpu) -> None:
 
 def _written(vcpu: Arm64Vcpu, access: Access) -> int:
     value: int = vcpu.x[access.register]
-    if access.state == SysregState.AARCH64:
+    if access.state is AARCH64:
         return value
-    return value & WORD | (vcpu.x[access.high] & WORD) << 32 if access.state == SysregState.CP15_64 else value & WORD
+    return value & WORD | (vcpu.x[access.high] & WORD) << 32 if access.state is SysregState.CP15_64 else value & WORD
 
 
 def _put(vcpu: Arm64Vcpu, access: Access, value: int) -> None:
-    if access.state == SysregState.CP15_64 and access.high != NOWHERE:
+    if access.state is SysregState.CP15_64 and access.high != NOWHERE:
         vcpu.x[access.high] = value >> 32
     if access.register != NOWHERE:
-        vcpu.x[access.register] = value if access.state == SysregState.AARCH64 else value & WORD
+        vcpu.x[access.register] = value if access.state is AARCH64 else value & WORD
 
 
