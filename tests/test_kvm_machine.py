@@ -203,14 +203,15 @@ def test_spinning_guest_is_kicked(boot) -> None:
 
 def test_a_guest_that_only_takes_exceptions_does_not_hold_up_others(boot) -> None:
     """Its vectors are at an address that cannot be fetched from; a flush of all TLBs waits for it."""
+    fetch_abort = 0x8600_0000
     guest, other = boot("brk #0"), boot("mov x1, #0x9000000\nstr x0, [x1]")
     other.run()
     guest.vcpu.set_one_reg(arm64.reg_sysreg(3, 0, 12, 0, 0), 0xBAD_5EED_0BAD_5800)
     thread = threading.Thread(target=guest.vcpu.run)
     thread.start()
     state = guest.vm.backend.system.files.get(guest.vcpu.file).arch.cpu.state
-    while not state.running:
-        pass
+    while not (state.running and state.sysreg[TABLE.by_name["ESR_EL1"].slot] == fetch_abort):
+        pass  # the guest has not reached the first of its exceptions that cannot be taken
     closing = threading.Thread(target=other.close, daemon=True)
     closing.start()
     closing.join(20)
