@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 from collections.abc import Callable, Iterator
 
@@ -109,6 +110,15 @@ def test_references_know_their_eventfd(event: int, other: int) -> None:
 @pytest.mark.parametrize("file", [-1, 9_999_999, 1 << 31, (1 << 32) - 1])
 def test_what_is_no_file(file: int) -> None:
     assert code_of(lambda: EventFd(file)) == errno.EBADF
+
+
+def test_no_more_files(event: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (event, hard))
+    try:
+        assert code_of(lambda: EventFd(event)) == errno.ENOMEM
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_is_no_eventfd() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from errno import EAGAIN, EBADF, EINVAL, EOPNOTSUPP
+from errno import EAGAIN, EBADF, EINVAL, ENOMEM, EOPNOTSUPP
 
 from trapline.errors import KvmError
 from trapline.sync import Lock, spawn
@@ -26,12 +26,12 @@ class EventFd:
     __slots__ = ("file", "identity")
 
     def __init__(self, file: int) -> None:
-        """KvmError(EBADF) if there is no such file, EINVAL if it is something else than an eventfd."""
+        """KvmError(EBADF) if there is no such file, EINVAL if it is no eventfd, ENOMEM if the process may open no more."""
         self.file = -1
         try:
             self.file = os.dup(file) if file < MAX_FILE else -1
-        except OSError:
-            raise KvmError(EBADF) from None
+        except OSError as error:
+            raise KvmError(EBADF if error.errno == EBADF else ENOMEM) from None
         if self.file < 0:
             raise KvmError(EBADF)
         identity = _identity(self.file)
