@@ -211,7 +211,7 @@ def test_an_arena_that_is_full_leaves_code_to_the_interpreter(bench: Bench, monk
 
 
 def test_a_shape_is_asked_for_once(bench: Bench) -> None:
-    code = bench.load("mrs x0, s3_0_c4_c2_2\nhvc #1")
+    code = bench.load("isb\nhvc #1")
     bench.cpu(code).enter()
     asked: list[int] = []
     stencils = Stencils(bench.engine, lambda shapes: asked.extend(shapes) is None)
