@@ -193,3 +193,36 @@ def test_regions_are_found_by_the_code_they_were_made_from(tmp_path: Path) -> No
     page.text[6], page.text[7] = 0xAAAA, 0xBBBB
     page.forget()
     assert stored.waiting(page.records, texts) == [there]
+
+
+HASTY = """
+import time
+from tests.engine_machine import Bench, hvc_number
+from trapline.engine.haste import DECODER, improve
+from trapline.engine.shapes import QUICK
+bench = Bench()
+cpu = bench.cpu(bench.load("mov x0, #5\\nloop: add x1, x1, x0\\nsubs x0, x0, #1\\nb.ne loop\\nhvc #7"), x1=0)
+cpu.enter()
+assert (cpu.state.x[1], hvc_number(cpu)) == (15, 7)
+code = bench.engine.code
+print(code.shapes.compiled, sum(name.endswith(QUICK) for name in code.cache.names()))
+improve(code.cache, code.compiler, code.jit, time.monotonic() + 60)
+bench.engine.close()
+"""
+
+
+def test_what_was_made_in_haste_is_made_again_for_the_next_start(tmp_path: Path) -> None:
+    """The first process compiles in haste and everything works; improving makes the same batches; the next one compiles nothing."""
+    pytest.importorskip("llvmlite")
+    from trapline.engine.shapes import QUICK
+
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "TRAPLINE_LINGER": "20"}
+    environment.pop("TRAPLINE_TIER1", None)
+    command = [sys.executable, "-c", HASTY]
+    first, second = (subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout.split() for _ in range(2))
+    assert int(first[0]) > 0 and int(first[1]) > 1, "shapes and the decoder"
+    assert second == ["0", first[1]]
+    (directory,) = (tmp_path / "trapline" / "code").iterdir()
+    names = ObjectCache(directory.name, directory.parent).names()
+    quick = {name.removesuffix(QUICK) for name in names if name.endswith(QUICK)}
+    assert quick and quick <= set(names)

@@ -16,8 +16,9 @@ from trapline.arm64.features import Features
 from trapline.engine.cache import ObjectCache
 from trapline.engine.clock import CLOCK
 from trapline.engine.cpu import Cpu
+from trapline.engine.haste import DECODER, SHAPES, linger
 from trapline.engine.jit import Jit, source_key
-from trapline.engine.shapes import ShapeTable
+from trapline.engine.shapes import QUICK, ShapeTable
 from trapline.engine.state import (
     ALONE,
     MAX_CPUS,
@@ -85,6 +86,8 @@ class Code:
         self.features, self.counting = features, counting
         self.cache = ObjectCache(source_key(Path(trapline.__file__).parent, repr(features)))
         self.lock = threading.Lock()
+        self.haste = not counting and os.environ.get(TIER1) is None and linger() > 0
+        """Whether the compiler's process will improve what is made in haste."""
         self.regions: set[str] = set()
         """Tags of the regions that are linked."""
         index = self._index()
@@ -95,9 +98,9 @@ class Code:
         self._exports = {name: self.jit.address(symbol) for name, symbol in index["exports"].items()}
         for name, address in self._exports.items():
             self.jit.define(name, address)
-        suffix = ".counting" if counting else ".shapes"
-        self.shapes = ShapeTable(index["count"], self.jit, self.cache, lambda: self.compiler, suffix)
-        self._load("decoder.o", lambda: self.compiler.decoder_text(), speed=0)
+        suffix = ".counting" if counting else SHAPES
+        self.shapes = ShapeTable(index["count"], self.jit, self.cache, lambda: self.compiler, suffix, self.haste)
+        self._load_decoder()
         self._load("glue.o", lambda: self.compiler.glue_text())
         self.shapes.load()
         if not counting:
@@ -133,6 +136,16 @@ class Code:
             data = self.jit.compile(text(), speed)
             self.cache.put(name, data)
         self.jit.load(data)
+
+    def _load_decoder(self) -> None:
+        if self.haste and self.cache.get(DECODER) is None:
+            data = self.cache.get(DECODER + QUICK)
+            if data is None:
+                data = self.jit.compile_in_haste(self.compiler.decoder_text())
+                self.cache.put(DECODER + QUICK, data)
+            self.jit.load(data)
+        else:
+            self._load(DECODER, lambda: self.compiler.decoder_text(), speed=0)
 
     def compile_words(self, words: list[tuple[int, int]]) -> None:
         """Make handlers for (word, index in page) pairs, all that lack one."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NATIVE = ".o"
 """What follows the symbol of a native function in the name of its object file."""
+QUICK = ".quick"
+"""What follows the name of an object that was made in haste."""
 
 
 def batch_tag(numbers: list[int]) -> str:
@@ -59,7 +61,9 @@ class ShapeTable:
     never imports the instruction set.
     """
 
-    def __init__(self, count: int, jit: Jit, cache: ObjectCache, compiler: Callable[[], Compiler], suffix: str) -> None:
+    def __init__(self, count: int, jit: Jit, cache: ObjectCache, compiler: Callable[[], Compiler], suffix: str, haste: bool) -> None:
+        """`suffix` of the names of batches; `haste`: somebody will make good code later."""
+        self._haste = haste
         self._jit, self._cache, self._compiler, self._suffix = jit, cache, compiler, suffix
         self.handlers = (ctypes.c_uint64 * count)()
         self.fills = (ctypes.c_uint64 * count)()
@@ -68,7 +72,14 @@ class ShapeTable:
 
     def load(self) -> None:
         """Link what earlier processes compiled; the runtime must be loaded."""
-        stored = (self._cache.get(name) for name in self._cache.names() if name.endswith(self._suffix))
+        names = self._cache.names()
+        known = set(names)
+        wanted = [
+            name
+            for name in names
+            if name.endswith(self._suffix) or name.endswith(self._suffix + QUICK) and name.removesuffix(QUICK) not in known
+        ]
+        stored = map(self._cache.get, wanted)
         batches = [Batch.unpack(data) for data in stored if data is not None]
         natives = self.stored_natives({symbol for batch in batches for symbol in batch.natives})
         usable = [batch for batch in batches if natives.keys() >= set(batch.natives)]
@@ -86,8 +97,9 @@ class ShapeTable:
         text, natives = self._compiler().module(wanted)
         for symbol, function in natives.items():
             self._load_native(symbol, function)
-        batch = Batch(wanted, sorted(natives), self._jit.compile(text))
-        self._cache.put(batch.tag + self._suffix, batch.pack())
+        code = self._jit.compile_in_haste(text) if self._haste else self._jit.compile(text)
+        batch = Batch(wanted, sorted(natives), code)
+        self._cache.put(batch.tag + self._suffix + (QUICK if self._haste else ""), batch.pack())
         self._jit.load(batch.code)
         self._enter(batch)
         self.compiled += len(wanted)
