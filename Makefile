@@ -11,7 +11,7 @@ RUN    ?=
 
 help:
 	@echo "make run     boot Debian's arm64 kernel to a shell under Trapline (Ctrl-A x quits)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; ARGS=--slow: also those that take minutes each"
 	@echo "make lint    ruff and mypy"
 	@echo "make size    lines per package, largest files, budgets"
 	@echo "make bench   measure against qemu-system-aarch64, write docs/PERFORMANCE.md"
@@ -31,7 +31,7 @@ run: setup
 	$(BIN)/trapline guest $(RUN)
 
 test: setup
-	$(PYTEST) tests -q
+	$(PYTEST) tests -q $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check trapline tests tools

@@ -10,266 +10,38 @@ on are compared with those it was installed for each time it is entered.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.fp import IXC
-from trapline.arm64.record import FLAG_OFFSETS, Recorder
-from trapline.arm64.regs import TABLE
+from trapline.arm64.record import Recorder
 from trapline.bits import Bits
 from trapline.bits.native_host import host_features
-from trapline.bits.to_llvm import METADATA, Emitter, leaves, nodes
-from trapline.engine.handler import AFTER, CC, PROTOTYPE, STATE_FUNCTIONS, Handler
-from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
+from trapline.bits.to_llvm import METADATA, leaves, nodes
+from trapline.engine.handler import AFTER, CC, PROTOTYPE
 from trapline.engine.state import (
     GUARDED,
     ITLB_BITS,
     PAGE_GENERATION,
     PAGE_HEADER,
     RECORD_SHIFT,
-    TLB_INVALID,
     EngineState,
     ItlbEntry,
     Shared,
 )
-from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Block, Instruction, Place, Region
-
-SYSREG = EngineState.sysreg.offset
-FPCR, FPSR = (SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
-FP_STATE = (FPCR, FPSR)
-PROMOTED: dict[int, str] = (
-    {offset: "i64" for offset in (*REGISTERS, STACK, *FP_STATE)}
-    | {offset: "i8" for offset in FLAG_OFFSETS.values()}
-    | {offset: "<2 x i64>" for offset in VECTORS}
-)
-"""State that a region keeps in values: byte offset in `CpuState` and LLVM type. XZR's sink is not even that: it is dropped."""
+from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Line, in_place, page_name
+from trapline.engine.tier1.regions import Block, Instruction, Place, Region
 
 PRECISION = 1 << 5
 """MXCSR.PE: an SSE instruction has rounded."""
-
 UNSIGNED = {"avx512f", "avx512dq", "avx512vl"}
 """Features of a host that converts unsigned integers, of any size and number, in one instruction."""
-
-RELOADED = PROMOTED.keys() - set(VECTORS)
-"""What the runtime's functions may change; none of them writes vector registers."""
-RELOAD = "; reload"
-
-SINK = EngineState.xzr_sink.offset
-
-
-NO_PAGE = TLB_INVALID
-"""What no page address with the low bits of a misaligned access equals."""
-
-
-class Cells:
-    """Where each base register of a loop was last read and written: a page and its distance to host memory.
-
-    They are values of the region, and spare it the TLB. What they say holds until the region asks for work or calls the runtime:
-    no translation is invalidated behind a vCPU's back.
-    """
-
-    def __init__(self, used: bool) -> None:
-        self._used = used
-        self.numbers: dict[tuple[int, bool], int] = {}
-
-    def of(self, effect: fx.Effect) -> int | None:
-        """The cell for a load or store; None if it has none."""
-        if not self._used or not isinstance(effect, fx.Load | fx.Store):
-            return None
-        base = _base(effect.addr)
-        if base is None:
-            return None
-        return self.numbers.setdefault((base, isinstance(effect, fx.Store)), len(self.numbers))
-
-    def forget(self) -> list[str]:
-        """Lines that empty all cells."""
-        return [f"store i64 {NO_PAGE}, ptr %page{cell}" for cell in self.numbers.values()]
-
-
-def _base(addr: Bits) -> int | None:
-    """The first register of an address."""
-    if addr.op == "state":
-        return addr.attr if addr.attr in PROMOTED else None
-    return next((base for arg in addr.args if (base := _base(arg)) is not None), None)
-
-
-class Line(Handler):
-    """Emits one instruction of a region, or one way out of it, in place."""
-
-    def __init__(
-        self,
-        tag: str,
-        recording: Recorder,
-        place: Place,
-        way_out: str,
-        cells: Cells,
-        *,
-        eager: bool,
-        lasting: list[Bits] | None = None,
-        strict: bool = False,
-    ) -> None:
-        """`eager`: what the instruction writes to registers goes to memory too, at once."""
-        super().__init__(tag, recording, far=False)
-        self.careful = False
-        self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting, strict=strict)
-        self._page, self._offset, self._way_out, self._cells = place[0], place[1] << 2, way_out, cells
-        self._eager = eager
-        self._atomic = False
-        self._cell: int | None = None
-        self.left = False
-        """Whether the way out is used."""
-        self.closed = False
-        """Whether control has left already."""
-
-    def _label(self, hint: str) -> str:
-        return f"{super()._label(hint)}_{self.name}"
-
-    # -- state -----------------------------------------------------------------------------------------------------------
-    def _leaf(self, node: Bits) -> str:
-        if node.op == "state" and node.attr in PROMOTED:
-            return self.read(node.attr)
-        return super()._leaf(node)
-
-    def read(self, offset: int) -> str:
-        """The value of a promoted register as an integer."""
-        kind = PROMOTED[offset]
-        value = self.emit.let(f"load {kind}, ptr %s{offset}")
-        return value if kind[0] == "i" else self.emit.let(f"bitcast {kind} {value} to i128")
-
-    def _pc(self) -> str:
-        return self.emit.let(f"add i64 %va{_name(self._page)}, {self._offset}")
-
-    def _commit(self) -> None:
-        values = [(w, self.emit(w.value)) for w in self.recording.writes if w.offset != SINK]
-        for write, value in values:
-            assert isinstance(write.offset, int)
-            if write.value.width < write.storage:
-                value = self.emit.let(f"zext i{write.value.width} {value} to i{write.storage}")
-            kind = PROMOTED.get(write.offset)
-            if kind is None:
-                pointer = self._field(write.offset)
-                self.emit.add(f"store i{write.storage} {value}, ptr {pointer}, align {min(write.storage // 8, 16)}")
-                continue
-            if kind[0] == "<":
-                value = self.emit.let(f"bitcast i128 {value} to {kind}")
-            self.emit.add(f"store {kind} {value}, ptr %s{write.offset}")
-            if self._eager:
-                self.emit.add(f"store {kind} {value}, ptr {self._field(write.offset)}")
-
-    # -- leaving ---------------------------------------------------------------------------------------------------------
-    def _give_up(self) -> None:
-        self.left = True
-        self.emit.add(f"br label %{self._way_out}")
-
-    def _leave_if(self, condition: str) -> None:
-        go = self._label("go")
-        self.left = True
-        self.emit.add(f"br i1 {condition}, label %{self._way_out}, label %{go}, !prof !1")
-        self.emit.add(f"{go}:")
-
-    def _check_sp(self) -> None:
-        low = self.emit.let(f"and i64 {self.read(STACK)}, 15")
-        self._leave_if(self.emit.let(f"icmp ne i64 {low}, 0"))
-
-    def _system(self, e: fx.System) -> None:
-        if e.when is not None:
-            self._leave_if(self.emit(e.when))
-        else:
-            super()._system(e)
-
-    def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: int = 0) -> str:
-        self._atomic = atomic & (ATOMIC | UPDATE) != 0
-        return super()._translate(addr, size, write, access, atomic)
-
-    def _probe(self, addr: str, size: int, write: bool, access: fx.Access) -> tuple[str, str, str]:
-        """Ask the runtime to fill the TLB before giving up; what faults is left to the interpreter."""
-        if self._atomic:
-            return super()._probe(addr, size, write, access)
-        emit = self.emit
-        again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
-        known = ""
-        if self._cell is not None and not access.unprivileged:
-            known = self._try_cell(self._cell, addr, size, again)
-        hit, fast, meta = super()._probe(addr, size, write, access)
-        emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
-        emit.add(f"{slow}:")
-        self.externs.add("declare i64 @trapline_fill(ptr, i64, i32)")
-        found = emit.let(f"call i64 @trapline_fill(ptr %cpu, i64 {addr}, i32 {meta})")
-        ok = emit.let(f"icmp ne i64 {found}, 0")
-        pointer = emit.let(f"inttoptr i64 {found} to ptr")
-        emit.add(f"br label %{join}")
-        if known:
-            emit.add(f"{again}:")
-            emit.add(f"br label %{join}")
-        emit.add(f"{here}:")
-        if known:
-            distance = emit.let(f"sub i64 {emit.let(f'ptrtoint ptr {fast} to i64')}, {addr}")
-            emit.add(f"store i64 {emit.let(f'and i64 {addr}, -4096')}, ptr %page{self._cell}")
-            emit.add(f"store i64 {distance}, ptr %distance{self._cell}")
-        emit.add(f"br label %{join}")
-        emit.add(f"{join}:")
-        more = (f", [ true, %{again} ]", f", [ {known}, %{again} ]") if known else ("", "")
-        either = emit.let(f"phi i1 [ true, %{here} ], [ {ok}, %{slow} ]{more[0]}")
-        return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more[1]}"), meta
-
-    def _try_cell(self, cell: int, addr: str, size: int, hit: str) -> str:
-        """Go to `hit` with the pointer that is returned if an aligned access is on the page of the last one, else on to the TLB."""
-        emit = self.emit
-        want = emit.let(f"and i64 {addr}, {-4096 | size - 1}")
-        same = emit.let(f"icmp eq i64 {want}, {emit.let(f'load i64, ptr %page{cell}')}")
-        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr %distance{cell}')}")
-        pointer = emit.let(f"inttoptr i64 {host} to ptr")
-        other = self._label("other")
-        emit.add(f"br i1 {same}, label %{hit}, label %{other}, !prof !0")
-        emit.add(f"{other}:")
-        return pointer
-
-    # -- an instruction --------------------------------------------------------------------------------------------------
-    def perform(self, flush: Callable[[], None]) -> fx.Branch | None:
-        """Emit effects and writes; a branch is left to the caller, its condition and target already values.
-
-        `flush` stores what differs from memory: the runtime's functions look there.
-        """
-        recording = self.recording
-        if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
-            self._check_sp()
-        branch = None
-        for effect in recording.effects:
-            if isinstance(effect, fx.Branch):
-                branch = effect
-                if effect.when is not None:
-                    self.emit(effect.when)
-                if effect.delta is None:
-                    self.emit(effect.target)
-            elif _in_place(effect):
-                self._cell = self._cells.of(effect)
-                self.effect(effect)
-            else:
-                for operand in getattr(effect, "args", ()):
-                    self.emit(operand)
-                flush()
-                if self.effect(effect):
-                    self.closed = True
-                    return None
-                self.emit.add(RELOAD)
-        self._commit()
-        self.left |= self.emit.declined
-        return branch
-
-
-def _in_place(effect: fx.Effect) -> bool:
-    """Whether an effect neither reads nor writes registers behind the region's back."""
-    if isinstance(effect, fx.System):
-        return effect.when is not None or effect.name in STATE_FUNCTIONS
-    if isinstance(effect, fx.Barrier):
-        return effect.kind != "dsb"
-    return isinstance(effect, (*MEMORY_EFFECTS, fx.Branch))
 
 
 def _is_steady(instruction: Instruction) -> bool:
     """Whether an instruction leaves FPCR and FPSR alone, but for exceptions that it adds."""
     writes = [w for w in instruction.recording.writes if w.offset in FP_STATE and w.when is None]
-    return all(map(_in_place, instruction.recording.effects)) and all(map(_accumulates, writes))
+    return all(map(in_place, instruction.recording.effects)) and all(map(_accumulates, writes))
 
 
 def _may_track(instructions: Iterable[Instruction]) -> bool:
@@ -290,11 +62,6 @@ def _rounding(node: Bits) -> str:
 
 def _accumulates(write: fx.Write) -> bool:
     return write.offset == FPSR and write.value.op == "or" and write.value.args[0].attr == FPSR
-
-
-def _name(page: int) -> str:
-    """A page number as part of an LLVM name."""
-    return f"m{-page}" if page < 0 else str(page)
 
 
 class RegionEmitter:
@@ -442,13 +209,13 @@ class RegionEmitter:
         emit = line.emit
         entry_page, index = self.region.entry
         for k, page in enumerate(self._pages):
-            name = _name(page)
+            name = page_name(page)
             expected = f"getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k})"
             if page == entry_page:
                 emit.add(f"%at{name} = getelementptr i8, ptr %rec, i64 {-index << RECORD_SHIFT + 2}")
                 emit.add(f"%va{name} = load i64, ptr {line._field(EngineState.page_va.offset)}")
             else:
-                emit.add(f"%va{name} = add i64 %va{_name(entry_page)}, {(page - entry_page) << 12}")
+                emit.add(f"%va{name} = add i64 %va{page_name(entry_page)}, {(page - entry_page) << 12}")
                 row = emit.let(f"lshr i64 %va{name}, 12")
                 row = emit.let(f"and i64 {row}, {(1 << ITLB_BITS) - 1}")
                 itlb = emit.let(f"load ptr, ptr {line._field(EngineState.itlb.offset)}")
@@ -466,7 +233,7 @@ class RegionEmitter:
     # -- blocks ----------------------------------------------------------------------------------------------------------
     @staticmethod
     def _start(place: Place) -> str:
-        return f"b{_name(place[0])}_{place[1]}"
+        return f"b{page_name(place[0])}_{place[1]}"
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
@@ -483,7 +250,7 @@ class RegionEmitter:
         self._lines.append(f"{self._start(block.start)}:")
         dirty = set(self._dirty[block.start])
         for instruction in block.body:
-            way_out = f"out{_name(instruction.place[0])}_{instruction.place[1]}"
+            way_out = f"out{page_name(instruction.place[0])}_{instruction.place[1]}"
             line = self._line("i", instruction.recording, instruction.place, way_out)
             before = set(dirty)
 
@@ -599,11 +366,11 @@ class RegionEmitter:
             self._note_inexact(line)
         here = line._page
         if page and len(self._pages) > 1:
-            line._store_field("page_va", 64, f"%va{_name(here)}")
-            line._store_field("records", 64, f"%records{_name(here)}")
+            line._store_field("page_va", 64, f"%va{page_name(here)}")
+            line._store_field("records", 64, f"%records{page_name(here)}")
 
     def _record(self, line: Line, place: Place) -> str:
-        return line.emit.let(f"getelementptr i8, ptr %at{_name(place[0])}, i64 {place[1] << RECORD_SHIFT + 2}")
+        return line.emit.let(f"getelementptr i8, ptr %at{page_name(place[0])}, i64 {place[1] << RECORD_SHIFT + 2}")
 
     def _leave(self, line: Line, place: Place, dirty: set[int], poll: bool, out: list[str]) -> None:
         """Go on in the interpreter at a place."""
@@ -617,7 +384,7 @@ class RegionEmitter:
             self._flush(line, dirty, page=False)
             entry = self.region.entry[0]
             distance = (place[0] - entry << 12) + (place[1] << 2)
-            line._goto(line.emit.let(f"add i64 %va{_name(entry)}, {distance}"), landing=False)
+            line._goto(line.emit.let(f"add i64 %va{page_name(entry)}, {distance}"), landing=False)
         out += line.emit.lines
         self._take(line)
 
