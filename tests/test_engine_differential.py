@@ -15,7 +15,7 @@ from tests.differential.compare import BLOCK, VECTORS, Comparison, Mismatch, Rep
 from tests.differential.coverage import Coverage
 from tests.differential.generate import NO_KEYS, Generator
 from tests.differential.program import NOP, RECORD, Program, States, build
-from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn
+from tests.differential.runners import Qemu, Regions, Stencilled, Trapline, Unicorn, Whole
 from tests.differential.system import Kernel, SystemQemu
 from trapline.arm64.regs.el1 import PAUTH_KEYS
 
@@ -37,7 +37,7 @@ def need(oracle: type[Qemu] | type[Unicorn] | type[SystemQemu]) -> Qemu | Unicor
     return oracle()
 
 
-@pytest.mark.parametrize("wanted", [SETS, pytest.param(SLOW_SETS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [SETS, pytest.param(SLOW_SETS, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_against_qemu(engine: Trapline, wanted: int) -> None:
     cover(engine, wanted)
 
@@ -94,10 +94,10 @@ def test_what_is_left_out_has_a_reason() -> None:
     assert len(unused) < 60
 
 
-class Wrong:
+class Wrong(Whole):
     """An emulator with one mistake: results of FMUL differ in the last bit."""
 
-    name, wrong, lacks, groups, compiled = "mistaken", {}, (), NO_KEYS, None
+    name, wrong, lacks, groups = "mistaken", {}, (), NO_KEYS
 
     def __init__(self, correct: Trapline) -> None:
         self.correct = correct

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from tests.differential.generate import Block, Generator, Key
 from tests.differential.program import NOP, RECORD, SP_AT, WINDOW, Program, States, build, describe
-from tests.differential.templates import POINTERS
+from tests.differential.templates import POINTERS, Template
 from trapline.arm64.features import Features
 
 BLOCK, STATES = 24, 8
@@ -42,6 +42,10 @@ class Runner(Protocol):
     """Addresses of the last program's instructions that are of interest; None if all are."""
 
     def run(self, program: Program) -> bytes: ...
+
+    def compiles(self, t: Template) -> bool:
+        """Whether instructions of this shape can be `compiled`."""
+        ...
 
 
 @dataclass(frozen=True)

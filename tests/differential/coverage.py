@@ -8,8 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 from tests.differential.compare import Comparison, Key, Report
-from tests.differential.templates import Template, slot
-from trapline.engine.tier1.regions import supported
 
 
 class Coverage:
@@ -21,12 +19,20 @@ class Coverage:
         self.keys = set(generator.keys())
         self.reasons: dict[str, str] = dict(generator.unused)
         """Instructions that are not compared, and why."""
-        if comparison.ours.compiled is not None:
-            for name, templates in generator.templates.items():
-                if not any(_compilable(t) for t in templates):
-                    self.reasons[name] = "regions leave it to the interpreter"
-            for name in {name for name, _ in self.keys} - generator.templates.keys():
-                self.reasons[name] = "a system register: the register decides whether regions have it"
+        self._find_reasons()
+
+    def _find_reasons(self) -> None:
+        """What is left to the interpreter; who runs the programs may find that out only while doing so."""
+        ours, generator = self.comparison.ours, self.comparison.generator
+        if ours.compiled is None:
+            return
+        for name, templates in generator.templates.items():
+            left = {(name, t.shape) for t in templates if not ours.compiles(t)}
+            self.keys -= left
+            if len(left) == len(templates):
+                self.reasons[name] = f"{ours.name} leave it to the interpreter"
+        for name in {name for name, _ in self.keys} - generator.templates.keys():
+            self.reasons[name] = "a system register: the register decides who has it"
 
     def least(self) -> list[tuple[str, int]]:
         """Instructions by how many operand sets they had, the fewest first."""
@@ -45,6 +51,7 @@ class Coverage:
         report, comparison = self.report, self.comparison
         while (report.instructions < count or self.least()[0][1] < wanted) and len(report.mismatches) < comparison.limit:
             comparison.one_pass(report)
+            self._find_reasons()
             if journal is not None:
                 save(journal, report)
             if time.monotonic() > end:
@@ -70,10 +77,6 @@ class Coverage:
             skipped = self.comparison.generator.skipped
             lines += [f"  {count} shapes of {name}: wrong in the oracle" for name, count in skipped.items() if count]
         return "\n".join([self.report.text(), *lines])
-
-
-def _compilable(t: Template) -> bool:
-    return supported(t.insn.record_word(t.base, slot))
 
 
 def save(journal: Path, report: Report) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.differential.generate import NO_KEYS
 from tests.differential.machine import HCR, MODES
 from tests.differential.program import CODE, DATA, PAGE, TAIL_BYTES, Program
+from tests.differential.templates import Template, slot
 from trapline.arm64.models import parse
 from trapline.arm64.regs import (
     CONTEXTIDR_EL1,
@@ -29,8 +30,10 @@ from trapline.arm64.regs.debug import DBGBCR, DBGBVR, DBGWCR, DBGWVR, DebugContr
 from trapline.engine import Cpu, Engine
 from trapline.engine.state import PAGE_INSNS, RECORD_SIZE
 from trapline.engine.stencil.arena import Stencils
+from trapline.engine.stencil.template import NONE
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.install import Texts, link
+from trapline.engine.tier1.regions import supported
 
 EMULATOR = "qemu-aarch64"
 CODE_BYTES, DATA_BYTES = 64 << 20, 128 << 20
@@ -52,14 +55,22 @@ class RunError(Exception):
     """The program did not come to its end."""
 
 
-class Qemu:
+class Whole:
+    """A runner that has one way to run everything."""
+
+    compiled: set[int] | None = None
+
+    def compiles(self, t: Template) -> bool:
+        return True
+
+
+class Qemu(Whole):
     """User-mode QEMU: the main oracle."""
 
     name = EMULATOR
     wrong: Wrong = WRONG
     lacks = ()
     groups = NO_KEYS
-    compiled = None
 
     @staticmethod
     def missing() -> str | None:
@@ -82,7 +93,7 @@ class Qemu:
         return text.splitlines()[0]
 
 
-class Unicorn:
+class Unicorn(Whole):
     """Unicorn's largest CPU model; old, so it lacks some features."""
 
     name = "unicorn"
@@ -95,7 +106,6 @@ class Unicorn:
     }
     lacks = ("BF16", "I8MM")
     groups = NO_KEYS
-    compiled = None
 
     @staticmethod
     def missing() -> str | None:
@@ -123,14 +133,13 @@ class Unicorn:
         return bytes(machine.mem_read(DATA, len(program.data)))
 
 
-class Trapline:
+class Trapline(Whole):
     """The engine, at EL0 with translation off: the program lies at its addresses in this process."""
 
     name = "trapline"
     wrong: Wrong = {}
     lacks = ()
     groups = NO_KEYS
-    compiled: set[int] | None = None
     mode = MODES[0]
     _mapped: list[int] = []
 
@@ -205,7 +214,6 @@ class Regions(Trapline):
     """The engine again, with every block of the program compiled as regions before it runs: as few as its instructions allow."""
 
     name = "regions"
-    compiled: set[int]
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,6 +234,10 @@ class Regions(Trapline):
         ctypes.memmove(DATA, program.data, len(program.data))
         return self.finish(program)
 
+    def compiles(self, t: Template) -> bool:
+        """Whether regions may contain it."""
+        return supported(t.insn.record_word(t.base, slot))
+
     def _compile(self, address: int) -> set[int]:
         """Make the region of an address and put it into service; the addresses of its instructions."""
         here, index = Here(self.engine, address & -PAGE, self.texts), address % PAGE >> 2
@@ -243,7 +255,6 @@ class Stencilled(Trapline):
     """The engine again, with every instruction that has a stencil assembled before the program runs."""
 
     name = "stencils"
-    compiled: set[int]
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,6 +264,10 @@ class Stencilled(Trapline):
         self.compiled = set()
         self.instructions = 0
         """How many there are so far."""
+
+    def compiles(self, t: Template) -> bool:
+        """Whether there is a stencil, or nobody asked for it yet."""
+        return self.engine.code.templates.table[self.engine.entry.decode(t.base, 0)] != NONE
 
     def _make(self, shapes: list[int]) -> bool:
         self.engine.code.templates.add(self.builder.stencils(shapes))

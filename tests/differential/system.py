@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.differential.machine import HCR, MODES
 from tests.differential.program import CODE, DATA, PAGE, Program
-from tests.differential.runners import WRONG, RunError, Trapline, Wrong
+from tests.differential.runners import WRONG, RunError, Trapline, Whole, Wrong
 from trapline.arm64.asm_program import assemble_program, assemble_with_labels
 from trapline.arm64.regs import CPACR_EL1, ELR_EL1, ESR_EL1, HCR_EL2, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, VBAR_EL1
 from trapline.arm64.regs.el1 import PAUTH_KEYS
@@ -67,14 +67,13 @@ def _tables() -> bytes:
     return struct.pack("<1024Q", *first, *second)
 
 
-class SystemQemu:
+class SystemQemu(Whole):
     """System-mode QEMU at EL1."""
 
     name = EMULATOR
     wrong: Wrong = WRONG
     lacks = ()
     groups: dict[str, str] = {}
-    compiled = None
 
     @staticmethod
     def missing() -> str | None:
