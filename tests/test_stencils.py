@@ -148,6 +148,26 @@ def test_code_that_changes_is_forgotten(bench: Bench) -> None:
     assert assembler.runs(code + 16)
 
 
+@pytest.mark.parametrize("patched", range(14, 20))
+def test_code_that_changes_is_not_fallen_into(bench: Bench, patched: int) -> None:
+    """Straight code over a cache line's end: IC IVAU names one line only, and the code before it goes on into it."""
+    code = bench.load("nop\n" * 4 + "add x0, x0, #1\n" * 20 + "hvc #1")
+    code += -code % 64
+    bench.memory.write(code, assemble_program("add x0, x0, #1\n" * 24 + "hvc #1"))
+    cpu = bench.cpu(code)
+    cpu.enter()
+    assembler = Assembler(bench)
+    assert assembler.page(code) >= 24
+    new = int.from_bytes(assemble_program("add x0, x0, #100"), "little")
+    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code + 4 * patched)
+    patching.enter()
+    for _ in range(2):
+        bench.start(cpu, code, x0=0)
+        cpu.enter()
+        assert cpu.state.x[0] == 23 + 100
+        assembler.page(code)
+
+
 def test_code_that_changes_while_it_is_assembled_is_not_run(bench: Bench) -> None:
     """IC IVAU between reading the records and publishing: the page's generation tells."""
     code = bench.load("add x0, x0, #1\nadd x0, x0, #2\nhvc #1")

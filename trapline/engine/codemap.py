@@ -75,12 +75,19 @@ def reset_records(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> 
 
 @native
 def forget(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
-    """`reset_records` of a page that nobody else changes."""
+    """`reset_records` of a page that nobody else changes.
+
+    Stencils fall through from one to the next without looking at records, so what may run into these instructions goes too.
+    """
     generation = records - PAGE_HEADER + PAGE_GENERATION
     store64(generation, load64(generation) + 1)
     fence()
     at = records + first * RECORD_SIZE
     end = at + count * RECORD_SIZE
+    before = at
+    while before != records and load64(before - RECORD_SIZE) != shared.undecoded:
+        before = before - RECORD_SIZE
+        store64(before, shared.undecoded)
     while at != end:
         store64(at, shared.undecoded)
         at = at + RECORD_SIZE
