@@ -29,6 +29,7 @@ from trapline.engine.state import (
     ItlbEntry,
     Shared,
 )
+from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Line, in_place, page_name
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
 
@@ -82,6 +83,7 @@ class RegionEmitter:
         self._ways_out: list[str] = []
         self._count = 0
         self._eager = not region.loops
+        self._late = LateFlags(tag)
         self._dirty = self._dirty_at_entry()
         self._cycles = region.back_edges()
         self._pages = region.pages
@@ -120,12 +122,15 @@ class RegionEmitter:
         touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
         if self._tracks:
             touched.add(FPSR)
+        if not self._eager:
+            touched |= set(FLAGS)
         touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
         body = "\n".join(lines)
         attributes = "strictfp " if self._tracks else ""
         data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
-        return f"{data}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
+        late = "" if self._eager else self._late.function()
+        return f"{data}{late}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
 
     def declarations(self) -> list[str]:
         """What the functions need besides."""
@@ -137,6 +142,8 @@ class RegionEmitter:
         emit = line.emit
         for offset in touched:
             emit.add(f"%s{offset} = alloca {PROMOTED[offset]}, align 16")
+        if not self._eager:
+            self._late.begin(line)
         for cell in self._cells.numbers.values():
             emit.lines += [f"%page{cell} = alloca i64", f"%distance{cell} = alloca i64", f"store i64 0, ptr %distance{cell}"]
         emit.lines += self._cells.forget()
@@ -147,6 +154,8 @@ class RegionEmitter:
         for offset in touched:
             kind = PROMOTED[offset]
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
+        if not self._eager:
+            self._late.load(line)
         for condition in {node.key: node for node in self._lasting or ()}.values():
             self._require(line, emit(condition))
         if self._tracks:
@@ -172,6 +181,8 @@ class RegionEmitter:
                 kind = PROMOTED[offset]
                 value = again.emit.let(f"load {kind}, ptr {again._field(offset)}")
                 again.emit.add(f"store {kind} {value}, ptr %s{offset}")
+            if not self._eager:
+                self._late.load(again)
             yield from again.emit.lines
             yield from self._cells.forget()
 
@@ -259,6 +270,8 @@ class RegionEmitter:
                 self._flush(line, before)
 
             branch = line.perform(flush)
+            if not self._eager and not line.closed:
+                self._late.set(line, instruction.recording)
             dirty |= self._written([instruction])
             self._after(line, instruction, dirty)
             self._lines += line.emit.lines
@@ -359,9 +372,11 @@ class RegionEmitter:
     def _flush(self, line: Line, dirty: set[int], page: bool = True) -> None:
         """Store what the region changed, and make its current page the interpreter's."""
         emit = line.emit
-        for offset in sorted(dirty):
+        for offset in sorted(dirty.difference(FLAGS)):
             kind = PROMOTED[offset]
             emit.add(f"store {kind} {emit.let(f'load {kind}, ptr %s{offset}')}, ptr {line._field(offset)}")
+        if not dirty.isdisjoint(FLAGS):
+            self._late.store(line)
         if self._tracks:
             self._note_inexact(line)
         here = line._page

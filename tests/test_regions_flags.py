@@ -1,0 +1,77 @@
+"""Condition flags in compiled loops: random instructions that set and read them, with branches between and faults in the middle."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.engine_machine import Bench
+from tests.test_tier1 import Tier1, bench, registers
+from trapline.arm64.asm_program import assemble_program
+from trapline.arm64.regs import CPACR_EL1, ELR_EL1, ESR_EL2, SPSR_EL1, SPSR_EL2
+
+__all__ = ["bench"]
+SEEDS = int(os.environ.get("TRAPLINE_REGION_SEEDS", "12"))
+CONDITIONS = ("eq", "ne", "hs", "lo", "mi", "pl", "vs", "vc", "hi", "ls", "ge", "lt", "gt", "le")
+SETTERS = (
+    "adds {x}, {x}, {x}", "adds {w}, {w}, #{imm}", "subs {x}, {x}, {x}, lsl #{shift}", "subs {w}, {w}, {w}", "cmp {x}, #{imm}",
+    "cmn {w}, {w}", "ands {x}, {x}, {x}, ror #{shift}", "bics {w}, {w}, {w}", "tst {x}, #0xff00", "adcs {x}, {x}, {x}",
+    "sbcs {w}, {w}, {w}", "ccmp {x}, {x}, #{nzcv}, {cond}", "ccmn {w}, #5, #{nzcv}, {cond}", "negs {x}, {x}", "setf8 {w}", "cfinv",
+    "rmif {x}, #{shift}, #{nzcv}", "fcmp d1, d2", "fccmp d2, d3, #{nzcv}, {cond}", "axflag", "msr s3_3_c4_c2_0, {x}",
+)  # fmt: skip
+OTHERS = (
+    "csel {x}, {x}, {x}, {cond}", "csinc {w}, {w}, {w}, {cond}", "adc {x}, {x}, {x}", "eor {x}, {x}, {x}", "add {x}, {x}, #{imm}",
+    "mrs {x}, s3_3_c4_c2_0", "b.{cond} {label}", "cbz {x}, {label}", "ldr {x}, [x1]",
+)  # fmt: skip
+
+
+def loop(rng: random.Random) -> str:
+    """A loop over a table of addresses at x3, x0 times."""
+    lines = ["loop: ldr x1, [x3, x0, lsl #3]"]
+    for k in range(14):
+        text = rng.choice(SETTERS if rng.randrange(2) else OTHERS)
+        while "{" in text:
+            text = text.replace("{x}", f"x{rng.randrange(4, 14)}", 1).replace("{w}", f"w{rng.randrange(4, 14)}", 1)
+            text = text.replace("{imm}", str(rng.randrange(4096))).replace("{shift}", str(rng.randrange(31)))
+            text = text.replace("{nzcv}", str(rng.randrange(16))).replace("{cond}", rng.choice(CONDITIONS))
+            text = text.replace("{label}", f"l{k}")
+        lines.append(text)
+        if f"l{k}" in text:
+            lines += ["add x5, x5, x4", f"l{k}:"]
+    end = rng.choice(("subs x0, x0, #1\nb.ne loop", "sub x0, x0, #1\ncbnz x0, loop"))
+    return "\n".join([*lines, end, "hvc #1"])
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int) -> None:
+    rng = random.Random(seed)
+    text = loop(rng)
+    code = bench.memory.page()
+    bench.memory.write(code, assemble_program(text, code))
+    table, data = bench.memory.page(), bench.memory.page()
+    for page in (code, table, data):
+        bench.tables.map(page, page)
+    cpu = bench.cpu(code)
+    states = [(rng.randrange(1, 40), rng.choice((0, 0, rng.randrange(40))), rng.getrandbits(32)) for _ in range(12)]
+
+    def run(count: int, bad: int, state: int) -> tuple[object, ...]:
+        cpu[ELR_EL1] = cpu[SPSR_EL1] = 0
+        values = random.Random(state)
+        bench.memory.write(data, values.randbytes(64))
+        for k in range(64):
+            address = 0xDEAD_0000 if bad and k == bad else data + 8 * (k % 8)
+            bench.memory.write(table + 8 * k, address.to_bytes(8, "little"))
+        chosen = {f"x{n}": values.choice((0, 1, values.getrandbits(64), (1 << 64) - 1, 1 << 63)) for n in range(4, 14)}
+        bench.start(cpu, code, x0=count, x3=table, **chosen)
+        cpu[CPACR_EL1], cpu[SPSR_EL2] = CPACR_EL1(FPEN=3), cpu[SPSR_EL2] | values.getrandbits(4) << 28
+        for n, number in enumerate((0x3FF << 52, 0x7FF8 << 48, values.getrandbits(64)), 1):
+            cpu.state.v[n].lo, cpu.state.v[n].hi = number, 0
+        cpu.enter()
+        return cpu[ESR_EL2], cpu[ELR_EL1], cpu[SPSR_EL1], cpu[SPSR_EL2], registers(cpu)
+
+    expected = [run(*state) for state in states]
+    Tier1(bench).install(code)
+    for state, want in zip(states, expected, strict=True):
+        assert run(*state) == want, f"seed {seed}, {state}\n{text}"
