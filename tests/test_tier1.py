@@ -343,6 +343,35 @@ def test_a_region_whose_code_changed_is_not_entered(bench: Bench) -> None:
     assert not linked.install(bench.engine, Here(bench.engine, code & -PAGE, Texts()), Texts())
 
 
+def test_a_region_of_code_that_changes_while_it_is_installed(bench: Bench) -> None:
+    """The record that it would take over is another instruction's by then."""
+    code = bench.load("add x0, x0, #1\nadd x0, x0, #2\nadd x0, x0, #3\nadd x0, x0, #4\nhvc #1")
+    cpu = bench.cpu(code)
+    cpu.enter()
+    tier1 = Tier1(bench)
+    tier1.install(code)
+    patch, patching = bench.load(PATCH), bench.cpu(code)
+
+    class Changing(Texts):
+        def read(self, records: int) -> bytes | None:
+            text = super().read(records)
+            bench.start(patching, patch, x1=int.from_bytes(assemble_program("sub x0, x1, x0"), "little"), x2=code)
+            patching.enter()
+            bench.start(cpu, code, x0=0, x1=50)
+            cpu.enter()  # decodes the new instruction
+            return text
+
+    here = Here(bench.engine, code & -PAGE, tier1.texts)
+    region = tier1.builder.explore(code % PAGE >> 2, here.text)
+    assert region is not None
+    shape = bench.engine.entry.decode(int.from_bytes(bench.memory.read(code, 4), "little"), code % PAGE >> 2)
+    (linked,) = link([tier1.builder.build(region, shape)], bench.engine.code)
+    assert not linked.install(bench.engine, here, Changing())
+    bench.start(cpu, code, x0=0, x1=50)
+    cpu.enter()
+    assert cpu.state.x[0] == 50 + 2 + 3 + 4
+
+
 def test_a_region_on_two_pages_follows_the_mapping_of_the_second(bench: Bench) -> None:
     """The same code of the first page is used with another second page: break before make, TLBI, and it runs there."""
     first, second, other = bench.memory.page(), bench.memory.page(), bench.memory.page()

@@ -121,6 +121,12 @@ def reset_everything(shared: Ptr[Shared]) -> None:
 
 
 @native
-def install(record: u64, handler: u64, region: u64) -> u1:
-    """Have a region take over at a record that has this handler; no if it has another by now."""
-    return cas64(record, handler, region) == handler
+def install(shared: Ptr[Shared], record: u64, handler: u64, region: u64, records: u64, generation: u64) -> u1:
+    """Have a region take over at a record that has this handler; no if it has another by now, or if anything on its page was
+    forgotten since it had this generation: the record may be of another instruction then."""
+    lock_code(addressof(shared) + RESET_LOCK)
+    done = u1(0)
+    if load64(records - PAGE_HEADER + PAGE_GENERATION) == generation:
+        done = cas64(record, handler, region) == handler
+    store64(addressof(shared) + RESET_LOCK, 0)
+    return done

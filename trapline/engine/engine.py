@@ -71,7 +71,7 @@ class Entry:
         self.next_count = bind("trapline_next_count", u64, u64)
         self.fill = bind("trapline_fill", u64, u64, u64, u32)
         self.find_records = bind("trapline_find_records", u64, u64, u64)
-        self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64)
+        self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64, u64, u64, u64)
         if assembler:
             self.choose, self.assemble = (bind(assembler[name], u64, u64) for name in ("choose", "assemble"))
             self.publish = bind(assembler["publish"], u64, u64, u64)

@@ -91,4 +91,4 @@ class Linked:
             target = engine.check_address
         current = ctypes.c_uint64.from_address(record).value
         ours = current == engine.code.shapes.handlers[self.shape] or engine.regions is not None and engine.regions.stencils.owns(current)
-        return ours and bool(engine.entry.install(record, current, target))
+        return ours and bool(engine.entry.install(engine.shared_address, record, current, target, facts[1], facts[0]))
