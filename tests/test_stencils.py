@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import random
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ import pytest
 from tests.differential.compare import STATES, compare
 from tests.differential.runners import Here, Stencilled, Trapline
 from tests.engine_machine import PAGE, Bench, hvc_number
-from tests.test_tier1 import LOOPS, PATCH, SEED, SPIN, SYNC_FROM_SPX, bench, entered, registers, spinning
+from tests.test_tier1 import LOOPS, PATCH, SEED, SPIN, SYNC_FROM_SPX, Loop, bench, entered, spinning
 from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.regs import CPACR_EL1, ESR_EL2, FAR_EL1
-from trapline.engine import Cpu
 from trapline.engine.engine import TIER1
 from trapline.engine.state import RECORD_SIZE
 from trapline.engine.stencil.arena import Stencils
@@ -55,27 +53,10 @@ class Assembler:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_leaves_what_the_interpreter_leaves(bench: Bench, name: str) -> None:
-    code = bench.load(LOOPS[name])
-    data = bench.memory.page()
-    bench.tables.map(data, data)
-    rng = random.Random(SEED)
-    values = {f"x{n}": rng.getrandbits(64) for n in range(31)} | {"x1": 3000, "x5": data, "x6": 0xFF8, "x7": data}
-    halves = [rng.getrandbits(62) for _ in range(64)]
-    text = rng.randbytes(PAGE)
-
-    def run(cpu: Cpu) -> tuple[int, list[int], bytes]:
-        bench.memory.write(data, text)
-        for k, half in enumerate(halves):
-            setattr(cpu.state.v[k // 2], ("lo", "hi")[k % 2], half)
-        bench.start(cpu, code, **values)
-        cpu.state.sp_el[0] = 64
-        cpu.enter()
-        return cpu[ESR_EL2], registers(cpu), bench.memory.read(data, PAGE)
-
-    cpu = bench.cpu(code)
-    expected = run(cpu)
-    assert Assembler(bench).page(code) >= 3
-    assert run(cpu) == expected, f"seed {SEED}"
+    loop = Loop(bench, name)
+    expected = loop.run()
+    assert Assembler(bench).page(loop.code) >= 3
+    assert loop.run() == expected, f"seed {SEED}"
 
 
 def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,30 +173,37 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("name", LOOPS)
-def test_a_loop_leaves_what_the_interpreter_leaves(bench: Bench, name: str) -> None:
-    code = bench.load(LOOPS[name])
-    data = bench.memory.page()
-    bench.tables.map(data, data)
-    rng = random.Random(SEED)
-    values = {f"x{n}": rng.getrandbits(64) for n in range(31)} | {"x1": 3000, "x5": data, "x6": 0xFF8, "x7": data}
-    halves = [rng.getrandbits(62) for _ in range(64)]
-    text = rng.randbytes(PAGE)
+class Loop:
+    """One of LOOPS with random registers and memory, to be run again and again from the same state."""
 
-    def run(cpu: Cpu) -> tuple[int, list[int], bytes]:
-        bench.memory.write(data, text)
-        for k, half in enumerate(halves):
+    def __init__(self, bench: Bench, name: str) -> None:
+        self._bench, self.code, self._data = bench, bench.load(LOOPS[name]), bench.memory.page()
+        bench.tables.map(self._data, self._data)
+        rng = random.Random(SEED)
+        fixed = {"x1": 3000, "x5": self._data, "x6": 0xFF8, "x7": self._data}
+        self._values = {f"x{n}": rng.getrandbits(64) for n in range(31)} | fixed
+        self._halves = [rng.getrandbits(62) for _ in range(64)]
+        self._text = rng.randbytes(PAGE)
+        self._cpu = bench.cpu(self.code)
+
+    def run(self) -> tuple[int, list[int], bytes]:
+        """The syndrome, the registers and the memory that it leaves."""
+        cpu, bench = self._cpu, self._bench
+        bench.memory.write(self._data, self._text)
+        for k, half in enumerate(self._halves):
             setattr(cpu.state.v[k // 2], ("lo", "hi")[k % 2], half)
-        bench.start(cpu, code, **values)
+        bench.start(cpu, self.code, **self._values)
         cpu.state.sp_el[0] = 64
         cpu.enter()
-        return cpu[ESR_EL2], registers(cpu), bench.memory.read(data, PAGE)
+        return cpu[ESR_EL2], registers(cpu), bench.memory.read(self._data, PAGE)
 
-    cpu = bench.cpu(code)
-    expected = run(cpu)
-    start = code if LOOPS[name].lstrip().startswith("loop") else code + 4
-    Tier1(bench).install(start)
-    assert run(cpu) == expected, f"seed {SEED}"
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_leaves_what_the_interpreter_leaves(bench: Bench, name: str) -> None:
+    loop = Loop(bench, name)
+    expected = loop.run()
+    Tier1(bench).install(loop.code if LOOPS[name].lstrip().startswith("loop") else loop.code + 4)
+    assert loop.run() == expected, f"seed {SEED}"
 
 
 def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
