@@ -141,7 +141,7 @@ def test_other_exits() -> None:
     hypercall.ret = -1
     assert run[88:96] == b"\xff" * 8 and hypercall.ret == (1 << 64) - 1
     assert x86_exits.decode_exit(pretend(4, "<IIQQQ", 3, 0, 0x1234, 0xFFFF0FF0, 0x400)) == x86_exits.DebugExit(3, 0x1234, 0xFFFF0FF0, 0x400)
-    assert x86_exits.decode_exit(pretend(9, "<QI", 0x8000_0021, 1)) == x86_exits.FailEntry(0x8000_0021, 1)
+    assert x86_exits.decode_exit(pretend(9, "<QI", 0x8000_0021, 1)) == exits.FailEntry(0x8000_0021, 1)
     assert x86_exits.decode_exit(pretend(26, "<B", 0x31)) == x86_exits.IoapicEoi(0x31)
     assert x86_exits.decode_exit(pretend(37, "<I", 1)) == x86_exits.NotifyExit(1)
     mmio = x86_exits.decode_exit(pretend(6, "<Q8sIB", 0x1000, b"\1\2\3\4", 4, 1))

@@ -16,10 +16,9 @@ The classes are those of `trapline.open(backend="kvm")` on an x86-64 host, named
 
 from __future__ import annotations
 
-from trapline.abi.exits import DirtyRingFull, InternalError, IntrExit, MemoryFault, MmioExit, SystemEvent
+from trapline.abi.exits import DirtyRingFull, FailEntry, InternalError, IntrExit, MemoryFault, MmioExit, SystemEvent
 from trapline.abi.x86_exits import (
     DebugExit,
-    FailEntry,
     HltExit,
     HypercallExit,
     IoExit,

@@ -229,7 +229,7 @@ class DebugExit(Exit):
 
 @dataclass(slots=True)
 class FailEntry(Exit):
-    """The vCPU could not be entered."""
+    """The vCPU could not be entered; the number is the hardware's reason."""
 
     hardware_entry_failure_reason: int
     cpu: int

@@ -241,15 +241,6 @@ class ShutdownExit(Exit):
 
 
 @dataclass(slots=True)
-class FailEntry(Exit):
-    """The processor refused to enter the guest with this state; the number is the hardware's."""
-
-    hardware_entry_failure_reason: int
-    cpu: int
-    reason = ExitReason.FAIL_ENTRY.value
-
-
-@dataclass(slots=True)
 class ExceptionExit(Exit):
     """An exception that KVM passes on."""
 
@@ -344,7 +335,6 @@ LAYOUTS: Mapping[type[Exit], Struct] = MappingProxyType({
     HltExit: Struct("<"),
     IrqWindowOpen: Struct("<"),
     ShutdownExit: Struct("<"),
-    FailEntry: Struct("<QI"),
     SetTprExit: Struct("<"),
     TprAccessExit: Struct("<QI"),
     NmiExit: Struct("<"),
@@ -361,7 +351,15 @@ LAYOUTS: Mapping[type[Exit], Struct] = MappingProxyType({
 ANSWERED: tuple[type[Exit], ...] = (IoExit, RdmsrExit, WrmsrExit, HypercallExit)
 """Exits that keep hold of kvm_run, for the answer."""
 
-_SHARED = (exits.MmioExit, exits.IntrExit, exits.InternalError, exits.SystemEvent, exits.DirtyRingFull, exits.MemoryFault)
+_SHARED = (
+    exits.MmioExit,
+    exits.FailEntry,
+    exits.IntrExit,
+    exits.InternalError,
+    exits.SystemEvent,
+    exits.DirtyRingFull,
+    exits.MemoryFault,
+)
 """Exits of `exits.py` that mean the same on x86."""
 
 

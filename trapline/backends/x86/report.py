@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trapline.abi.exits import Exit, InternalError
+from trapline.abi.exits import Exit, FailEntry, InternalError
 from trapline.abi.x86 import SEGMENTS
-from trapline.abi.x86_exits import INTERNAL_ERROR_MEANINGS, DebugExit, FailEntry, ShutdownExit, instruction_bytes
+from trapline.abi.x86_exits import INTERNAL_ERROR_MEANINGS, DebugExit, ShutdownExit, instruction_bytes
 from trapline.errors import KvmError
 from trapline.x86_64.registers import Cr0, Cr4, Efer, Rflags
 
