@@ -12,10 +12,12 @@ FOLDER = os.environ.get("KVM_UNIT_TESTS", "")
 
 MUST_PASS = (
     *("selftest-setup", "selftest-vectors-kernel", "selftest-vectors-user", "selftest-smp", "psci", "timer"),
-    *("gicv2-ipi", "gicv2-mmio", "gicv2-active", "gicv3-ipi", "gicv3-active", "its-introspection", "its-trigger"),
+    *("gicv2-ipi", "gicv2-mmio", "gicv2-mmio-up", "gicv2-mmio-3p", "gicv2-active", "gicv3-ipi", "gicv3-active"),
+    *("its-introspection", "its-trigger", "its-migration", "its-pending-migration", "its-migrate-unmapped-collection"),
     *("pmu-cycle-counter", "pmu-event-introspection", "pmu-event-counter-config", "pmu-basic-event-count", "pmu-sw-incr"),
     *("pmu-chained-counters", "pmu-chained-sw-incr"),
     *("cache", "pci-test", "pl031", "debug-bp", "debug-wp", "debug-sstep"),
+    *("debug-bp-migration", "debug-wp-migration", "debug-sstep-migration"),
 )
 
 

@@ -19,6 +19,7 @@ DEFAULT_LIMIT = 90.0
 SKIPPED, TIMED_OUT, CRASHED = 77 >> 1, 124, 126
 """Exit statuses. An image announces that all its tests were skipped as 77, not shifted as other results are."""
 
+KEY = "\n"
 ENVIRONMENT = "ERRATA_FORCE=y\n"
 """What the images read from their initial ramdisk: run tests that old, broken kernels had to be spared, too."""
 
@@ -29,6 +30,7 @@ class Test:
 
     kvm:       the feature is a hypervisor's: a bare machine has not got it.
     counting:  for tests that count instructions: the software machine does that in deterministic runs.
+    key:       the test asks for a key, by when the VM is to have been migrated. It gets the key; nothing is migrated.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Test:
     gic: int = 3
     kvm: bool = False
     counting: bool = False
+    key: bool = False
 
 
 TESTS = (
@@ -53,6 +56,7 @@ TESTS = (
     Test("pmu-event-counter-config", "pmu", "pmu-event-counter-config", kvm=True),
     Test("pmu-basic-event-count", "pmu", "pmu-basic-event-count", kvm=True, counting=True),
     Test("pmu-mem-access", "pmu", "pmu-mem-access", kvm=True),
+    Test("pmu-mem-access-reliability", "pmu", "pmu-mem-access-reliability", kvm=True),
     Test("pmu-sw-incr", "pmu", "pmu-sw-incr", kvm=True),
     Test("pmu-chained-counters", "pmu", "pmu-chained-counters", kvm=True),
     Test("pmu-chained-sw-incr", "pmu", "pmu-chained-sw-incr", kvm=True),
@@ -60,17 +64,25 @@ TESTS = (
     Test("pmu-overflow-interrupt", "pmu", "pmu-overflow-interrupt", kvm=True),
     Test("gicv2-ipi", "gic", "ipi", cpus=CPUS, gic=2),
     Test("gicv2-mmio", "gic", "mmio", cpus=CPUS, gic=2),
+    Test("gicv2-mmio-up", "gic", "mmio", gic=2),
+    Test("gicv2-mmio-3p", "gic", "mmio", cpus=3, gic=2),
     Test("gicv2-active", "gic", "active", cpus=CPUS, gic=2),
     Test("gicv3-ipi", "gic", "ipi", cpus=CPUS),
     Test("gicv3-active", "gic", "active", cpus=CPUS),
     Test("its-introspection", "gic", "its-introspection", cpus=CPUS),
     Test("its-trigger", "gic", "its-trigger", cpus=CPUS),
+    Test("its-migration", "gic", "its-migration", cpus=CPUS, key=True),
+    Test("its-pending-migration", "gic", "its-pending-migration", cpus=CPUS, key=True),
+    Test("its-migrate-unmapped-collection", "gic", "its-migrate-unmapped-collection", cpus=CPUS, key=True),
     Test("psci", "psci", cpus=CPUS),
     Test("timer", "timer"),
     Test("cache", "cache"),
     Test("debug-bp", "debug", "bp"),
+    Test("debug-bp-migration", "debug", "bp-migration", key=True),
     Test("debug-wp", "debug", "wp"),
+    Test("debug-wp-migration", "debug", "wp-migration", key=True),
     Test("debug-sstep", "debug", "ss"),
+    Test("debug-sstep-migration", "debug", "ss-migration", key=True),
     Test("mte-sync", "mte", "sync", needs="MTE"),
     Test("mte-async", "mte", "async", needs="MTE"),
     Test("mte-asymm", "mte", "asymm", needs="MTE"),
@@ -100,7 +112,7 @@ def run_folder(folder: str, names: list[str], backend: str, machine: str, limit:
     if unknown:
         raise BadInput(f"kut: no test called {', '.join(sorted(unknown))}; there are {', '.join(test.name for test in TESTS)}")
     tally: Counter[str] = Counter()
-    print(f"{'test':26} {'result':8} {'checks':18} {'seconds':>7}  note")
+    print(f"{'test':31} {'result':8} {'checks':18} {'seconds':>7}  note")
     with tempfile.NamedTemporaryFile("w", prefix="trapline-kut-") as environment:
         environment.write(ENVIRONMENT)
         environment.flush()
@@ -109,7 +121,7 @@ def run_folder(folder: str, names: list[str], backend: str, machine: str, limit:
                 continue
             result = run_test(test, directory, environment.name, backend, machine, limit)
             tally[result.verdict] += 1
-            print(f"{test.name:26} {result.verdict:8} {result.checks:18} {result.seconds:7.1f}  {result.note}", flush=True)
+            print(f"{test.name:31} {result.verdict:8} {result.checks:18} {result.seconds:7.1f}  {result.note}", flush=True)
     print(", ".join(f"{number} {verdict}" for verdict, number in tally.items()))
     return 1 if tally["FAIL"] or tally["TIMEOUT"] or tally["CRASH"] else 0
 
@@ -131,7 +143,7 @@ def run_test(test: Test, directory: Path, environment: str, backend: str, machin
     if test.counting and backend != "kvm":
         command.append("--deterministic")
     start = time.monotonic()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, input=KEY if test.key else "", capture_output=True, text=True, errors="replace", check=False)
     return judge(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
 
