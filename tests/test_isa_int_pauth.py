@@ -199,6 +199,7 @@ def test_a_failed_check_is_an_exception() -> None:
         m.put(at + 4, MARKERS[1])
         m.state.sysreg[SCTLR_EL1.slot] |= sum(pauth.ENABLES)
         m.state.sysreg[HCR_EL2.slot] |= HCR_EL2.API.mask
+        m.state.sysreg[TCR_EL1.slot] = TCR  # codes go up to bit 63, so what fails its check is no address of anything
         for text in plain:
             m.put(at, assemble(text))
             m.state.x[0] = USER | 1 << 50

@@ -1,7 +1,7 @@
 """Pointer authentication: where the code goes in a pointer, and how it is computed, as the ID registers tell it.
 
-The algorithm is QARMA5 or QARMA3 (`qarma.py`) or the implementation-defined one, three rounds of multiply and fold, which is the
-quick one. It mixes well, and it is no secret: a guest that could read its own keys could compute codes, as on hardware, and one that
+The algorithm is QARMA5 or QARMA3 (`qarma.py`) or the implementation-defined one, two multiplications whose products are folded, which
+is the quick one. It mixes well, and it is no secret: a guest that could read its own keys could compute codes, as on hardware, and one that
 can't, can't. What happens to a pointer that already has high bits, and to one whose check fails, depends on FEAT_EPAC, FEAT_PAuth2
 and FEAT_FPAC; without those a failed check leaves a non-canonical pointer.
 """
@@ -13,8 +13,8 @@ from trapline.arm64.qarma import qarma
 from trapline.arm64.regs import TABLE
 from trapline.arm64.regs.el1 import PAUTH_KEYS, SCTLR_EL1, TCR_EL1
 from trapline.arm64.regs.identification import ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR2_EL1
-from trapline.arm64.state import CpuState
-from trapline.bits.native import Ptr, native, u1, u64
+from trapline.arm64.state import REGIME_EL1, CpuState
+from trapline.bits.native import Ptr, native, u1, u64, u128
 
 assert TABLE is not None  # the registers have their slots
 
@@ -39,6 +39,7 @@ BELOW_TOP_BYTE = SIGN - 1
 API, APA, APA3 = ID_AA64ISAR1_EL1.API, ID_AA64ISAR1_EL1.APA, ID_AA64ISAR2_EL1.APA3
 EPAC, PAUTH2, FPAC, FPACCOMBINE = 2, 3, 4, 5
 """Values of those fields: what more there is than FEAT_PAuth."""
+PLAIN = 1 << API.lo
 
 
 @native
@@ -51,17 +52,27 @@ def pac_level(cpu: Ptr[CpuState]) -> u64:
 @native
 def compute_pac(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
     """ComputePAC(): 64 bits that depend on all bits of the key, the data and the modifier."""
+    if cpu.sysreg[ID_AA64ISAR1_EL1.slot] & API.mask == 0:
+        return compute_qarma(cpu, key, data, modifier)
+    return mix(cpu, key, data, modifier)
+
+
+@native
+def mix(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
+    """ComputePAC() by the implementation-defined algorithm."""
     low = cpu.sysreg[KEY_SLOTS[2 * key]]
     high = cpu.sysreg[KEY_SLOTS[2 * key + 1]]
-    if cpu.sysreg[ID_AA64ISAR1_EL1.slot] & API.mask == 0:
-        if cpu.sysreg[ID_AA64ISAR1_EL1.slot] & APA.mask != 0:
-            return qarma(data, modifier, high, low, False)
-        if cpu.sysreg[ID_AA64ISAR2_EL1.slot] & APA3.mask != 0:
-            return qarma(data, modifier, high, low, True)
-    x = (data ^ low) * 0x9E3779B97F4A7C15
-    x = (x ^ x >> 32 ^ modifier) * 0xBF58476D1CE4E5B9
-    x = (x ^ x >> 29 ^ high) * 0x94D049BB133111EB
+    product = u128(data ^ low ^ 0x9E3779B97F4A7C15) * u128(modifier ^ high ^ 0xBF58476D1CE4E5B9)
+    x = (u64(product) ^ u64(product >> 64)) * 0x94D049BB133111EB
     return x ^ x >> 31
+
+
+@native
+def compute_qarma(cpu: Ptr[CpuState], key: u64, data: u64, modifier: u64) -> u64:
+    """ComputePAC() by QARMA5 or QARMA3."""
+    low = cpu.sysreg[KEY_SLOTS[2 * key]]
+    high = cpu.sysreg[KEY_SLOTS[2 * key + 1]]
+    return qarma(data, modifier, high, low, cpu.sysreg[ID_AA64ISAR1_EL1.slot] & APA.mask == 0)
 
 
 @native
@@ -89,6 +100,12 @@ def pac_mask(cpu: Ptr[CpuState], tcr: u64, upper: u64, ignored: u64) -> u64:
     size = tcr >> (T1SZ if upper != 0 else u64(T0SZ)) & 63
     if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
         size = unusual_size(cpu, tcr, upper, size)
+    return mask_of(size, upper, ignored)
+
+
+@native
+def mask_of(size: u64, upper: u64, ignored: u64) -> u64:
+    """`pac_mask` where addresses have 64 - `size` bits."""
     return (ONES << (64 - size)) & (BELOW_TOP_BYTE if ignored >> upper & 1 != 0 else u64(ONES)) & ~SIGN
 
 
@@ -99,8 +116,36 @@ def is_enabled(cpu: Ptr[CpuState], key: u64) -> u1:
 
 
 @native
+def usual_mask(cpu: Ptr[CpuState], key: u64, pointer: u64) -> u64:
+    """`pac_mask` under EL1's registers for an address of usual size and plain FEAT_PAuth with our own algorithm; 0 where that is not so.
+
+    Pointers are signed and checked in every function of a kernel, nearly always under these circumstances.
+    """
+    tcr = cpu.sysreg[TCR_EL1.slot]
+    upper = pointer >> 55 & 1
+    size = tcr >> (upper << 4) & 63
+    if cpu.regime != REGIME_EL1 or cpu.sysreg[ID_AA64ISAR1_EL1.slot] & (API.mask | APA.mask) != PLAIN:
+        return 0
+    if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
+        return 0
+    return mask_of(size, upper, ignored_top_bytes(tcr, key >= 2))
+
+
+@native
 def pac_add(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """AddPAC(): keys are numbered IA, IB, DA, DB. A disabled key leaves the pointer alone."""
+    mask = usual_mask(cpu, key, pointer)
+    sign: u64 = mask | SIGN if pointer & SIGN != 0 else u64(0)
+    if mask == 0 or pointer & (mask | SIGN) != sign:
+        return pac_add_any(cpu, key, pointer, modifier)
+    if cpu.sysreg[SCTLR_EL1.slot] & ENABLES[key] == 0:
+        return pointer
+    return pointer & ~mask | mix(cpu, key, pointer, modifier) & mask
+
+
+@native(seldom=True)
+def pac_add_any(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
+    """`pac_add` under any circumstances, of any pointer."""
     if not is_enabled(cpu, key):
         return pointer
     tcr = current_tcr(cpu)
@@ -124,6 +169,16 @@ def pac_add(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
 @native
 def pac_auth(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """Auth(): the pointer without its code, made non-canonical when the code is wrong."""
+    mask = usual_mask(cpu, key, pointer)
+    plain = pointer | mask if pointer & SIGN != 0 else pointer & ~mask
+    if mask == 0 or (mix(cpu, key, plain, modifier) ^ pointer) & mask != 0:
+        return pac_auth_any(cpu, key, pointer, modifier)
+    return plain if cpu.sysreg[SCTLR_EL1.slot] & ENABLES[key] != 0 else pointer
+
+
+@native(seldom=True)
+def pac_auth_any(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
+    """`pac_auth` under any circumstances, of any pointer."""
     if not is_enabled(cpu, key):
         return pointer
     tcr = current_tcr(cpu)

@@ -89,7 +89,9 @@ R = TypeVar("R")
 class NativeFunction(Generic[P, R]):
     """A function of the subset. Its source is looked at when it is first called or emitted."""
 
-    def __init__(self, function: Callable[P, R], name: str | None, enclosing: dict[str, Any], host: HostForm | None = None):
+    def __init__(
+        self, function: Callable[P, R], name: str | None, enclosing: dict[str, Any], host: HostForm | None = None, seldom: bool = False
+    ):
         assert isinstance(function, FunctionType)
         functools.update_wrapper(self, function)
         self.__qualname__: str = function.__qualname__
@@ -99,6 +101,8 @@ class NativeFunction(Generic[P, R]):
         self._enclosing = enclosing
         self.host = host
         """What expressions may use instead of a call."""
+        self.seldom = seldom
+        """Whether callers are to be compiled as if it were never called."""
 
     @property
     def symbol(self) -> str:
@@ -182,17 +186,21 @@ class NativeFunction(Generic[P, R]):
 @overload
 def native(function: Callable[P, R], /) -> NativeFunction[P, R]: ...
 @overload
-def native(*, name: str | None = None, host: HostForm | None = None) -> Callable[[Callable[P, R]], NativeFunction[P, R]]: ...
-def native(function: Callable[..., Any] | None = None, /, *, name: str | None = None, host: HostForm | None = None) -> Any:
+def native(
+    *, name: str | None = None, host: HostForm | None = None, seldom: bool = False
+) -> Callable[[Callable[P, R]], NativeFunction[P, R]]: ...
+def native(
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, host: HostForm | None = None, seldom: bool = False
+) -> Any:
     """Make a native function. `name` replaces the function's own name in the symbol (for functions made by a factory).
 
-    `host` is an instruction that some hosts have for it.
+    `host` is an instruction that some hosts have for it. `seldom` keeps a function that is hardly ever called out of its callers' way.
     """
     nested = sys._getframe(1)
     enclosing = {} if nested.f_code.co_name == "<module>" else dict(nested.f_locals)
     if function is None:
-        return lambda f: NativeFunction(f, name, enclosing, host)
-    return NativeFunction(function, name, enclosing, host)
+        return lambda f: NativeFunction(f, name, enclosing, host, seldom)
+    return NativeFunction(function, name, enclosing, host, seldom)
 
 
 def _closure(functions: Iterable[NativeFunction[Any, Any]]) -> list[native_tree.Function]:

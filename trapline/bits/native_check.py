@@ -107,6 +107,7 @@ class _Checker(ExpressionChecker):
             list(self.tables.values()),
             self.written,
             self.size,
+            self.native.seldom,
         )
 
     def block(self, nodes: list[ast.stmt]) -> list[t.Stmt]:

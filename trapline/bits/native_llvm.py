@@ -93,7 +93,7 @@ class _Emitter:
         if self.block(function.body):
             self.put("ret void" if function.ret is None else "unreachable")
         params = ", ".join(f"{kind.llvm} %p.{name}" for name, kind in function.params)
-        attributes = "nounwind alwaysinline" if function.size <= INLINE_SIZE else "nounwind"
+        attributes = "nounwind noinline" if function.seldom else "nounwind alwaysinline" if function.size <= INLINE_SIZE else "nounwind"
         head = f"define {linkage} {llvm_return(function.ret)} @{function.symbol}({params}) {attributes} {{\nentry:"
         slots = [f"  %v.{name} = alloca {kind.llvm}" for name, kind in memory.items()]
         return "\n".join([head, *slots, *self.hidden, *self.lines, "}"])

@@ -244,3 +244,4 @@ class Function:
     tables: list[Table]
     assigned: set[str]
     size: int
+    seldom: bool
