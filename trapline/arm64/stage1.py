@@ -201,6 +201,14 @@ def walk_stage1(
                 wanted &= ~u64(AP_READONLY)
             effective = hierarchical(wanted, inherited, control)
             packed = leaf_of(effective, level, shift, mair, control, share if ds else u32(descriptor >> 8 & 3))
+            if cache != 0 and level == 3 and granule == 12 and control & (S1_OTHER_SPACE | S1_DS) == 0:
+                reached = Ptr[WalkCache](cache).tables[va >> region & (TABLES - 1)]
+                if reached.tag == tag and reached.space == space:
+                    reached.host = host - (index << 3)
+                    reached.ttbr0 = cpu.sysreg[TTBR0_EL1.slot]
+                    reached.ttbr1 = cpu.sysreg[TTBR1_EL1.slot]
+                    reached.control = u64(control & ~u32(S1_WRITE))
+                    reached.output_bits = u64(output_bits)
             return 0, base | va & ((u64(1) << shift) - 1), packed, where, descriptor, wanted
         inherited |= descriptor
         level += 1
@@ -211,6 +219,7 @@ def walk_stage1(
             found.space = space
             found.table = base
             found.inherited = inherited
+            found.host = 0
 
 
 @native

@@ -16,12 +16,16 @@ from typing import Final
 
 from trapline.arm64.descriptors import (
     ADDRESS,
+    AF,
     AP_READONLY,
+    AP_TABLE_NO_EL0,
+    AP_TABLE_READONLY,
     ATTR_FLAT,
     ATTR_FORCED,
     ATTR_GUARDED,
     ATTR_NONGLOBAL,
     ATTR_STAGE2,
+    DBM,
     FAULT,
     FAULT_FSC,
     FAULT_NO_MEMORY,
@@ -29,22 +33,29 @@ from trapline.arm64.descriptors import (
     FAULT_STAGE2,
     INNER_SHAREABLE,
     LEVEL_SHIFT,
+    LOW_48,
     MEMATTR_SHIFT,
     NORMAL_NC,
     NORMAL_WB,
     OUTER_SHAREABLE,
     PERM_ALL,
     PERMISSION,
+    PRESENT,
+    PXN_TABLE,
     SHARE_SHIFT,
     SIZE_SHIFT,
+    TABLE,
+    TRANSLATION,
+    UXN_TABLE,
 )
 from trapline.arm64.memory import NOWHERE, is_rom, memory_at
-from trapline.arm64.regs.el1 import SCTLR_EL1
+from trapline.arm64.regs.el1 import MAIR_EL1, SCTLR_EL1, TTBR0_EL1, TTBR1_EL1
 from trapline.arm64.regs.el2 import HCR_EL2, SCTLR_EL2
-from trapline.arm64.stage1 import stage1, update_descriptor
+from trapline.arm64.stage1 import S1_STAGE2, hierarchical, leaf_of, stage1, update_descriptor
 from trapline.arm64.stage2 import stage2_access
 from trapline.arm64.state import REGIME_EL1, REGIME_EL2, REGIME_EL2_HOST, CpuState
-from trapline.bits.native import native, u1, u32, u64
+from trapline.arm64.walk_cache import REGION_SHIFTS, TABLES, VALID, WalkCache
+from trapline.bits.native import Ptr, load64, native, u1, u32, u64
 
 ACCESS_READ: Final = 1
 ACCESS_WRITE: Final = 2
@@ -147,6 +158,43 @@ def translate_at(
     return fault, physical, output, leaf, outer
 
 
+NOT_SHORT = 0xFFFF_FFFF
+"""Instead of a fault: the whole walk has to say."""
+TAKEN_AWAY = AP_TABLE_READONLY | AP_TABLE_NO_EL0 | PXN_TABLE | UXN_TABLE
+CANONICAL_HIGH = 0x1FF
+
+
+@native
+def shortcut(cpu: CpuState, va: u64, access: u32, el0: u1, pan: u1, cache: u64) -> tuple[u32, u64, u64, u32, u32]:
+    """`translate_at` for what kernels and programs do all the time: a page of EL1&0 whose table a walk has found before.
+
+    The descriptor is read from memory, so that it can tell of a fault, too. NOT_SHORT for everything that is not plain: descriptors
+    that would have to be updated, what table descriptors forbid, tags in pointers.
+    """
+    top = va >> 55
+    known = Ptr[WalkCache](cache).tables[va >> REGION_SHIFTS[0] & (TABLES - 1)]
+    if known.tag != VALID | va << 8 >> 8 >> REGION_SHIFTS[0] or known.host == 0 or (top != 0 and (el0 or top != CANONICAL_HIGH)):
+        return NOT_SHORT, 0, 0, 0, 0
+    if known.ttbr0 != cpu.sysreg[TTBR0_EL1.slot] or known.ttbr1 != cpu.sysreg[TTBR1_EL1.slot]:
+        return NOT_SHORT, 0, 0, 0, 0
+    descriptor = load64(known.host + (va >> 9 & 0xFF8))
+    if descriptor & (PRESENT | TABLE) != PRESENT | TABLE:
+        return FAULT | TRANSLATION | 3, 0, 0, 0, 0
+    write = access & ACCESS_WRITE != 0
+    output = descriptor & LOW_48 & ~u64(0xFFF) | va & 0xFFF
+    if descriptor & AF == 0 or output >> known.output_bits != 0 or (write and descriptor & (DBM | AP_READONLY) == DBM | AP_READONLY):
+        return NOT_SHORT, 0, 0, 0, 0
+    control = u32(known.control)
+    leaf = leaf_of(hierarchical(descriptor, known.inherited, control), 3, 12, cpu.sysreg[MAIR_EL1.slot], control, u32(descriptor >> 8 & 3))
+    needed = access & (ACCESS_READ | ACCESS_WRITE | ACCESS_EXEC)
+    if permitted(leaf, el0, rules_of(cpu, REGIME_EL1, pan)) & needed != needed:
+        return FAULT | PERMISSION | 3 if known.inherited & TAKEN_AWAY == 0 else u32(NOT_SHORT), 0, 0, 0, 0
+    if control & S1_STAGE2 == 0:
+        return 0, output, output, leaf, PERM_ALL | NORMAL_WB << MEMATTR_SHIFT
+    fault, physical, outer = stage2_access(cpu, output, needed if el0 else needed << 3, cache, True)
+    return 0 if fault == 0 else u32(NOT_SHORT), physical, output, leaf, outer
+
+
 @native
 def translate(cpu: CpuState, va: u64, access: u32) -> tuple[u32, u64, u64, u32]:
     """`translate_cached` without a cache: what memory says now."""
@@ -161,22 +209,31 @@ def translate_cached(cpu: CpuState, va: u64, access: u32, cache: u64) -> tuple[u
     of stage 2 (the IPA is then what HPFAR_EL2 wants) and FAULT_S1PTW if that was met on a stage-1 descriptor. `info` holds INFO_
     flags: permissions of this level, not only the one that was asked for, so that a TLB entry can be filled from it.
 
-    `cache` is the address of a WalkCache that shortens walks, or 0; a fault is always what memory says.
+    `cache` is the address of a WalkCache that shortens walks, or 0; a fault is what memory says, at least in the table that is read last.
     """
     el = u32(cpu.el)
     if access & ACCESS_UNPRIVILEGED != 0 and (el != 2 or cpu.sysreg[HCR_EL2.slot] & HOST == HOST):
         el = 0
     pan = cpu.pan != 0 and el != 0
-    fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, True, cache)
-    if fault != 0 and cache != 0:
-        fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, True, 0)
+    regime = regime_of(cpu, el)
+    fault: u32 = NOT_SHORT
+    physical: u64 = 0
+    ipa: u64 = 0
+    inner: u32 = 0
+    outer: u32 = 0
+    if cache != 0 and regime == REGIME_EL1:
+        fault, physical, ipa, inner, outer = shortcut(cpu, va, access, el == 0, pan, cache)
+    if fault == NOT_SHORT:
+        fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, True, cache)
+        if fault != 0 and cache != 0:
+            fault, physical, ipa, inner, outer = translate_at(cpu, va, access, el, pan, True, True, 0)
     if fault != 0:
         return fault, 0, ipa, 0
     host = memory_at(cpu, physical)
     rom = is_rom(cpu, physical)
     if host == NOWHERE or (rom and access & ACCESS_WRITE != 0):
         return FAULT | FAULT_NO_MEMORY, 0, physical, 0
-    allowed = permitted(inner, el == 0, rules_of(cpu, regime_of(cpu, el), pan)) & (outer & 7 if el == 0 else outer >> 3 & 7)
+    allowed = permitted(inner, el == 0, rules_of(cpu, regime, pan)) & (outer & 7 if el == 0 else outer >> 3 & 7)
     info = allowed & (INFO_READ | INFO_WRITE) | (inner >> SIZE_SHIFT & 0xFF) << INFO_SIZE_SHIFT
     if rom:
         info &= ~INFO_WRITE

@@ -2,7 +2,7 @@
 
 Hardware calls these intermediate TLB entries, and the architecture lets software see them: whoever changes tables must invalidate.
 A cache belongs to one PE. `walk.py` looks into it and enters what it finds; whoever keeps the cache (the engine) invalidates.
-Only valid translations are entered, so a fault always comes from a walk through memory.
+Only valid translations and tables are entered, so a fault is what some descriptor in memory says.
 """
 
 from __future__ import annotations
@@ -23,9 +23,23 @@ FRAME_BITS = 44
 
 class TableEntry(ctypes.Structure):
     """A last-level table of stage 1: the VA region as VALID | VA >> shift, the address space, its (intermediate) physical address,
-    and the table descriptors that led there, ORed, for the permissions that they take away."""
+    and the table descriptors that led there, ORed, for the permissions that they take away.
 
-    _fields_ = [("tag", c_uint64), ("space", c_uint64), ("table", c_uint64), ("inherited", c_uint64)]
+    `host` is where the table lies in this process, if `walk.shortcut` may use it: it belongs to EL1&0 with a granule of 4 KiB, under
+    these values of both base registers, `control` (stage1.py's flags), and for addresses of at most `output_bits`.
+    """
+
+    _fields_ = [
+        ("tag", c_uint64),
+        ("space", c_uint64),
+        ("table", c_uint64),
+        ("inherited", c_uint64),
+        ("host", c_uint64),
+        ("ttbr0", c_uint64),
+        ("ttbr1", c_uint64),
+        ("control", c_uint64),
+        ("output_bits", c_uint64),
+    ]
 
 
 class IpaEntry(ctypes.Structure):
@@ -67,3 +81,5 @@ def forget_stage2(cache: Ptr[WalkCache]) -> None:
         cache.blocks[k].tag = 0
     for k in range(PAGES):
         cache.pages[k].tag = 0
+    for k in range(TABLES):
+        cache.tables[k].host = 0

@@ -104,15 +104,16 @@ class Contents(ctypes.Structure):
     """What may be in a TLB, so that an invalidation looks only where it must.
 
     `used` has a bit for each 64th of the entries; `kinds` the nG values and page sizes seen (tlb.py's KIND_ flags); the filters a
-    bit for each (hashed) 2 MiB and 1 GiB frame of which an entry belongs to a translation larger than 64 KiB and 2 MiB. `journal`
+    bit for each (hashed) 2 MiB and 1 GiB frame of which an entry belongs to a translation larger than 64 KiB and 2 MiB, for each half
+    of the address space (a kernel is made of such translations, and programs hardly ever). `journal`
     has the numbers of the first `fills` entries that were made: few enough entries are undone one by one.
     """
 
     _fields_ = [
         ("used", c_uint64),
         ("kinds", c_uint64),
-        ("large_2m", c_uint64),
-        ("large_1g", c_uint64),
+        ("large_2m", c_uint64 * 2),
+        ("large_1g", c_uint64 * 2),
         ("fills", c_uint64),
         ("journal", c_uint16 * JOURNAL),
     ]

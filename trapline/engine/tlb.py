@@ -62,6 +62,8 @@ FEW = 16
 """So many pages are invalidated one by one; for more the whole TLB is looked through."""
 FRAME = (1 << 44) - 1
 """VA[55:12]: what an invalidation names. The top byte of an entry's address may be a tag."""
+HALF = 43
+"""The bit of a frame that tells the halves of the address space apart."""
 
 EVERYTHING, STAGE1, STAGE2, ASID, PAGES_OF_ASID, PAGES = range(6)
 """Scopes of `invalidate`: all that this vCPU knows; stage 1 of one regime; both stages of EL1&0; one ASID; pages of one ASID
@@ -186,9 +188,9 @@ def note_size(contents: Ptr[Contents], frame: u64, size_log2: u32) -> None:
     if size_log2 <= 16:
         contents.kinds |= KIND_64K
     elif size_log2 <= 21:
-        contents.large_2m |= bloom(frame >> 9)
+        contents.large_2m[frame >> HALF] |= bloom(frame >> 9)
     elif size_log2 <= 30:
-        contents.large_1g |= bloom(frame >> 18)
+        contents.large_1g[frame >> HALF] |= bloom(frame >> 18)
     else:
         contents.kinds |= KIND_HUGE
 
@@ -242,9 +244,16 @@ def forget_contents(contents: Ptr[Contents]) -> None:
     """Nothing is in this TLB."""
     contents.used = 0
     contents.kinds = 0
-    contents.large_2m = 0
-    contents.large_1g = 0
+    forget_sizes(contents)
     contents.fills = 0
+
+
+@native
+def forget_sizes(contents: Ptr[Contents]) -> None:
+    """No entry belongs to a translation of 2 MiB or 1 GiB."""
+    for half in range(2):
+        contents.large_2m[half] = 0
+        contents.large_1g[half] = 0
 
 
 @native
@@ -272,13 +281,14 @@ def widen(contents: Ptr[Contents], first: u64, last: u64) -> tuple[u64, u64]:
     if contents.kinds & KIND_64K != 0:
         low = first & ~u64(0xF)
         high = last | 0xF
-    if filtered(contents.large_2m, first >> 9, last >> 9):
+    half = first >> HALF
+    if filtered(contents.large_2m[half], first >> 9, last >> 9):
         low = first & ~u64(0x1FF)
         high = last | 0x1FF
-    if filtered(contents.large_1g, first >> 18, last >> 18):
+    if filtered(contents.large_1g[half], first >> 18, last >> 18):
         low = first & ~u64(0x3FFFF)
         high = last | 0x3FFFF
-    if contents.kinds & KIND_HUGE != 0:
+    if contents.kinds & KIND_HUGE != 0 or last >> HALF != half:
         low = 0
         high = FRAME
     return low, high
@@ -312,8 +322,7 @@ def drop_data(tlb: Ptr[DataTlb], first: u64, last: u64) -> None:
             low += 1
         return
     used = contents.used
-    contents.large_2m = 0
-    contents.large_1g = 0
+    forget_sizes(contents)
     while used != 0:
         start = ctz(used) * DATA_CHUNK
         used &= used - 1
