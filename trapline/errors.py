@@ -2,6 +2,8 @@
 
     TraplineError
     +-- BadInput            the user's command line or file cannot be used         exit status 125
+    |   +-- BadSnapshot     a snapshot's file is damaged, or is no snapshot
+    +-- SnapshotOrder       saving or restoring steps came in a wrong order
     +-- GuestCrash          the guest brought its machine to a halt                exit status 126
     +-- Timeout             the run took longer than --timeout allows              exit status 124
     +-- NotSupported        asked for something this build or backend lacks        exit status 125
@@ -28,6 +30,14 @@ class BadInput(TraplineError):
     """A command line or a file of the user's cannot be used; the message is one line that says what to do."""
 
     exit_status = 125
+
+
+class BadSnapshot(BadInput):
+    """A file that is no snapshot, or is a damaged or foreign one; the message names what is wrong and where."""
+
+
+class SnapshotOrder(TraplineError):
+    """A step of saving or restoring came too early or too late; the message has the order."""
 
 
 class NotSupported(TraplineError):

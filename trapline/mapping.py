@@ -32,11 +32,14 @@ def _libc() -> ctypes.CDLL:
 LIBC = _libc()
 
 
-def map_far(size: int) -> Any:
-    """`size` zero bytes as an array, unmapped when nothing refers to it any more. OSError when the host has no room."""
+def map_far(size: int, file: int = -1, offset: int = 0) -> Any:
+    """`size` bytes as an array, unmapped when nothing refers to it any more. OSError when the host has no room.
+
+    They are zero, or with `file`, a descriptor, what it holds from `offset` on; changes stay in this process.
+    """
     hint = FAR + int.from_bytes(os.urandom(8), "little") % FAR_SPAN & -ALIGN
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    address = LIBC.mmap(hint, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    flags = mmap.MAP_PRIVATE | MAP_NORESERVE | (mmap.MAP_ANONYMOUS if file < 0 else 0)
+    address = LIBC.mmap(hint, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset)
     if address == FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     memory = (ctypes.c_char * size).from_address(address)

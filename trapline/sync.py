@@ -326,6 +326,9 @@ class World:
         """Nanoseconds since 1970."""
         return time.time_ns()
 
+    def keep(self, name: str, get: Callable[[], int], set: Callable[[int], None]) -> None:
+        """A number that belongs to the state of a world that can be saved: which this one cannot."""
+
     def run_delay(self) -> int:
         """For how many nanoseconds the running task was ready to run, in all, while others had the processor; 0 if the host can't say."""
         try:

@@ -9,7 +9,6 @@ turns only, by an `Outside`.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random as Generator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,14 +73,16 @@ class Turns(World):
         self.skipped = 0
         """Nanoseconds that passed without an instruction."""
         self.clock = VirtualClock(self)
-        self.random = SeededRandom(seed, "hypervisor")
+        self.random = self._random = SeededRandom(seed, "hypervisor")
         self.outside: Outside = Nobody(self)
         self.stop_at: int | None = None
         """When so many instructions have retired `on_stop` is called, which sees to it that none follows."""
         self.on_stop: Callable[[], None] = lambda: None
         self.trace: Callable[[Any, str], None] | None = None
         """Called after each run of a vCPU's processor, with the processor and the kind of its exit."""
-        self._sources: Counter[str] = Counter()
+        self._sources: dict[str, Source] = {}
+        """The newest of each purpose."""
+        self._kept: dict[str, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self._left = quantum
         self._alarms: list[tuple[int, int, Callable[[], None]]] = []
         self._serial = 0
@@ -118,8 +119,40 @@ class Turns(World):
 
     def entropy(self, purpose: str) -> Callable[[int], bytes]:
         """A source of bytes that depends on the seed, what it is for, and how often one was asked for that before."""
-        self._sources[purpose] += 1
-        return Generator(f"{self.seed}:{purpose}:{self._sources[purpose]}").randbytes
+        serial = self._sources[purpose].serial + 1 if purpose in self._sources else 1
+        self._sources[purpose] = source = Source(self.seed, purpose, serial)
+        return source.bytes
+
+    def keep(self, name: str, get: Callable[[], int], set: Callable[[int], None]) -> None:
+        """A number that belongs to the state of this machine and that no call of KVM's shows: `save` and `load` take it along."""
+        self._kept[name] = get, set
+
+    def save(self) -> dict[str, Any]:
+        """Where time and randomness stand, as plain values; between two runs of the tasks."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "retired": self.retired,
+            "exits": self.exits,
+            "skipped": self.skipped,
+            "sources": {purpose: [source.serial, source.words] for purpose, source in self._sources.items()},
+            "random": self._random.words,
+            "kept": {name: get() for name, (get, _) in self._kept.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there: everything that asks for randomness has been made, as it had been there."""
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self.retired, self.exits, self.skipped = state["retired"], state["exits"], state["skipped"]
+        for purpose, (serial, words) in state["sources"].items():
+            if purpose in self._sources:
+                self._sources[purpose].become(self.seed, purpose, serial, words)
+            else:
+                self._sources[purpose] = Source(self.seed, purpose, serial, words)
+        self._random.become(self.seed, "hypervisor", state["random"])
+        for name, value in state["kept"].items():
+            if name in self._kept:
+                self._kept[name][1](value)
 
     def wall_clock(self) -> float:
         """Seconds since 1970, as a real-time clock in the machine counts them."""
@@ -298,14 +331,47 @@ class VirtualClock(Clock):
         TurnQueue("sleep", self._turns).wait(deadline_ns)
 
 
+WORD_BITS = 32
+"""Of a generator's output: what is drawn takes whole words."""
+
+
+class Source:
+    """Bytes that follow from a seed, what they are for, and how often one was asked for that before (`serial`)."""
+
+    __slots__ = ("_generator", "serial", "words")
+
+    def __init__(self, seed: int, purpose: str, serial: int, words: int = 0) -> None:
+        self.become(seed, purpose, serial, words)
+
+    def become(self, seed: int, purpose: str, serial: int, words: int) -> None:
+        """Stand where another one stood that had given so many words."""
+        self.serial, self.words = serial, words
+        self._generator = Generator(f"{seed}:{purpose}:{serial}")
+        if words:
+            self._generator.getrandbits(WORD_BITS * words)
+
+    def bytes(self, count: int) -> bytes:
+        """The next bytes."""
+        self.words += -(-8 * count // WORD_BITS)
+        return self._generator.randbytes(count)
+
+
 class SeededRandom(Random):
     """Numbers that follow from a seed and what they are for."""
 
-    __slots__ = ()
+    __slots__ = ("words",)
 
     def __init__(self, seed: int, purpose: str) -> None:
+        self.become(seed, purpose, 0)
+
+    def become(self, seed: int, purpose: str, words: int) -> None:
+        """Stand where another one stood that had given so many words."""
+        self.words = words
         self._source = Generator(f"{seed}:{purpose}")
+        if words:
+            self._source.getrandbits(WORD_BITS * words)
 
     def bits(self, count: int) -> int:
         """`count` random bits."""
+        self.words += -(-count // WORD_BITS)
         return self._source.getrandbits(count)

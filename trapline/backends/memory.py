@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trapline.errors import BadInput
@@ -20,14 +22,28 @@ class Slots(Protocol):
         """Put memory of this process at a guest physical address; no size deletes the slot."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Contents of guest memory in a file, and which pages of them are not zero: ranges of numbers, first and count."""
+
+    file: int
+    offset: int
+    pages: Sequence[tuple[int, int]]
+
+
 class GuestMemory:
     """`size` bytes of guest memory at `guest_phys_addr`, readable and writable like a bytearray.
 
     The guest sees writes at once, and the other way round. The mapping lives until the slot is deleted: by `close`, or with the VM.
     """
 
-    def __init__(self, vm: Slots, slot: int, guest_phys_addr: int, size: int, flags: int, host: Any = None) -> None:
-        """Make the mapping (or use `host`, a writable page-aligned buffer) and the slot."""
+    def __init__(
+        self, vm: Slots, slot: int, guest_phys_addr: int, size: int, flags: int, host: Any = None, stored: Stored | None = None
+    ) -> None:
+        """Make the mapping (or use `host`, a writable page-aligned buffer) and the slot.
+
+        With `stored` the memory is that of a file, read when it is touched; all who map the same file share what they do not change.
+        """
         if size <= 0 or size % PAGE:
             raise BadInput(f"memory size {size:#x} is not a positive multiple of the page size {PAGE:#x}")
         self.guest_phys_addr = guest_phys_addr
@@ -36,14 +52,18 @@ class GuestMemory:
         self.flags = flags
         self._vm = vm
         self._owned = host is None
-        # The guest's memory starts on a huge page, so that KVM can map it by blocks.
-        self._buffer = map_far(size + HUGE_PAGE) if self._owned else host
+        self.stored = stored
+        if stored is not None:
+            self._buffer = map_far(size, stored.file, stored.offset)
+        else:
+            # The guest's memory starts on a huge page, so that KVM can map it by blocks.
+            self._buffer = map_far(size + HUGE_PAGE) if self._owned else host
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
-        skip = -start % HUGE_PAGE if self._owned else 0
+        skip = -start % HUGE_PAGE if self._owned and stored is None else 0
         self.address = start + skip
         """Where the memory is in this process."""
         self._view = memoryview(self._buffer).cast("B")[skip : skip + size]
-        if self._owned and hasattr(mmap, "MADV_HUGEPAGE"):
+        if self._owned and stored is None and hasattr(mmap, "MADV_HUGEPAGE"):
             advise(self.address, size, mmap.MADV_HUGEPAGE)
         vm.set_user_memory_region(slot, flags, guest_phys_addr, size, self.address)
 
@@ -56,6 +76,11 @@ class GuestMemory:
 
     def __setitem__(self, key: int | slice, value: Any) -> None:
         self._view[key] = value
+
+    @property
+    def owned(self) -> bool:
+        """Whether the mapping is private to this object, so that pages which this process never touched are as they were made."""
+        return self._owned
 
     @property
     def view(self) -> memoryview:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from trapline.abi import arm64
 from trapline.abi.arm64_vm import KVM_ARM_SET_COUNTER_OFFSET, CounterOffset
@@ -51,12 +53,16 @@ from trapline.abi.vm import (
 from trapline.backends.base import Backend
 from trapline.backends.file import KvmFile
 from trapline.backends.identity import AIDR, MIDR, REVIDR, Identity, Implementation, smccc_filter, writable_masks
-from trapline.backends.memory import GuestMemory
+from trapline.backends.made import SET_ONCE, Made
+from trapline.backends.memory import GuestMemory, Stored
 from trapline.backends.statistics import Statistics
 from trapline.backends.sysregs import Sysregs
 from trapline.backends.vcpu import Vcpu, VcpuBase, get_attr, has_attr, set_attr
 from trapline.backends.watchdog import Watchdog
 from trapline.errors import NotSupported
+
+if TYPE_CHECKING:
+    from trapline.backends.snapshot.format import Snapshot
 
 VM_FEATURES = {"mte": Cap.ARM_MTE, "nested": Cap.ARM_EL2, "aarch32": Cap.ARM_EL1_32BIT, "sve": Cap.ARM_SVE}
 """Names that `create_vm` takes and the capability each of them needs."""
@@ -82,6 +88,8 @@ class Device(KvmFile):
     def set_attr(self, group: int, attr: int, value: int | bytes = b"", width: int = 8) -> None:
         """Write an attribute. An int is passed as `width` bytes."""
         set_attr(self.vm.backend, self.file, group, attr, value, width)
+        if (group, attr) in SET_ONCE or (group, None) in SET_ONCE:
+            self.vm.made.append(Made.of("device attribute", self.vm.devices.index(self), int(group), int(attr), value, width))
 
     def get_attr(self, group: int, attr: int, size: int = 8) -> int:
         """Read an attribute of `size` bytes. Some attributes take input too: that is 0 here."""
@@ -116,6 +124,8 @@ class VmBase(KvmFile, Generic[V]):
         self.memory: list[GuestMemory] = []
         self.dirty_ring_size = 0
         """Bytes of each vCPU's dirty ring, 0 if there are none."""
+        self.made: list[Made] = []
+        """How the VM came to be what it is, in order: what a snapshot repeats to make another like it."""
 
     def check_extension(self, cap: int) -> int:
         """0 if this VM lacks the capability, else 1 or the number it stands for."""
@@ -127,18 +137,23 @@ class VmBase(KvmFile, Generic[V]):
         request.cap = cap
         for index, value in enumerate(args):
             request.args[index] = value
-        return self.backend.ioctl(self.file, KVM_ENABLE_CAP, request)
+        result = self.backend.ioctl(self.file, KVM_ENABLE_CAP, request)
+        self.made.append(Made.of("capability", int(cap), *args))
+        return result
 
-    def add_memory(self, guest_phys_addr: int, size: int, *, slot: int | None = None, flags: int = 0, host: Any = None) -> GuestMemory:
+    def add_memory(
+        self, guest_phys_addr: int, size: int, *, slot: int | None = None, flags: int = 0, host: Any = None, stored: Stored | None = None
+    ) -> GuestMemory:
         """Add `size` bytes of memory; the slot number is the lowest free one unless given.
 
-        `host` is a writable page-aligned buffer to use instead of a new anonymous mapping.
+        `host` is a writable page-aligned buffer to use instead of a new anonymous mapping, `stored` a part of a file to start from.
         """
         if slot is None:
             used = {memory.slot for memory in self.memory}
             slot = next(number for number in range(len(used) + 1) if number not in used)
-        memory = GuestMemory(self, slot, guest_phys_addr, size, flags, host)
+        memory = GuestMemory(self, slot, guest_phys_addr, size, flags, host, stored)
         self.memory.append(memory)
+        self.made.append(Made.of("memory", slot))
         return memory
 
     def set_user_memory_region(self, slot: int, flags: int, guest_phys_addr: int, size: int, userspace_addr: int) -> None:
@@ -187,6 +202,7 @@ class VmBase(KvmFile, Generic[V]):
         self.backend.ioctl(self.file, KVM_CREATE_DEVICE, request)
         device = Device(self, request.fd, kind)
         self.devices.append(device)
+        self.made.append(Made.of("device", int(kind)))
         return device
 
     def irq_line(self, irq: int, level: int) -> None:
@@ -235,8 +251,9 @@ class VmBase(KvmFile, Generic[V]):
 class Vm(VmBase[Vcpu]):
     """A virtual arm64 machine: memory slots, vCPUs, devices and interrupt lines."""
 
-    def __init__(self, system: System, file: int, features: Mapping[str, bool] = MappingProxyType({})) -> None:
+    def __init__(self, system: System, file: int, features: Mapping[str, bool] = MappingProxyType({}), type: int = 0) -> None:
         super().__init__(system, file)
+        self.type = type
         self._sysregs: Sysregs | None = None
         self._identity: Identity | None = None
         self._vcpu_features = [bit for name, wanted in features.items() if wanted for bit in VCPU_FEATURES.get(name, ())]
@@ -250,6 +267,23 @@ class Vm(VmBase[Vcpu]):
             self._sysregs = Sysregs(self)
         return self._sysregs
 
+    @property
+    def has_sysregs(self) -> bool:
+        """Whether `sysregs` was used."""
+        return self._sysregs is not None
+
+    def snapshot(self, path: str | os.PathLike[str], **more: Any) -> int:
+        """Write the VM's state and memory to a file that `System.restore` makes a VM of; how many bytes of memory it took.
+
+        No vCPU may be running (SnapshotOrder), and every exit must have been answered. `more` are plain values to keep in the file,
+        for `Snapshot.document`. What userspace gave the VM and holds itself (eventfds, routing, coalesced zones, logging) is not in it.
+        """
+        from trapline.backends.snapshot import format, state  # only for those who take snapshots
+
+        turns = self.system.turns
+        document = {"vm": state.save(self), "turns": None if turns is None else turns.save(), **more}
+        return format.write(Path(path), [memory for memory in self.memory if memory.slot >= 0], document)
+
     def identify(
         self, midr: int | None = None, revidr: int | None = None, aidr: int | None = None, others: Iterable[tuple[int, int, int]] = ()
     ) -> None:
@@ -258,12 +292,16 @@ class Vm(VmBase[Vcpu]):
         `others` are the implementations, each MIDR, REVIDR and AIDR, that a guest is told it may run on when it asks (Linux's vendor
         hypervisor calls DISCOVER_IMPL): what it works around errata by. NotSupported for an identity that no processor can have.
         """
+        other = [list(each) for each in others]
         own = {reg_id: value for reg_id, value in ((MIDR, midr), (REVIDR, revidr), (AIDR, aidr)) if value is not None}
-        self._identity = Identity(self, own, (Implementation(*other) for other in others))
+        steps = len(self.made)
+        self._identity = Identity(self, own, (Implementation(*each) for each in other))
+        self.made[steps:] = [Made.of("identity", midr, revidr, aidr, other)]
 
     def set_smccc_filter(self, base: int, count: int, action: int) -> None:
         """Say who serves `count` SMCCC functions from `base` (`SmcccAction`), before the VM runs."""
         set_attr(self.backend, self.file, *smccc_filter(base, count, action))
+        self.made.append(Made.of("SMCCC filter", base, count, int(action)))
 
     def writable_masks(self) -> list[int]:
         """Which bits of which ID registers can be set: a mask for each (op1 0, 1, 3; CRm 0 to 7; op2 0 to 7)."""
@@ -272,6 +310,7 @@ class Vm(VmBase[Vcpu]):
     def set_counter_offset(self, offset: int) -> None:
         """Let both of the guest's counters lag behind the host's by `offset`, once and for all."""
         self.backend.ioctl(self.file, KVM_ARM_SET_COUNTER_OFFSET, CounterOffset(offset, 0))
+        self.made.append(Made.of("counter offset"))
 
     def answers(self, exit: Exit, vcpu: Vcpu) -> bool:
         """Whether a policy or the VM's identity has answered an exit, so that nobody else has to."""
@@ -284,6 +323,7 @@ class Vm(VmBase[Vcpu]):
         vcpu_id = len(self.vcpus) if id is None else id
         vcpu = Vcpu(self, self.backend.ioctl(self.file, KVM_CREATE_VCPU, vcpu_id), vcpu_id)
         self.vcpus.append(vcpu)
+        self.made.append(Made.of("vCPU", vcpu_id))
         if features is not None:
             vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
             if self._identity is not None:
@@ -341,9 +381,23 @@ class System(KvmFile):
                 raise NotSupported(f"no VM feature {name!r}: there are {', '.join(VM_FEATURES)}")
             if wanted and not self.check_extension(VM_FEATURES[name]):
                 raise NotSupported(f"the {self.backend.name} backend has no {name} ({VM_FEATURES[name].name} is 0)")
-        vm = Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), features)
+        vm = Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), features, type)
         self._vms.add(vm)
         return vm
+
+    def restore(self, snapshot: Snapshot | str | os.PathLike[str]) -> Vm:
+        """A new VM in the state that `Vm.snapshot` wrote: a file, or one that is open as a `Snapshot` and already checked.
+
+        Its memory is read from the file when it is touched, so this takes milliseconds, and all VMs restored from one file share what
+        they do not change. BadSnapshot if the file is damaged or this KVM cannot be what it describes.
+        """
+        from trapline.backends.snapshot.format import Snapshot
+        from trapline.backends.snapshot.rebuild import restore
+
+        if isinstance(snapshot, Snapshot):
+            return restore(self, snapshot)
+        with Snapshot(snapshot) as opened:
+            return restore(self, opened)
 
     def close(self) -> None:
         """Close the device file. VMs made from it live on."""

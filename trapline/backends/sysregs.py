@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trapline.abi.caps import Cap
 from trapline.abi.exits import SysregExit
-from trapline.errors import BadInput, NotSupported
+from trapline.errors import BadInput, BadSnapshot, NotSupported
 
 if TYPE_CHECKING:
     from trapline.backends.objects import Vm
@@ -229,6 +229,29 @@ class Sysregs:
     def say(self, line: str) -> None:
         """Where lines go: stderr, unless replaced."""
         print(line, file=sys.stderr, flush=True)
+
+    def state(self) -> dict[str, list[list[int | str]]]:
+        """What registers of `storage` policies hold, by the name that has the policy: vCPU, register, value."""
+        return {
+            name: [[vcpu, register, value] for (vcpu, register), value in sorted(kept.values.items())]
+            for name, kept in self._storages()
+            if kept.values
+        }
+
+    def load_state(self, state: dict[str, list[list[int | str]]]) -> None:
+        """Put that into the policies of the same names; BadSnapshot if one is missing."""
+        kept = dict(self._storages())
+        for name, rows in state.items():
+            if name not in kept:
+                raise BadSnapshot(f"the saved VM stored registers under the policy {name}, which this VM does not have")
+            kept[name].values = {(int(vcpu), str(register)): int(value) for vcpu, register, value in rows}
+
+    def _storages(self) -> Iterator[tuple[str, storage]]:
+        for name, policy in (*self._policies.items(), *self._families, ("", self.default)):
+            while isinstance(policy, log):
+                policy = policy.policy
+            if isinstance(policy, storage):
+                yield name, policy
 
     def lines(self) -> Iterator[str]:
         """A policy file for everything the guest has used."""

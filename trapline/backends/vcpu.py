@@ -38,6 +38,7 @@ from trapline.abi.vcpu import (
     reg_list,
 )
 from trapline.backends.file import KvmFile
+from trapline.backends.made import Made
 from trapline.backends.rings import CoalescedRing, DirtyRing
 from trapline.backends.statistics import Statistics
 from trapline.errors import KvmError, NotSupported, Timeout
@@ -132,6 +133,11 @@ class VcpuBase(KvmFile):
         """Of the run that is on."""
         self._watched: float | None = None
         """What the watchdog was told."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether `run` was ever called."""
+        return self._thread != 0
 
     def statistics(self) -> Statistics:
         """What KVM counts of this vCPU. To be closed by the caller."""
@@ -255,6 +261,7 @@ class VcpuBase(KvmFile):
     def set_attr(self, group: int, attr: int, value: int | bytes, width: int = 4) -> None:
         """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as `width` bytes."""
         set_attr(self._backend, self.file, group, attr, value, width)
+        self.vm.made.append(Made.of("vCPU attribute", self.id, int(group), int(attr), value, width))
 
     def get_attr(self, group: int, attr: int, size: int = 4) -> int:
         """Read an attribute of the vCPU."""
@@ -322,9 +329,11 @@ class Vcpu(VcpuBase):
         """Choose features (`arm64.Feature`) and reset the vCPU."""
         request = arm64.VcpuInit()
         request.target = target
-        for feature in features:
+        chosen = sorted({int(feature) for feature in features})
+        for feature in chosen:
             request.features[feature // 32] |= 1 << feature % 32
         self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
+        self.vm.made.append(Made.of("features", self.id, chosen, target))
 
     def get_one_reg(self, reg_id: int) -> int:
         """The value of the register with this id."""

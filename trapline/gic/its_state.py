@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trapline.errors import KvmError
 from trapline.registers import Field
 
-from .lpi import HostMemory, TableAttributes
+from .lpi import INNER_SHAREABLE, READ_WRITE_ALLOCATE, HostMemory, TableAttributes
 from .state import CpuInterface, Irq
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class Its:
 
 def empty_table(kind: int) -> int:
     """GITS_BASER<n> of a kind of table that the guest has not set up."""
-    return Baser(Type=kind, Entry_Size=ENTRY_BYTES - 1, Page_Size=PAGES_OF_64K)
+    cached = {"InnerCache": READ_WRITE_ALLOCATE, "Shareability": INNER_SHAREABLE}
+    return Baser(Type=kind, Entry_Size=ENTRY_BYTES - 1, Page_Size=PAGES_OF_64K, **cached)
 
 
 def ring_size(cbaser: int) -> int:

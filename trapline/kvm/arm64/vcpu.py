@@ -94,6 +94,7 @@ class Arm64Vcpu:
         self.state = self.cpu.state
         self.sysreg = self.state.sysreg
         self.x = self.state.x
+        vm.machine.world.keep(f"RNDR of vCPU {self.id}", lambda: int(self.state.random), lambda value: setattr(self.state, "random", value))
         self.debug = debug.DebugState()
         self.pvtime = PvTime(self)
         self.attributes = VcpuAttributes(self)
