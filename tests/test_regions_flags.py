@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -44,10 +45,18 @@ def loop(rng: random.Random) -> str:
     return "\n".join([*lines, end, "hvc #1"])
 
 
+def nested(rng: random.Random) -> str:
+    """The same loop x2 times, each time with flags that come in and go out."""
+    after = rng.choice(("adc x14, x14, x16", "csinc x14, x14, x16, hi", "mrs x14, s3_3_c4_c2_0", "eor x14, x14, x5"))
+    inner = loop(rng).removesuffix("hvc #1")
+    return f"outer: ands x16, x16, x2, ror #1\n{inner}\n{after}\nmov x0, x15\nsub x2, x2, #1\ncbnz x2, outer\nhvc #1"
+
+
+@pytest.mark.parametrize("make", [loop, nested])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int) -> None:
+def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int, make: Callable[[random.Random], str]) -> None:
     rng = random.Random(seed)
-    text = loop(rng)
+    text = make(rng)
     code = bench.memory.page()
     bench.memory.write(code, assemble_program(text, code))
     table, data = bench.memory.page(), bench.memory.page()
@@ -64,7 +73,7 @@ def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int) -
             address = 0xDEAD_0000 if bad and k == bad else data + 8 * (k % 8)
             bench.memory.write(table + 8 * k, address.to_bytes(8, "little"))
         chosen = {f"x{n}": values.choice((0, 1, values.getrandbits(64), (1 << 64) - 1, 1 << 63)) for n in range(4, 14)}
-        bench.start(cpu, code, x0=count, x3=table, **chosen)
+        bench.start(cpu, code, x0=count, x2=3, x3=table, x14=0, x15=count, x16=values.getrandbits(64), **chosen)
         cpu[CPACR_EL1], cpu[SPSR_EL2] = CPACR_EL1(FPEN=3), cpu[SPSR_EL2] | values.getrandbits(4) << 28
         for n, number in enumerate((0x3FF << 52, 0x7FF8 << 48, values.getrandbits(64)), 1):
             cpu.state.v[n].lo, cpu.state.v[n].hi = number, 0
@@ -72,6 +81,6 @@ def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int) -
         return cpu[ESR_EL2], cpu[ELR_EL1], cpu[SPSR_EL1], cpu[SPSR_EL2], registers(cpu)
 
     expected = [run(*state) for state in states]
-    Tier1(bench).install(code)
+    Tier1(bench).install(code + 4 * (make is nested and seed % 2))  # a nested loop is entered at its outer or at its inner one
     for state, want in zip(states, expected, strict=True):
         assert run(*state) == want, f"seed {seed}, {state}\n{text}"

@@ -7,6 +7,7 @@ large, so this module is imported only when a software machine is opened.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 from pathlib import Path
 
@@ -48,10 +49,17 @@ def _machine(relocation: str, level: int = 2) -> llvm.TargetMachine:
     )
 
 
+@functools.cache
+def _choose_passes() -> None:
+    """Once for a process: no strength reduction, which gives every address of a loop a register of its own, and there are too few."""
+    llvm.set_option("", "-disable-lsr")
+
+
 class Jit:
     """Compiles IR and loads objects into this process."""
 
     def __init__(self) -> None:
+        _choose_passes()
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self._machine = _machine("pic")

@@ -31,6 +31,7 @@ from trapline.engine.state import (
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Line, in_place, page_name
+from trapline.engine.tier1.loops import KEPT, inner_loops, live_flags, outline
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
 
 PRECISION = 1 << 5
@@ -80,6 +81,7 @@ class RegionEmitter:
         """Whether the host's sticky flag for inexact results is cleared at the entry, and asked where control leaves."""
         self._cells = Cells(region.loops)
         self._lines: list[str] = []
+        self._apart = self._kept = False
         self._ways_out: list[str] = []
         self._count = 0
         self._eager = not region.loops
@@ -115,9 +117,7 @@ class RegionEmitter:
     # -- the function ----------------------------------------------------------------------------------------------------
     def text(self) -> str:
         """The module's functions and data: `region_<tag>`, and `instance_<tag>`, an (generation, records) pair for each page."""
-        blocks = self.region.blocks
-        for block in blocks.values():
-            self._block(block)
+        functions = self._blocks()
         touched = self._writes(self.region.instructions)
         touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
         if self._tracks:
@@ -130,7 +130,7 @@ class RegionEmitter:
         attributes = "strictfp " if self._tracks else ""
         data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
         late = "" if self._eager else self._late.function()
-        return f"{data}{late}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
+        return f"{data}{late}{functions}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
 
     def declarations(self) -> list[str]:
         """What the functions need besides."""
@@ -144,6 +144,10 @@ class RegionEmitter:
             emit.add(f"%s{offset} = alloca {PROMOTED[offset]}, align 16")
         if not self._eager:
             self._late.begin(line)
+        if self._tracks:
+            emit.add("%mxcsr = alloca i32")
+        if self._kept:
+            emit.add(f"%kept = alloca [{len(KEPT)} x i64]")
         for cell in self._cells.numbers.values():
             emit.lines += [f"%page{cell} = alloca i64", f"%distance{cell} = alloca i64", f"store i64 0, ptr %distance{cell}"]
         emit.lines += self._cells.forget()
@@ -191,7 +195,6 @@ class RegionEmitter:
         emit = line.emit
         new = emit.let(f"icmp eq i64 {emit.let(f'and i64 {line.read(FPSR)}, {IXC}')}, 0")
         clear, go = line._label("clear"), line._label("begin")
-        emit.add("%mxcsr = alloca i32")
         emit.add(f"br i1 {new}, label %{clear}, label %{go}")
         emit.add(f"{clear}:")
         emit.add("call void @llvm.x86.sse.stmxcsr(ptr %mxcsr)")
@@ -242,6 +245,47 @@ class RegionEmitter:
             self._require(line, emit.let(f"icmp eq i64 {generation}, {emit.let(f'load i64, ptr {expected}')}"))
 
     # -- blocks ----------------------------------------------------------------------------------------------------------
+    def _blocks(self) -> str:
+        """Emit all blocks; the functions of inner loops are returned."""
+        region = self.region
+        loops = [] if self._eager else [loop for loop in inner_loops(region) if self._entries(loop)]
+        inside = set().union(*loops)
+        pieces: dict[Place, list[str]] = {}
+        for place, block in region.blocks.items():
+            self._lines, self._apart = [], place in inside
+            self._block(block)
+            pieces[place] = self._lines
+        self._lines = [line for place, lines in pieces.items() if place not in inside for line in lines]
+        live = live_flags(region, pieces) if loops else {}
+        functions: list[str] = []
+        for number, loop in enumerate(loops):
+            entries = self._entries(loop)
+            after = {p for place in loop for p in region.destinations(region.blocks[place])} & region.blocks.keys() - loop
+            flags = set().union(*(live[p] for p in entries)), set().union(*(live[p] for p in after))
+            name = f"loop{number}_{self.tag}"
+            lines = {p: pieces[p] for p in pieces if p in loop}
+            made = outline(name, lines, entries, self._start, flags, "strictfp " if self._tracks else "")
+            functions += made.function
+            self._lines += made.call
+        self._kept = bool(loops)
+        return "".join(f"{line}\n" for line in functions)
+
+    def _entries(self, loop: set[Place]) -> list[Place]:
+        """Where control comes into a loop."""
+        region = self.region
+        found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)} | {region.entry}
+        return sorted(found & loop)
+
+    @property
+    def _away(self) -> list[str]:
+        """Where to put lines that leave the region: behind the block, or, if that is in a function of its own, apart."""
+        if not self._apart:
+            return self._lines
+        self._count += 1
+        self._lines.append(f"br label %away{self._count}")
+        self._ways_out.append(f"away{self._count}:")
+        return self._ways_out
+
     @staticmethod
     def _start(place: Place) -> str:
         return f"b{page_name(place[0])}_{place[1]}"
@@ -281,13 +325,13 @@ class RegionEmitter:
             if instruction.ends:
                 if not line.closed:
                     way = self._line("e", Recorder(_no_slot), instruction.next)
-                    self._leave(way, instruction.next, dirty, poll=False, out=self._lines)
+                    self._leave(way, instruction.next, dirty, poll=False, out=self._away)
                 return
             if branch is not None:
                 self._branch(line, instruction, branch, dirty)
                 return
         if block.stop is not None:
-            self._leave(self._line("e", Recorder(_no_slot), block.stop), block.stop, dirty, poll=False, out=self._lines)
+            self._leave(self._line("e", Recorder(_no_slot), block.stop), block.stop, dirty, poll=False, out=self._away)
             return
         self._edge(block.body[-1], block.follows[0], dirty)
 
@@ -327,7 +371,7 @@ class RegionEmitter:
         line = self._line("g", Recorder(_no_slot), target)
         if target not in self.region.blocks:
             forward = target[0] == page and target[1] > index
-            self._leave(line, target, dirty, poll=not forward, out=self._lines)
+            self._leave(line, target, dirty, poll=not forward, out=self._away)
             return
         if (here.place, target) in self._cycles:
             self._ask(line, target, dirty)
