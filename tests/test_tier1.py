@@ -52,10 +52,7 @@ class Tier1:
         here, index = Here(self.engine, at & -PAGE, self.texts), at % PAGE >> 2
         region = self.builder.explore(index, here.text)
         assert region is not None
-        text = here.text(0)
-        assert text is not None
-        word = int.from_bytes(text[4 * index : 4 * index + 4], "little")
-        (linked,) = link([self.builder.build(region, self.engine.entry.decode(word, index))], self.engine.code)
+        (linked,) = link([self.builder.build(region)], self.engine.code)
         assert linked.install(self.engine, here, self.texts)
         return linked
 
@@ -109,6 +106,22 @@ LOOPS = {
         subs x1, x1, #1
         b.ne loop
         hvc #1
+    """,
+    "calls elsewhere": """
+        adr x9, work
+        adr x10, more
+        loop: add x2, x2, x1
+        blr x9
+        eor x4, x4, x2
+        and x7, x4, #8
+        cbz x7, even
+        blr x10
+        even: subs x1, x1, #1
+        b.ne loop
+        hvc #1
+        work: madd x2, x2, x1, x2
+        more: add x4, x4, #3
+        ret
     """,
     "vectors": """
         loop: add v0.4s, v0.4s, v1.4s
@@ -371,8 +384,7 @@ def test_a_region_of_code_that_changes_while_it_is_installed(bench: Bench) -> No
     here = Here(bench.engine, code & -PAGE, tier1.texts)
     region = tier1.builder.explore(code % PAGE >> 2, here.text)
     assert region is not None
-    shape = bench.engine.entry.decode(int.from_bytes(bench.memory.read(code, 4), "little"), code % PAGE >> 2)
-    (linked,) = link([tier1.builder.build(region, shape)], bench.engine.code)
+    (linked,) = link([tier1.builder.build(region)], bench.engine.code)
     assert not linked.install(bench.engine, here, Changing())
     bench.start(cpu, code, x0=0, x1=50)
     cpu.enter()

@@ -244,8 +244,7 @@ class Regions(Trapline):
         region = self.builder.explore(index, here.text)
         if region is None:
             return set()
-        word = ctypes.c_uint32.from_address(address).value
-        (linked,) = link([self.builder.build(region, self.engine.entry.decode(word, index))], self.engine.code)
+        (linked,) = link([self.builder.build(region)], self.engine.code)
         if not linked.install(self.engine, here, self.texts):
             return set()
         return {(address & -PAGE) + (page << 12) + (at << 2) for page, at, _ in linked.built.words}

@@ -27,7 +27,8 @@ RECORDINGS = 4096
 """Words whose meaning is remembered: guests can make any number of them."""
 
 Pages = Callable[[int], bytes | None]
-"""The 4 KiB of instructions that lie so many pages after the entry's; None if they are not at hand."""
+"""The 4 KiB of instructions that lie so many pages after the entry's; None if they are not at hand. Zeros (UDF #0) stand for
+instructions that never ran."""
 
 
 class RegionBuilder:
@@ -53,7 +54,7 @@ class RegionBuilder:
         """The region of the instruction at `index` of page 0; None if there is nothing to gain."""
         known: dict[int, bytes | None] = {}
 
-        def fetch(place: Place) -> tuple[int, Recorder] | None:
+        def fetch(place: Place) -> tuple[int, Recorder | None] | None:
             page, at = place
             if page not in known:
                 known[page] = pages(page)
@@ -61,17 +62,16 @@ class RegionBuilder:
             if text is None:
                 return None
             word = int.from_bytes(text[4 * at : 4 * at + 4], "little")
-            recording = self._recording(word)
-            return None if recording is None else (word, recording)
+            return (word, self._recording(word)) if word else None
 
         region = Region((0, index), fetch)
         return region if region.size >= WORTHWHILE else None
 
-    def text(self, region: Region, shape: int) -> tuple[str, str, dict[str, object]]:
-        """Tag, IR and native functions of a region whose entry has this shape number."""
+    def text(self, region: Region) -> tuple[str, str, dict[str, object]]:
+        """Tag, IR and native functions of a region."""
         words = sorted((*i.place, i.word) for i in region.instructions)
-        tag = hashlib.sha256(repr((region.entry, shape, words)).encode()).hexdigest()[:16]
-        emitter = RegionEmitter(region, tag, shape)
+        tag = hashlib.sha256(repr((region.entries, words)).encode()).hexdigest()[:16]
+        emitter = RegionEmitter(region, tag)
         body = emitter.text()
         declared = [f.declare() for f in emitter.natives.values()]  # type: ignore[attr-defined]
         parts = [body, *declared, *declare_intrinsics(emitter.intrinsics), *emitter.declarations()]
@@ -86,13 +86,14 @@ class RegionBuilder:
         self._keep(called)
         return b"".join([" ".join(natives).encode(), b"\n", *found.values(), *none])
 
-    def build(self, region: Region, shape: int) -> Built:
-        """Compile a region, its native functions into the cache; `shape` is the shape number of its first instruction."""
-        tag, text, natives = self.text(region, shape)
+    def build(self, region: Region) -> Built:
+        """Compile a region, its native functions into the cache."""
+        tag, text, natives = self.text(region)
         code = self._jit.compile(text) if region.loops else self._jit.compile_once_through(text)
         self._keep(natives)
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
-        return Built(tag, region.entry[1], tuple(region.pages), words, tuple(sorted(natives)), code)
+        entries = tuple(index for _, index in region.entries)
+        return Built(tag, entries, tuple(region.pages), words, tuple(sorted(natives)), code)
 
     def _keep(self, natives: dict[str, Any]) -> None:
         """Have native functions in the cache."""

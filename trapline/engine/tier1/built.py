@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class Built:
     """A compiled region and what it was made from.
 
-    `entry` is the index of its first instruction in page 0; `pages` are its pages, counted from that one, which comes first;
-    `words` are (page, index, word); `natives` the symbols of the functions that it calls; `code` the object file.
+    `entries` are the indices in page 0 of the instructions where it can be entered, the one it was made for first; `pages` are its
+    pages, counted from that one, which comes first; `words` are (page, index, word); `natives` the symbols of the functions that it
+    calls; `code` the object file.
     """
 
     tag: str
-    entry: int
+    entries: tuple[int, ...]
     pages: tuple[int, ...]
     words: tuple[tuple[int, int, int], ...]
     natives: tuple[str, ...]

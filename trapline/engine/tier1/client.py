@@ -37,9 +37,9 @@ class RegionCompiler:
         self._number = self._answers = 0
         self._failed = False
 
-    def order(self, heat: int, index: int, shape: int, order: Order) -> int | None:
+    def order(self, heat: int, index: int, order: Order) -> int | None:
         """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler at the moment."""
-        return self._ask(order, "wish", heat, index, shape)
+        return self._ask(order, "wish", heat, index)
 
     def order_stencils(self, shapes: list[int], deliver: Callable[[Any], None]) -> bool:
         """Ask for the templates of some shapes; False if there is no compiler at the moment."""

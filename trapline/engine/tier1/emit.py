@@ -10,14 +10,14 @@ on are compared with those it was installed for each time it is entered.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.fp import IXC
 from trapline.arm64.record import Recorder
 from trapline.bits import Bits
 from trapline.bits.native_host import host_features
-from trapline.bits.to_llvm import METADATA, leaves, nodes
+from trapline.bits.to_llvm import METADATA, Emitter, leaves, nodes
 from trapline.engine.handler import AFTER, CC, PROTOTYPE
 from trapline.engine.state import (
     GUARDED,
@@ -27,7 +27,6 @@ from trapline.engine.state import (
     RECORD_SHIFT,
     EngineState,
     ItlbEntry,
-    Shared,
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Line, in_place, page_name
@@ -69,9 +68,8 @@ def _accumulates(write: fx.Write) -> bool:
 class RegionEmitter:
     """The IR of one region."""
 
-    def __init__(self, region: Region, tag: str, shape: int) -> None:
-        """`shape` is the shape number of the entry's instruction: its handler takes over when the region does not apply."""
-        self.region, self.tag, self._shape = region, tag, shape
+    def __init__(self, region: Region, tag: str) -> None:
+        self.region, self.tag = region, tag
         self.externs: set[str] = set()
         self.intrinsics: set[str] = set()
         self.natives: dict[str, object] = {}
@@ -89,6 +87,8 @@ class RegionEmitter:
         self._dirty = self._dirty_at_entry()
         self._cycles = region.back_edges()
         self._pages = region.pages
+        self._home = region.entries[0][0]
+        """The page of the entries."""
 
     # -- what is modified where ------------------------------------------------------------------------------------------
     def _written(self, instructions: Iterable[Instruction]) -> set[int]:
@@ -116,7 +116,11 @@ class RegionEmitter:
 
     # -- the function ----------------------------------------------------------------------------------------------------
     def text(self) -> str:
-        """The module's functions and data: `region_<tag>`, and `instance_<tag>`, an (generation, records) pair for each page."""
+        """The module's functions and data.
+
+        `region_<tag>`, and `instance_<tag>`: for each page its generation and records, then for each entry the handler that takes
+        over when the region does not apply.
+        """
         functions = self._blocks()
         touched = self._writes(self.region.instructions)
         touched |= {leaf.attr for leaf in leaves(self._lasting or ())} & PROMOTED.keys()
@@ -128,7 +132,7 @@ class RegionEmitter:
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
         body = "\n".join(lines)
         attributes = "strictfp " if self._tracks else ""
-        data = f"@instance_{self.tag} = dso_local global [{len(self._pages)} x [2 x i64]] zeroinitializer\n"
+        data = f"@instance_{self.tag} = dso_local global [{2 * len(self._pages) + len(self.region.entries)} x i64] zeroinitializer\n"
         late = "" if self._eager else self._late.function()
         return f"{data}{late}{functions}define dso_local {CC} void @region_{self.tag}({PROTOTYPE}) {attributes}{{\nentry:\n{body}\n}}\n"
 
@@ -138,7 +142,7 @@ class RegionEmitter:
         return [*sorted(self.externs), *flags, METADATA]
 
     def _entry(self, touched: list[int]) -> list[str]:
-        line = self._line("entry", Recorder(_no_slot), self.region.entry)
+        line = self._line("entry", Recorder(_no_slot), self.region.entries[0])
         emit = line.emit
         for offset in touched:
             emit.add(f"%s{offset} = alloca {PROMOTED[offset]}, align 16")
@@ -164,15 +168,25 @@ class RegionEmitter:
             self._require(line, emit(condition))
         if self._tracks:
             self._clear_inexact(line)
-        emit.add(f"br label %{self._start(self.region.entry)}")
+        self._dispatch(emit, self._start)
         emit.add("stale:")
-        shared = line._load_field("shared", 64)
-        at = emit.let(f"inttoptr i64 {shared} to ptr")
-        handlers = emit.let(f"load ptr, ptr {line._field(Shared.handlers.offset, at)}")
-        handler = emit.let(f"load ptr, ptr {line._field(8 * self._shape, handlers)}")
-        emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr %rec, ptr %tlb, i64 poison)")
-        emit.add("ret void")
+        self._dispatch(emit, lambda entry: f"other{entry[1]}")
+        for k, entry in enumerate(self.region.entries):
+            emit.add(f"other{entry[1]}:")
+            handler = emit.let(f"load ptr, ptr {self._instance(2 * len(self._pages) + k)}")
+            emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr {self._record(line, entry)}, ptr %tlb, i64 poison)")
+            emit.add("ret void")
         return emit.lines
+
+    def _dispatch(self, emit: Emitter, label: Callable[[Place], str]) -> None:
+        """Go to the label that belongs to the entry."""
+        first, *others = self.region.entries
+        cases = " ".join(f"i64 {_offset(index)}, label %{label((page, index))}" for page, index in others)
+        emit.add(f"switch i64 %offset, label %{label(first)} [{cases}]")
+
+    def _instance(self, word: int) -> str:
+        """Where a word of the instance is."""
+        return f"getelementptr (i8, ptr @instance_{self.tag}, i64 {8 * word})"
 
     def _reloading(self, registers: list[int]) -> Iterable[str]:
         """The blocks' lines, with the loads where the runtime may have changed registers."""
@@ -180,7 +194,7 @@ class RegionEmitter:
             if line != RELOAD:
                 yield line
                 continue
-            again = self._line("l", Recorder(_no_slot), self.region.entry)
+            again = self._line("l", Recorder(_no_slot), self.region.entries[0])
             for offset in registers:
                 kind = PROMOTED[offset]
                 value = again.emit.let(f"load {kind}, ptr {again._field(offset)}")
@@ -221,28 +235,26 @@ class RegionEmitter:
     def _find_pages(self, line: Line) -> None:
         """Where the region's pages are now; all must be as they were when it was installed."""
         emit = line.emit
-        entry_page, index = self.region.entry
+        home = page_name(self._home)
+        emit.add(f"%records{home} = load i64, ptr {line._field(EngineState.records.offset)}")
+        emit.add(f"%va{home} = load i64, ptr {line._field(EngineState.page_va.offset)}")
+        emit.add(f"%offset = sub i64 {emit.let('ptrtoint ptr %rec to i64')}, %records{home}")
         for k, page in enumerate(self._pages):
             name = page_name(page)
-            expected = f"getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k})"
-            if page == entry_page:
-                emit.add(f"%at{name} = getelementptr i8, ptr %rec, i64 {-index << RECORD_SHIFT + 2}")
-                emit.add(f"%va{name} = load i64, ptr {line._field(EngineState.page_va.offset)}")
-            else:
-                emit.add(f"%va{name} = add i64 %va{page_name(entry_page)}, {(page - entry_page) << 12}")
+            if page != self._home:
+                emit.add(f"%va{name} = add i64 %va{home}, {(page - self._home) << 12}")
                 row = emit.let(f"lshr i64 %va{name}, 12")
                 row = emit.let(f"and i64 {row}, {(1 << ITLB_BITS) - 1}")
                 itlb = emit.let(f"load ptr, ptr {line._field(EngineState.itlb.offset)}")
                 entry = emit.let(f"getelementptr [2 x i64], ptr {itlb}, i64 {row}")
                 tag = emit.let(f"and i64 {emit.let(f'load i64, ptr {entry}')}, {~GUARDED}")
                 self._require(line, emit.let(f"icmp eq i64 {tag}, %va{name}"))
-                records = emit.let(f"load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
-                emit.add(f"%at{name} = inttoptr i64 {records} to ptr")
-            emit.add(f"%records{name} = ptrtoint ptr %at{name} to i64")
-            wanted = emit.let(f"load i64, ptr getelementptr (i8, ptr @instance_{self.tag}, i64 {16 * k + 8})")
+                emit.add(f"%records{name} = load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
+            emit.add(f"%at{name} = inttoptr i64 %records{name} to ptr")
+            wanted = emit.let(f"load i64, ptr {self._instance(2 * k + 1)}")
             self._require(line, emit.let(f"icmp eq i64 %records{name}, {wanted}"))
             generation = emit.let(f"load i64, ptr {line._field(PAGE_GENERATION - PAGE_HEADER, f'%at{name}')}")
-            self._require(line, emit.let(f"icmp eq i64 {generation}, {emit.let(f'load i64, ptr {expected}')}"))
+            self._require(line, emit.let(f"icmp eq i64 {generation}, {emit.let(f'load i64, ptr {self._instance(2 * k)}')}"))
 
     # -- blocks ----------------------------------------------------------------------------------------------------------
     def _blocks(self) -> str:
@@ -273,8 +285,8 @@ class RegionEmitter:
     def _entries(self, loop: set[Place]) -> list[Place]:
         """Where control comes into a loop."""
         region = self.region
-        found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)} | {region.entry}
-        return sorted(found & loop)
+        found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)}
+        return sorted((found | set(region.entries)) & loop)
 
     @property
     def _away(self) -> list[str]:
@@ -429,7 +441,7 @@ class RegionEmitter:
             line._store_field("records", 64, f"%records{page_name(here)}")
 
     def _record(self, line: Line, place: Place) -> str:
-        return line.emit.let(f"getelementptr i8, ptr %at{page_name(place[0])}, i64 {place[1] << RECORD_SHIFT + 2}")
+        return line.emit.let(f"getelementptr i8, ptr %at{page_name(place[0])}, i64 {_offset(place[1])}")
 
     def _leave(self, line: Line, place: Place, dirty: set[int], poll: bool, out: list[str]) -> None:
         """Go on in the interpreter at a place."""
@@ -441,22 +453,26 @@ class RegionEmitter:
             line._jump(record)
         else:
             self._flush(line, dirty, page=False)
-            entry = self.region.entry[0]
-            distance = (place[0] - entry << 12) + (place[1] << 2)
-            line._goto(line.emit.let(f"add i64 %va{page_name(entry)}, {distance}"), landing=False)
+            distance = (place[0] - self._home << 12) + (place[1] << 2)
+            line._goto(line.emit.let(f"add i64 %va{page_name(self._home)}, {distance}"), landing=False)
         out += line.emit.lines
         self._take(line)
 
     def _way_out(self, label: str, place: Place, dirty: set[int]) -> None:
         """Hand the instruction at `place` to the interpreter, with the state before it."""
         self._ways_out.append(f"{label}:")
-        if place == self.region.entry:
+        if place in self.region.entries:
             line = self._line("w", Recorder(_no_slot), place)
             self._flush(line, dirty)
-            line.emit.add("br label %stale")
+            line.emit.add(f"br label %other{place[1]}")
             self._ways_out += line.emit.lines
             return
         self._leave(self._line("w", Recorder(_no_slot), place), place, dirty, poll=False, out=self._ways_out)
+
+
+def _offset(index: int) -> int:
+    """Bytes from a page's first record to that of an instruction."""
+    return index << RECORD_SHIFT + 2
 
 
 def _no_slot(name: str) -> int:

@@ -59,36 +59,45 @@ class Linked:
         self.built = built
         self.address = code.jit.address(f"region_{built.tag}")
         data = code.jit.address(f"instance_{built.tag}")
-        self._instance = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
+        self._facts = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
+        self._others = (ctypes.c_uint64 * len(built.entries)).from_address(data + ctypes.sizeof(self._facts))
 
-    def install(self, engine: Engine, layout: Layout, texts: Texts) -> bool:
-        """Run this region at its entry. False if the code is not what it was made from, or not where it was."""
+    def install(self, engine: Engine, layout: Layout, texts: Texts) -> set[int]:
+        """Run this region at its entries; at which it is run now. None if the code is not what it was made from, or not where it was."""
         built = self.built
         words, facts = {}, []
         for page in built.pages:
             records = layout.records(page)
             if records is None:
-                return False
+                return set()
             generation = ctypes.c_uint64.from_address(records - PAGE_HEADER + PAGE_GENERATION).value
             text = texts.read(records)  # after the generation: what changes from here on changes that too
             if text is None:
-                return False
+                return set()
             facts += [generation, records]
             words[page] = memoryview(text).cast("I")
         if any(words[page][index] != word for page, index, word in built.words):
-            return False
-        self._instance[1::2] = [0] * len(built.pages)  # no page: a vCPU may be looking at this very moment
-        self._instance[::2] = facts[::2]
-        self._instance[1::2] = facts[1::2]
-        record = facts[1] + built.entry * RECORD_SIZE
-        if ctypes.c_uint64.from_address(record).value == self.address:
-            return True
-        self.shape = engine.entry.decode(words[0][built.entry], built.entry)
-        target = self.address
-        checker = engine.regions.checker if engine.regions is not None else None
-        if checker is not None:
-            checker.follow(record, self)
-            target = engine.check_address
+            return set()
+        handlers = engine.code.shapes.handlers
+        for k, index in enumerate(built.entries):
+            self._others[k] = handlers[engine.entry.decode(words[0][index], index)] or engine.shared.undecoded
+        self._facts[1::2] = [0] * len(built.pages)  # no page: a vCPU may be looking at this very moment
+        self._facts[::2] = facts[::2]
+        self._facts[1::2] = facts[1::2]
+        generation, records = facts[:2]
+        return {index for k, index in enumerate(built.entries) if self._enter_at(engine, records, generation, index, self._others[k])}
+
+    def _enter_at(self, engine: Engine, records: int, generation: int, index: int, handler: int) -> bool:
+        """Have a record run the region in place of its handler."""
+        record = records + index * RECORD_SIZE
         current = ctypes.c_uint64.from_address(record).value
-        ours = current == engine.code.shapes.handlers[self.shape] or engine.regions is not None and engine.regions.stencils.owns(current)
-        return ours and bool(engine.entry.install(engine.shared_address, record, current, target, facts[1], facts[0]))
+        if current == self.address:
+            return True
+        regions = engine.regions
+        if current != handler and (regions is None or not regions.stencils.owns(current)) or current == engine.shared.undecoded:
+            return False
+        target = self.address
+        if regions is not None and regions.checker is not None:
+            regions.checker.follow(record, self, handler)
+            target = engine.check_address
+        return bool(engine.entry.install(engine.shared_address, record, current, target, records, generation))

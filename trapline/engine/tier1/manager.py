@@ -11,6 +11,7 @@ import functools
 import threading
 import time
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from trapline.engine.state import (
     GUARDED,
     ITLB_ENTRIES,
+    PAGE_INSNS,
     RECORD_SIZE,
     SAMPLES,
     ItlbEntry,
@@ -186,17 +188,17 @@ class Regions:
         waiting = self._stored.waiting(records, self._texts)
         if not waiting or not self._room:
             return
-        pages = Pages(cpu, va, records, self._texts)
+        pages = Pages(self.engine, cpu, va, records, self._texts)
         undecoded = self.engine.shared.undecoded
         ready = [
             built
             for built in waiting
-            if ctypes.c_uint64.from_address(records + built.entry * RECORD_SIZE).value != undecoded
+            if ctypes.c_uint64.from_address(records + built.entries[0] * RECORD_SIZE).value != undecoded
             and all(pages.records(p) is not None for p in built.pages)
         ]
         for linked in link(ready[: self._room], self.engine.code):
             if linked.install(self.engine, pages, self._texts):
-                self.installed[Spot(records, linked.built.entry)] = linked
+                self._note_installed(records, linked)
         waiting[:] = [built for built in waiting if built not in ready]
 
     @property
@@ -211,26 +213,26 @@ class Regions:
         if number is not None:
             self.engine.code.region_compiler.hotter(number, heat)
             return
-        pages = Pages(cpu, va, spot.records, self._texts)
+        pages = Pages(self.engine, cpu, va, spot.records, self._texts)
         known = self.installed.get(spot)
-        if known is not None and known.install(self.engine, pages, self._texts):
+        if known is not None and spot.index in known.install(self.engine, pages, self._texts):
             return
-        text = pages.text(0)
-        if text is None or len(self._ordered) >= ORDERS or not self._room:
+        if len(self._ordered) >= ORDERS or not self._room:
             return
-        word = int.from_bytes(text[4 * spot.index : 4 * spot.index + 4], "little")
-        shape = self.engine.entry.decode(word, spot.index)
-        order = Order(pages.text, functools.partial(_deliver, weakref.ref(self), spot, pages))
-        number = self.engine.code.region_compiler.order(heat, spot.index, shape, order)
+        order = Order(pages.seen, functools.partial(_deliver, weakref.ref(self), spot, pages))
+        number = self.engine.code.region_compiler.order(heat, spot.index, order)
         if number is not None:
             self._ordered[spot] = number
+
+    def _note_installed(self, records: int, linked: Linked) -> None:
+        self.installed |= {Spot(records, index): linked for index in linked.built.entries}
 
     def arrived(self, spot: Spot, pages: Pages, built: Built | None) -> None:
         """The compiler is done with a spot (on the client's thread)."""
         if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
                 if linked.install(self.engine, pages, self._texts):
-                    self.installed[spot] = linked
+                    self._note_installed(spot.records, linked)
         elif built is None:
             if len(self._hopeless) >= SPOTS:
                 self._hopeless.clear()
@@ -241,7 +243,8 @@ class Regions:
 class Pages:
     """The code pages around one, as a vCPU has them mapped at the moment."""
 
-    def __init__(self, cpu: Cpu, va: int, records: int, texts: Texts) -> None:
+    def __init__(self, engine: Engine, cpu: Cpu, va: int, records: int, texts: Texts) -> None:
+        self._undecoded = engine.shared.undecoded
         self._cpu, self._va, self._texts = cpu, va, texts
         self._known: dict[int, int | None] = {0: records}
 
@@ -253,10 +256,15 @@ class Pages:
             self._known[distance] = entry.records if entry.tag & ~GUARDED == va else None
         return self._known[distance]
 
-    def text(self, distance: int) -> bytes | None:
-        """The page's instructions."""
+    def seen(self, distance: int) -> bytes | None:
+        """The page's instructions, zeros in place of those that never ran."""
         records = self.records(distance)
-        return None if records is None else self._texts.read(records)
+        text = None if records is None else self._texts.read(records)
+        if records is None or text is None:
+            return None
+        handlers = (ctypes.c_uint64 * (PAGE_INSNS * RECORD_SIZE // 8)).from_address(records)[:: RECORD_SIZE // 8]
+        words = zip(memoryview(text).cast("I"), handlers, strict=True)
+        return array("I", [0 if handler == self._undecoded else word for word, handler in words]).tobytes()
 
 
 def _deliver(reference: weakref.ref[Regions], spot: Spot, pages: Pages, built: Built | None) -> None:

@@ -112,15 +112,15 @@ class ParanoidCpu(Cpu):
         super().__init__(engine, index)
         self.report = Report()
         self._passes: Counter[str] = Counter()
-        self._regions: dict[int, Linked] = {}
-        """What waits to be followed, by the address of its record."""
+        self._regions: dict[int, tuple[Linked, int]] = {}
+        """What waits to be followed and whose place it took, by the address of its record."""
         self._current: tuple[Linked, int, Walk] | None = None
         self._decoder = Decoder(engine.code.compiler.isa)
         self._fp = tuple(TABLE[name].slot for name in ("FPCR", "FPSR"))
 
-    def follow(self, record: int, linked: Linked) -> None:
-        """Have a region checked when its record comes up."""
-        self._regions[record] = linked
+    def follow(self, record: int, linked: Linked, handler: int) -> None:
+        """Have a region checked when its record, which had this handler, comes up."""
+        self._regions[record] = linked, handler
 
     def enter(self) -> EngineExit:
         exit = super().enter()
@@ -136,7 +136,7 @@ class ParanoidCpu(Cpu):
             super()._outside(code)
             return
         record = self.state.records + ((self.state.pc & PAGE - 1) << 3)
-        linked = self._regions[record]
+        linked, _ = self._regions[record]
         ctypes.c_uint64.from_address(record).value = linked.address
         if self._passes[linked.built.tag] >= PASSES:
             self.report.trusted += 1
@@ -197,8 +197,7 @@ class ParanoidCpu(Cpu):
             else:
                 words = " ".join(f"{w:08x}" for _, _, w in linked.built.words)
                 self.report.mismatches.append(f"region {tag} at {walk.steps[0].pc:#x}, left at {pc:#x}: {problem}\n  {words}")
-                handler = self.engine.code.shapes.handlers[linked.shape]
-                ctypes.c_uint64.from_address(record).value = handler
+                _, ctypes.c_uint64.from_address(record).value = self._regions[record]
                 return
         ctypes.c_uint64.from_address(record).value = self.engine.check_address
 

@@ -6,7 +6,8 @@ that follows it. Calls are followed into what they call, so that a loop with cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from trapline.arm64 import effects as fx
@@ -15,10 +16,12 @@ from trapline.engine.handler import KEEP_GOING
 from trapline.engine.memory import MEMORY_EFFECTS
 from trapline.engine.state import PAGE_INSNS
 
-LOOP_LIMIT, TRACE_LIMIT = 128, 64
+LOOP_LIMIT, TRACE_LIMIT = 128, 128
 """Instructions of a region at most: of one that closes a loop, and of straight code."""
 EXPLORE_LIMIT = 320
 """Instructions that are looked at to find a loop."""
+ENTRY_LIMIT = 12
+"""Places where a region can be entered, at most."""
 ENDING = frozenset({"eret", "eret_auth"})
 """System operations that continue elsewhere."""
 LINK = X_OFFSET + 8 * 30
@@ -71,6 +74,22 @@ class Instruction:
         return step(self.place, branch.delta >> 2)
 
     @property
+    def comes_back(self) -> bool:
+        """Whether what it gives control to gives it back to the next instruction, as far as one can tell."""
+        return not any(isinstance(e, fx.System) and e.name in ENDING for e in self.recording.effects)
+
+    @property
+    def successors(self) -> list[Place]:
+        """Where a branch goes; first of all where it is taken to."""
+        branch = self.branch
+        if branch is None:
+            return []
+        found = [self.target] if self.target is not None else []
+        if branch.when is not None or self.is_call:
+            found.append(self.next)
+        return found
+
+    @property
     def is_call(self) -> bool:
         return self.branch is not None and any(w.offset == LINK for w in self.recording.writes)
 
@@ -89,35 +108,52 @@ def step(place: Place, distance: int) -> Place:
     return page + index // PAGE_INSNS, index % PAGE_INSNS
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """What straight-line code ends with, and where control goes."""
+
+    follows: list[Place] = field(default_factory=list)
+    resume: Place | None = None
+    """Where control comes back to after a call, an exception, or an instruction that is left to the interpreter."""
+    callee: Place | None = None
+
+
 @dataclass(eq=False)
 class Block:
-    """Straight-line code; `follows` are the places where it goes on, inside the region or not."""
+    """Straight-line code."""
 
     start: Place
     body: list[Instruction] = field(default_factory=list)
-    follows: list[Place] = field(default_factory=list)
+    end: End = field(default_factory=End)
     stop: Place | None = None
     """The instruction after the last one, when that is one that regions leave to the interpreter."""
 
+    @property
+    def follows(self) -> list[Place]:
+        """Where control goes on, inside the region or not."""
+        return self.end.follows
 
-Fetch = Callable[[Place], tuple[int, Recorder] | None]
-"""The word at a place and its recording; None where the place is unknown or its instruction is left to the interpreter."""
+
+Fetch = Callable[[Place], tuple[int, Recorder | None] | None]
+"""The word at a place and its recording, None instead of the latter if it is left to the interpreter; None where nothing is known,
+or where control never was."""
 
 
 class Region:
     """Blocks by their start, the entry's first."""
 
     def __init__(self, entry: Place, fetch: Fetch) -> None:
-        self.entry = entry
         self._fetch = fetch
         self.blocks: dict[Place, Block] = {}
-        self.loops = False
-        """Whether the entry is in a loop."""
-        self._explore()
-        self._trim()
-        self.returns = tuple(
-            last.next for b in self.blocks.values() if b.body and (last := b.body[-1]).is_call and last.next in self.blocks
-        )
+        self._explore(entry)
+        self._trim(entry)
+        self.returns = tuple(b.end.resume for b in self.blocks.values() if b.end.callee in self.blocks and b.end.resume in self.blocks)
+        """Where calls that are followed come back to."""
+        self.entries = self._entries(entry)
+        """Where it can be entered, all on one page; the first is what it was made for."""
+        self.blocks = {place: self.blocks[place] for place in self._reached(self.entries, self.destinations)}
+        self.loops = bool(self.back_edges())
+        """Whether control can go round in it."""
 
     @property
     def instructions(self) -> Iterator[Instruction]:
@@ -126,21 +162,22 @@ class Region:
 
     @property
     def pages(self) -> list[int]:
-        """The pages that the region is on, the entry's first."""
-        return sorted({i.place[0] for i in self.instructions}, key=lambda p: (p != self.entry[0], p))
+        """The pages that the region is on, that of the entries first."""
+        home = self.entries[0][0]
+        return sorted({i.place[0] for i in self.instructions}, key=lambda p: (p != home, p))
 
     @property
     def size(self) -> int:
         return sum(len(b.body) for b in self.blocks.values())
 
-    def destinations(self, block: Block) -> Iterable[Place]:
+    def destinations(self, block: Block) -> Collection[Place]:
         """Where control goes on from a block, inside the region or not; a call goes to what it calls."""
         last = block.body[-1]
         if last.branch is not None and last.branch.delta is None:
             return self.returns if last.is_return else ()
         return block.follows[:1] if last.is_call else block.follows
 
-    def back_edges(self) -> set[tuple[Place, Place]]:
+    def back_edges(self, entries: Collection[Place] = ()) -> set[tuple[Place, Place]]:
         """Edges, by last instruction and destination, of which every cycle in the region has one: those up a depth-first tree."""
         edges: set[tuple[Place, Place]] = set()
         above: set[Place] = set()
@@ -151,81 +188,79 @@ class Region:
             above.add(place)
             work.append((place, iter([p for p in self.destinations(self.blocks[place]) if p in self.blocks])))
 
-        enter(self.entry)
-        while work:
-            place, rest = work[-1]
-            following = next(rest, None)
-            if following is None:
-                work.pop()
-                above.remove(place)
-                done.add(place)
-            elif following in above:
-                edges.add((self.blocks[place].body[-1].place, following))
-            elif following not in done:
-                enter(following)
+        for entry in entries or self.entries:
+            if entry not in done:
+                enter(entry)
+            while work:
+                place, rest = work[-1]
+                following = next(rest, None)
+                if following is None:
+                    work.pop()
+                    above.remove(place)
+                    done.add(place)
+                elif following in above:
+                    edges.add((self.blocks[place].body[-1].place, following))
+                elif following not in done:
+                    enter(following)
         return edges
 
     # -- finding blocks --------------------------------------------------------------------------------------------------
-    def _explore(self) -> None:
-        """Breadth first from the entry, until the limit."""
+    def _explore(self, entry: Place) -> None:
+        """Breadth first from the entry, until the limit: the function at hand, and then what it calls."""
         lines: dict[Place, Instruction] = {}
-        leaders = [self.entry]
-        known = {self.entry}
-        edges: dict[Place, list[Place]] = {}
-        for leader in leaders:
-            place = leader
-            while place not in lines and len(lines) < EXPLORE_LIMIT:
-                fetched = self._fetch(place)
-                if fetched is None:
-                    break
-                here = lines[place] = Instruction(place, *fetched)
-                if here.ends:
-                    break
-                if here.branch is not None:
-                    edges[place] = self._successors(here)
-                    for successor in edges[place]:
-                        if successor not in known:
-                            known.add(successor)
-                            leaders.append(successor)
-                    break
-                place = here.next
+        ends: dict[Place, End] = {}
+        leaders = {entry: None}
+        own, called = deque([entry]), deque[Place]()
+        while (own or called) and len(lines) < EXPLORE_LIMIT:
+            end = self._walk((own or called).popleft(), lines, ends)
+            if end is None:
+                continue
+            for place in (*end.follows, end.resume):
+                if place is not None and place not in leaders:
+                    leaders[place] = None
+                    (called if place == end.callee else own).append(place)
         for leader in leaders:
             if leader in lines:
-                self.blocks[leader] = self._block(leader, lines, known, edges)
+                self.blocks[leader] = self._block(leader, lines, leaders, ends)
+
+    def _walk(self, place: Place, lines: dict[Place, Instruction], ends: dict[Place, End]) -> End | None:
+        """Take in straight-line code from a place; what ends it, if that is something new."""
+        while place not in lines and place not in ends and len(lines) < EXPLORE_LIMIT:
+            fetched = self._fetch(place)
+            if fetched is None:
+                return None
+            word, recording = fetched
+            if recording is None:
+                return ends.setdefault(place, End([], step(place, 1)))
+            here = lines[place] = Instruction(place, word, recording)
+            if here.ends:
+                return ends.setdefault(place, End([], here.next if here.comes_back else None))
+            if here.branch is not None:
+                callee = here.target if here.is_call else None
+                return ends.setdefault(place, End(here.successors, here.next if here.is_call else None, callee))
+            place = here.next
+        return None
 
     @staticmethod
-    def _successors(here: Instruction) -> list[Place]:
-        branch = here.branch
-        assert branch is not None
-        found = [here.target] if here.target is not None else []
-        if branch.when is not None or here.is_call:
-            found.append(here.next)
-        return found
-
-    @staticmethod
-    def _block(leader: Place, lines: dict[Place, Instruction], known: set[Place], edges: dict[Place, list[Place]]) -> Block:
+    def _block(leader: Place, lines: dict[Place, Instruction], leaders: Collection[Place], ends: dict[Place, End]) -> Block:
         block = Block(leader)
         place = leader
         while place in lines:
-            here = lines[place]
-            block.body.append(here)
-            if place in edges:
-                block.follows = edges[place]
+            block.body.append(lines[place])
+            if place in ends:
+                block.end = ends[place]
                 return block
-            if here.ends:
+            place = lines[place].next
+            if place in leaders and place in lines:
+                block.end = End([place])
                 return block
-            place = here.next
-            if place in known:
-                block.follows = [place]
-                return block
-        block.stop = place
+        block.stop, block.end = place, ends.get(place, block.end)
         return block
 
     # -- choosing --------------------------------------------------------------------------------------------------------
-    def _trim(self) -> None:
+    def _trim(self, entry: Place) -> None:
         """Keep the loop that the entry is in; without one, the nearest code."""
-        loop = self._reaching()
-        self.loops = bool(loop)
+        loop = self._reaching(entry)
         limit = LOOP_LIMIT if loop else TRACE_LIMIT
         kept: dict[Place, Block] = {}
         size = 0
@@ -237,27 +272,48 @@ class Region:
             kept[place] = block
             size += len(block.body)
         self.blocks = kept
+        self.blocks = {place: kept[place] for place in self._reached([entry], self._flow)}
 
-    def _reaching(self) -> set[Place]:
+    def _reaching(self, entry: Place) -> set[Place]:
         """Blocks from which the entry can be reached again; empty if the entry is in no loop."""
         before: dict[Place, list[Place]] = {}
         for place, block in self.blocks.items():
             for successor in self._flow(block):
                 before.setdefault(successor, []).append(place)
         reached: set[Place] = set()
-        work = [self.entry]
+        work = [entry]
         while work:
             for place in before.get(work.pop(), ()):
                 if place not in reached:
                     reached.add(place)
                     work.append(place)
-        return reached if self.entry in reached else set()
+        return reached if entry in reached else set()
+
+    def _reached(self, entries: Iterable[Place], flow: Callable[[Block], Iterable[Place]]) -> list[Place]:
+        """The blocks that can be reached from some places."""
+        reached = dict.fromkeys(place for place in entries if place in self.blocks)
+        work = list(reached)
+        for place in work:
+            for successor in flow(self.blocks[place]):
+                if successor in self.blocks and successor not in reached:
+                    reached[successor] = None
+                    work.append(successor)
+        return work
 
     def _flow(self, block: Block) -> list[Place]:
-        """Where control goes on; a return goes to wherever the region has calls."""
-        if block.body and block.body[-1].is_return:
-            return [b.body[-1].next for b in self.blocks.values() if b.body and b.body[-1].is_call]
-        return block.follows
+        """Where control goes on, and where it comes back to; a return goes to wherever the region has calls."""
+        if block.body[-1].is_return:
+            return [b.end.resume for b in self.blocks.values() if b.body[-1].is_call and b.end.resume is not None]
+        return [*block.follows, *([block.end.resume] if block.end.resume is not None else [])]
+
+    def _entries(self, entry: Place) -> tuple[Place, ...]:
+        """The entry; where control comes back to after it has left; and the heads of loops, for it may leave within one."""
+        resumes = [b.end.resume for b in self.blocks.values() if b.end.resume is not None and b.end.resume in self.blocks]
+        if entry not in self.blocks:
+            return ()  # an instruction that is left to the interpreter
+        outside = [entry, *(place for place in resumes if place not in self.returns)]
+        heads = [target for _, target in sorted(self.back_edges(outside))]
+        return tuple(place for place in dict.fromkeys((*outside, *heads, *resumes)) if place[0] == entry[0])[:ENTRY_LIMIT]
 
 
 REGISTERS = range(X_OFFSET, X_OFFSET + 8 * 31, 8)

@@ -1,6 +1,6 @@
 """The compiler's process: regions are made here, so that neither LLVM nor Python's lock stands in the guest's way.
 
-It talks over one socket. A wish is `("wish", number, heat, index, shape)`: the region around the instruction `index` of a page.
+It talks over one socket. A wish is `("wish", number, heat, index)`: the region around the instruction `index` of a page.
 While it looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or
 None)`. What is worth compiling waits its turn, the hottest first, and comes back as `("built", number, Built or None)`.
 `("hotter", number, heat)` changes the order. `("stencils", number, shapes)` comes first, and is answered with `("built", number,
@@ -39,7 +39,6 @@ class Wish:
 
     heat: int
     region: Region
-    shape: int
 
 
 class Server:
@@ -88,7 +87,7 @@ class Server:
         except ConnectionError:
             return  # nobody waits any more
 
-    def _consider(self, number: int, heat: int, index: int, shape: int) -> None:
+    def _consider(self, number: int, heat: int, index: int) -> None:
         """Find the region's extent now, while the guest's pages are at hand."""
 
         def page(distance: int) -> bytes | None:
@@ -105,7 +104,7 @@ class Server:
             self._send("built", number, None)
             return
         with self._changed:
-            self._wishes[number] = Wish(heat, region, shape)
+            self._wishes[number] = Wish(heat, region)
             self._changed.notify()
 
     def _compile(self) -> None:
@@ -123,7 +122,7 @@ class Server:
                 store(self._cache, shapes, book)
                 self._send("built", asked, book)
             if wish is not None:
-                built = self._builder.build(wish.region, wish.shape)
+                built = self._builder.build(wish.region)
                 self._store.add(built)
                 self._send("built", number, built)
 

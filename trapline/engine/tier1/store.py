@@ -54,15 +54,16 @@ class Stored:
         if body is None:
             return None
         facts, _, code = body.partition(b"\n")
-        pages, words, natives = json.loads(facts)
-        return Built(self.tag, self.entry, tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
+        entries, pages, words, natives = json.loads(facts)
+        return Built(self.tag, tuple(entries), tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
 
 
 def _head(built: Built) -> bytes:
     """What `Stored.of` reads."""
     words = {index: word for page, index, word in built.words if page == 0}
     tag = built.tag.encode()
-    parts = [HEAD.pack(built.entry, words[built.entry], len(tag)), tag]
+    entry = built.entries[0]
+    parts = [HEAD.pack(entry, words[entry], len(tag)), tag]
     starts = [index for index in sorted(words) if index - 1 not in words]
     for start in starts:
         end = next(index for index in itertools.count(start) if index not in words)
@@ -83,7 +84,7 @@ class RegionStore:
         known = self.all()
         if built.tag in known or len(known) >= LIMIT:
             return
-        facts = [built.pages, built.words, built.natives]
+        facts = [built.entries, built.pages, built.words, built.natives]
         self._cache.add(self._log, _head(built), json.dumps(facts, separators=(",", ":")).encode() + b"\n" + built.code)
 
     def all(self) -> dict[str, Stored]:
