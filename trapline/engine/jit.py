@@ -49,10 +49,15 @@ def _machine(relocation: str, level: int = 2) -> llvm.TargetMachine:
     )
 
 
+PEELED = 300
+"""A loop of so many of LLVM's units of size at most is peeled: what its first turn alone has to find out is no variable of the others."""
+
+
 @functools.cache
 def _choose_passes() -> None:
-    """Once for a process: no strength reduction, which gives every address of a loop a register of its own, and there are too few."""
+    """Once for a process. No strength reduction: it gives every address of a loop a register of its own, and there are too few."""
     llvm.set_option("", "-disable-lsr")
+    llvm.set_option("", f"-unroll-threshold={PEELED}")
 
 
 class Jit:
