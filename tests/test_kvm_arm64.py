@@ -353,7 +353,7 @@ def test_stolen_time_is_added_in_guest_memory(guest: Guest, monkeypatch: pytest.
     ram[64:128] = b"\xff" * 64
     guest.vcpu.set_attr(arm64.VcpuGroup.PVTIME_CTRL, 0, RAM + 64, 8)
     world = guest.vm.backend.system.arch.world
-    delay = iter((1_000_000, 1_700_000, 1_650_000, 1_650_500))
+    delay = iter((1_000_000, 1_000_000, 1_000_000, 1_700_000, 1_650_000, 1_650_500))
     monkeypatch.setattr(world, "run_delay", lambda: next(delay))
     monkeypatch.setattr("trapline.kvm.arm64.pvtime.LOOK_NS", 0)
     assert answer(guest, PV_TIME_FEATURES, PV_TIME_ST)[0] == 0

@@ -305,6 +305,8 @@ class World:
 
     clock: Clock
     random: Random
+    freezing = False
+    """Tasks are being stopped so that the world can be saved: what they were waiting for, others like them will wait for."""
 
     def __init__(self) -> None:
         self.clock = Clock()

@@ -75,6 +75,10 @@ class Turns(World):
         self.clock = VirtualClock(self)
         self.random = self._random = SeededRandom(seed, "hypervisor")
         self.outside: Outside = Nobody(self)
+        self.freeze_at: int | None = None
+        """When so many instructions have retired and every task has had its turn, stop as by `stop_at`, to be saved."""
+        self.asleep: list[int] = []
+        """Which tasks slept then; and of those that `run` is given, which have to fall asleep again before time goes on."""
         self.stop_at: int | None = None
         """When so many instructions have retired `on_stop` is called, which sees to it that none follows."""
         self.on_stop: Callable[[], None] = lambda: None
@@ -136,6 +140,7 @@ class Turns(World):
             "exits": self.exits,
             "skipped": self.skipped,
             "sources": {purpose: [source.serial, source.words] for purpose, source in self._sources.items()},
+            "asleep": self.asleep,
             "random": self._random.words,
             "kept": {name: get() for name, (get, _) in self._kept.items()},
         }
@@ -144,6 +149,7 @@ class Turns(World):
         """Go on from there: everything that asks for randomness has been made, as it had been there."""
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.retired, self.exits, self.skipped = state["retired"], state["exits"], state["skipped"]
+        self.asleep = list(state["asleep"])
         for purpose, (serial, words) in state["sources"].items():
             if purpose in self._sources:
                 self._sources[purpose].become(self.seed, purpose, serial, words)
@@ -184,8 +190,9 @@ class Turns(World):
         self._left -= instructions
 
     def take_back(self) -> None:
-        """The last instruction did not retire after all: it will run again."""
+        """The last instruction did not retire after all: it will run again, and it makes no difference when that has to be."""
         self.retired -= 1
+        self.exits -= 1
         self._left += 1
 
     def give_up(self) -> None:
@@ -220,13 +227,30 @@ class Turns(World):
         """Run tasks to their ends, in turns. What one of them raises, or the outside, ends all."""
         self._tasks = [Task(self, body) for body in bodies]
         try:
+            self._lull()
             while self._tasks:
+                if self.freeze_at is not None and self.retired >= self.freeze_at and not self.freezing:
+                    self.freezing = True
+                    self.asleep = [number for number, task in enumerate(self._tasks) if not task.ready()]
+                    self.stop_at = self.retired
                 if not any([self._turn(task) for task in list(self._tasks)]) and self._tasks:
                     self._idle(None)
         finally:
             for task in self._tasks:
                 task.greenlet.throw()
             self._tasks = []
+
+    def _lull(self) -> None:
+        """Let those tasks fall asleep that slept when this machine was saved: the instruction that does it was counted then."""
+        before, trace = (self.retired, self.exits, self.skipped), self.trace
+        self.trace = None
+        for number in self.asleep:
+            self._left = 1
+            self._current = self._tasks[number]
+            self._current.greenlet.switch()
+            self._current = None
+        self.asleep = []
+        (self.retired, self.exits, self.skipped), self.trace = before, trace
 
     def _turn(self, task: Task) -> bool:
         """Give a task its turn; False if it sleeps."""

@@ -20,8 +20,10 @@ The guest's accesses are the hot path of a boot (tens of thousands): the bus ask
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from trapline.devices.state import Stateful
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 Reader = Callable[[], int]
@@ -85,8 +87,10 @@ class Reg:
         return hook
 
 
-class IrqLine:
+class IrqLine(Stateful):
     """A level-sensitive wire to the interrupt controller; `drive` is called only when the level changes."""
+
+    kept = ("level",)
 
     def __init__(self, drive: Callable[[bool], None] | None = None) -> None:
         self._drive = drive
@@ -99,8 +103,13 @@ class IrqLine:
             if self._drive is not None:
                 self._drive(level)
 
+    def tell_again(self) -> None:
+        """Drive the wire to where it is: for an interrupt controller that was restored, and whose inputs cannot be."""
+        if self._drive is not None:
+            self._drive(self.level)
 
-class MmioDevice:
+
+class MmioDevice(Stateful):
     """A device in a window of guest physical addresses.
 
     Class keywords: `size`, the window in bytes; `compatible`, the device tree's names for it.
@@ -132,9 +141,9 @@ class MmioDevice:
             self.__dict__[reg.name] = reg.reset
         self.update_irq()
 
-    def state(self) -> tuple[object, ...]:
-        """What the device is at this moment, as plain values that print alike whenever they are alike."""
-        return (*(self.__dict__[reg.name] for reg in self.registers.values()), self.irq.level)
+    def kept_names(self) -> Iterable[str]:
+        """Registers, what else the class names, and the wire, which follows from them."""
+        return (*(reg.name for reg in self.registers.values()), *self.kept, "irq")
 
     def irq_level(self) -> bool:
         """The interrupt line as a function of the registers."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from trapline.devices.device import MmioDevice
+from trapline.devices.state import Stateful
 
 ECAM_FUNCTION_SHIFT = 12
 BAR_REGISTERS = range(0x10, 0x28, 4)
@@ -28,10 +29,11 @@ WRITABLE_COMMAND = Command.IO | Command.MEMORY | Command.MASTER | 0x540
 """With parity and SERR enable and interrupt disable, which are stored and mean nothing."""
 
 
-@dataclass(slots=True)
-class Bar:
+@dataclass
+class Bar(Stateful):
     """A base address register and what is behind it. `decode` is the command bit that switches it on; IO or MEMORY."""
 
+    kept = ("address", "device")
     device: MmioDevice
     decode: Command
     address: int = 0
@@ -46,8 +48,10 @@ class Bar:
         self.address = value & ~(self.device.size - 1) & 0xFFFF_FFFF
 
 
-class PciFunction:
+class PciFunction(Stateful):
     """A function with a type 0 header. `class_code` is class, subclass and interface; up to six 32-bit BARs."""
+
+    kept = ("config", "command", "bars")
 
     def __init__(self, vendor: int, device: int, class_code: int, bars: list[Bar]) -> None:
         self.bars = bars
@@ -87,6 +91,8 @@ class PciFunction:
 class PciBus(MmioDevice, size=0x1000_0000, compatible=("pci-host-ecam-generic",)):
     """The configuration space of 256 buses, of which the first may have functions: `functions` by device and function number."""
 
+    kept = ("functions",)
+
     def __init__(self, functions: dict[int, PciFunction] | None = None) -> None:
         self.functions = functions or {}
         super().__init__()
@@ -96,13 +102,6 @@ class PciBus(MmioDevice, size=0x1000_0000, compatible=("pci-host-ecam-generic",)
         for function in self.functions.values():
             function.reset()
         super().reset()
-
-    def state(self) -> tuple[object, ...]:
-        """Every function with its BARs and what is behind them."""
-        return tuple(
-            (number, bytes(function.config), function.command, *((bar.address, bar.device.state()) for bar in function.bars))
-            for number, function in sorted(self.functions.items())
-        )
 
     def read_area(self, offset: int, size: int) -> int:
         """Configuration of a function, or all ones."""

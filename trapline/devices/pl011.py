@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import IntFlag
-from typing import Protocol
+from typing import Any, Protocol
 
 from trapline.devices.device import REGISTER_BYTES, IrqLine, PrimeCell, Reg, Writer
 
@@ -87,6 +87,8 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     DMACR = Reg(0x048, mask=0x7)
     FLAGS_AT, STATUS_AT = FR.offset // REGISTER_BYTES, MIS.offset // REGISTER_BYTES
 
+    kept = ("fifo", "backlog", "polls", "shown", "idle_reads")
+
     def __init__(self, irq: IrqLine | None = None, output: Callable[[bytes], None] | None = None) -> None:
         self.output = output or (lambda data: None)
         self.fifo: deque[int] = deque()
@@ -105,9 +107,13 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         self.polls = 0
         super().reset()
 
-    def state(self) -> tuple[object, ...]:
-        """Registers, FIFO and what waits outside it."""
-        return (*super().state(), bytes(self.fifo), bytes(self.backlog), self.polls)
+    def load(self, state: dict[str, Any]) -> None:
+        """The guest sees the registers in memory if it did then."""
+        self.hide()
+        super().load(state)
+        if self.shown and self.mirror is not None:
+            self.draw()
+            self.shown = self.mirror.show()
 
     def irq_level(self) -> bool:
         """UARTINTR: any unmasked interrupt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from trapline.devices.device import IrqLine, PrimeCell, Reg
 
@@ -31,21 +32,36 @@ class PL031(PrimeCell, part=0x031, revision=1, compatible=("arm,pl031", "arm,pri
     MIS = Reg(0x018, ro=True)
     ICR = Reg(0x01C, mask=1, wo=True)
 
+    kept = ("offset", "armed")
+
     def __init__(self, irq: IrqLine | None = None, clock: Callable[[], float] = time.time, schedule: Schedule = never) -> None:
         self.clock = clock
         self.schedule = schedule
         self.offset = 0
+        self.armed = False
+        """An alarm is to come."""
         self.cancel: Cancel = lambda: None
         super().__init__(irq)
 
     def reset(self) -> None:
         """Registers; the counter goes on."""
         self.cancel()
+        self.armed = False
         super().reset()
 
-    def state(self) -> tuple[object, ...]:
-        """Registers, and how far the guest has moved the clock."""
-        return (*super().state(), self.offset)
+    def state(self) -> dict[str, Any]:
+        """Also what the counter shows, if an alarm depends on it."""
+        return {**super().state(), "counter": self.counter() if self.armed else 0}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The clock shows the host's time again. An alarm that came due meanwhile rings now."""
+        super().load(state)
+        if self.armed:
+            passed = self.counter() - state["counter"] & COUNTER_MASK
+            if passed >= (self.MR - state["counter"] & COUNTER_MASK):
+                self.ring()
+            else:
+                self.arm_alarm()
 
     def irq_level(self) -> bool:
         """RTCINTR: the alarm, unless masked."""
@@ -56,7 +72,7 @@ class PL031(PrimeCell, part=0x031, revision=1, compatible=("arm,pl031", "arm,pri
         return int(self.clock()) + self.offset & COUNTER_MASK
 
     @LR.write
-    def load(self, value: int) -> None:
+    def set_time(self, value: int) -> None:
         self.LR = value
         self.offset = value - int(self.clock())
         self.arm_alarm()
@@ -77,6 +93,7 @@ class PL031(PrimeCell, part=0x031, revision=1, compatible=("arm,pl031", "arm,pri
     def arm_alarm(self) -> None:
         """Schedule the moment at which the counter equals the match register: a wrapping comparison, so always in the future."""
         self.cancel()
+        self.armed = True
         now = self.clock()
         remaining = self.MR - (int(now) + self.offset) & COUNTER_MASK
         if remaining == 0:
@@ -86,5 +103,5 @@ class PL031(PrimeCell, part=0x031, revision=1, compatible=("arm,pl031", "arm,pri
 
     def ring(self) -> None:
         """The counter has reached the match register."""
-        self.RIS = 1
+        self.RIS, self.armed = 1, False
         self.update_irq()

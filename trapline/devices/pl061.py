@@ -24,6 +24,8 @@ class PL061(PrimeCell, part=0x061, compatible=("arm,pl061", "arm,primecell")):
     IC = Reg(0x41C, mask=LINES, wo=True)
     AFSEL = Reg(0x420, mask=LINES)
 
+    kept = ("inputs", "outputs")
+
     def __init__(self, irq: IrqLine | None = None) -> None:
         self.inputs = 0
         self.outputs = 0
@@ -33,10 +35,6 @@ class PL061(PrimeCell, part=0x061, compatible=("arm,pl061", "arm,primecell")):
         """Registers and outputs; what drives the inputs is outside."""
         self.outputs = 0
         super().reset()
-
-    def state(self) -> tuple[object, ...]:
-        """Registers and lines."""
-        return (*super().state(), self.inputs, self.outputs)
 
     def irq_level(self) -> bool:
         """GPIOINTR: any enabled line's interrupt; level interrupts follow their line."""

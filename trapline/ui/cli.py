@@ -108,6 +108,10 @@ def make_parser() -> opt.Parser:
     replay.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     opt.add_stop_options(replay)
 
+    restore = add("restore", restore_command, "go on with a machine that was saved", RUN_EPILOG)
+    restore.add_argument("snapshot_file", type=Path, metavar="FILE", help="what `run --snapshot`, or `trapline snapshot`, wrote")
+    opt.add_restore_options(restore)
+
     add("doctor", doctor_command, "say what this host offers and which backend would be used")
 
     kut = add("kut", kut_command, "run a folder of kvm-unit-tests' flat images and print a table")
@@ -188,15 +192,21 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
             disks = [stack.enter_context(closing(Image(path, read_only))) for path, read_only in config.disks]
             system = open_machine_room(stack, options, config)
             stack.callback(system.close)
-            session = Session(system, config, software, disks, end_of_input=end_of_input)
+            session = Session(system, config, software, disks, end_of_input=end_of_input, snapshot=opt.snapshot_wish(options, False))
         else:
             from trapline.vmm.repeat import repeatable_session
 
             session = repeatable_session(stack, config, software, end_of_input)
-        try:
-            ending = session.run()
-        except Timeout as timeout:
-            raise Timeout(f"stopped after {config.timeout:g} seconds: {timeout}") from None
+            session.snapshot = opt.snapshot_wish(options, True)
+        return run_session(session)
+
+
+def run_session(session: Session) -> int:
+    """Run the machine, and turn its end into an exit status."""
+    try:
+        ending = session.run()
+    except Timeout as timeout:
+        raise Timeout(f"stopped after {session.config.timeout:g} seconds: {timeout}") from None
     return exit_status(session, ending)
 
 
@@ -211,7 +221,7 @@ def exit_status(session: Session, ending: Ending) -> int:
             raise GuestCrash(ending.why, ending.report)
         case Outcome.POWER_OFF:
             return session.exit_status or 0
-        case Outcome.QUIT | Outcome.STOPPED:
+        case Outcome.QUIT | Outcome.STOPPED | Outcome.SAVED | Outcome.MIGRATED:
             return 0
 
 
@@ -245,6 +255,33 @@ def replay_command(options: argparse.Namespace) -> int:
         except Timeout as timeout:
             raise Timeout(f"{options.recording}: {timeout}") from None
     return exit_status(session, ending)
+
+
+def restore_command(options: argparse.Namespace) -> int:
+    """`trapline restore`."""
+    from trapline.backends.snapshot.format import Snapshot
+    from trapline.vmm.session import Session
+    from trapline.vmm.snapshot import SavedMachine
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with ExitStack() as stack:
+        snapshot = stack.enter_context(Snapshot(options.snapshot_file, verify=not options.no_verify))
+        saved = SavedMachine(snapshot.document, snapshot)
+        config = saved.config(timeout=options.timeout)
+        session: Session
+        wish = opt.snapshot_wish(options, saved.is_deterministic)
+        if saved.is_deterministic:
+            from trapline.vmm.repeat import restored_session
+
+            session = restored_session(stack, config, saved, options.stop_at, options.trace)
+        else:
+            opt.refuse_stop(options)
+            disks = [stack.enter_context(closing(disk)) for disk in saved.open_disks()]
+            system = open_machine_room(stack, options, config)
+            stack.callback(system.close)
+            session = Session(system, config, None, disks, saved=saved)
+        session.snapshot = wish
+        return run_session(session)
 
 
 def doctor_command(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from trapline.errors import BadInput
 from trapline.vmm.board import MiB
 from trapline.vmm.machine import Config, Deterministic
+from trapline.vmm.session import SnapshotWish
 
 UNITS = {"": MiB, "K": 1 << 10, "M": MiB, "G": 1 << 30, "T": 1 << 40}
 BACKENDS = ("auto", "software", "kvm")
@@ -126,6 +127,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sysreg", type=Path, action="append", default=[], metavar="FILE.py", help=sysreg)
     group.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
+    add_snapshot_options(group)
     group.add_argument("--trace-ioctls", type=Path, metavar="FILE", help="write every KVM call as a line of text, in strace's way")
     again = parser.add_argument_group("repeatable runs")
     again.add_argument("--deterministic", action="store_true", help="time from instructions, randomness from the seed, one host thread")
@@ -137,6 +139,51 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         later.add_argument(
             option.flag, action=RefuseMissing, feature=option.feature, nargs=None if option.takes_value else 0, help=option.feature
         )
+
+
+def add_snapshot_options(group: argparse._ActionsContainer) -> None:
+    """Options that say when a machine is saved, and how one asks it while it runs."""
+    when = "save the machine to --snapshot's file and end it: N instructions (--deterministic), 5s, or a text that the console shows"
+    group.add_argument("--snapshot", type=Path, metavar="FILE", help="where --snapshot-at saves the machine, for `trapline restore`")
+    group.add_argument("--snapshot-at", metavar="WHEN", help=when)
+    group.add_argument("--control", type=Path, metavar="SOCKET", help="where `trapline snapshot` and `migrate` reach the machine")
+
+
+def snapshot_wish(options: argparse.Namespace, deterministic: bool) -> SnapshotWish | None:
+    """What the options say about saving the machine; None if it is not to be."""
+    if options.snapshot_at is None:
+        if options.snapshot is not None:
+            raise BadInput("--snapshot: say when, with --snapshot-at N, 5s or TEXT; or use --control and `trapline snapshot`")
+        return None
+    if options.snapshot is None:
+        raise BadInput("--snapshot-at: say where, with --snapshot FILE")
+    if deterministic:
+        if not re.fullmatch(r"\d[\d_]*", options.snapshot_at):
+            raise BadInput(f"--snapshot-at {options.snapshot_at}: of a deterministic machine, give a number of instructions")
+        return SnapshotWish(options.snapshot, int(options.snapshot_at))
+    if re.fullmatch(r"\d+", options.snapshot_at):
+        number = options.snapshot_at
+        raise BadInput(f"--snapshot-at {number}: only --deterministic machines count instructions; {number}s is seconds")
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)s", options.snapshot_at):
+        return SnapshotWish(options.snapshot, seconds(match[1]))
+    return SnapshotWish(options.snapshot, options.snapshot_at)
+
+
+def add_restore_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a machine that goes on: what it is like is in the file."""
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="which KVM (auto)")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop after so long, with exit status 124")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare memory with its checksums first")
+    parser.add_argument("--trace-ioctls", type=Path, metavar="FILE", help="write every KVM call as a line of text")
+    add_snapshot_options(parser)
+    add_stop_options(parser)
+
+
+def refuse_stop(options: argparse.Namespace) -> None:
+    """BadInput for options that only deterministic machines have."""
+    for name in ("stop_at", "trace"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')}: the saved machine was not deterministic, and does not count instructions")
 
 
 def add_stop_options(group: argparse._ActionsContainer) -> None:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from trapline.devices.state import Stateful
+
 STDIN, STDOUT = 0, 1
 
 ESCAPE = 0x01
@@ -33,27 +35,44 @@ READ_BYTES = 4096
 """How much of stdin is read at once."""
 
 
-class Output:
+class Output(Stateful):
     """Writes the console to a file descriptor, and reads along for an announced exit status.
 
     `write` is called for every character that a UART sends, so it does one system call and little else.
     """
 
+    kept = ("line", "found")
+
     def __init__(self, fd: int = STDOUT) -> None:
         self.fd = fd
         self.line = bytearray()
-        self.status: int | None = None
+        self.found = -1
+        """The status that was announced; -1 if none was."""
         self.broken = False
+        self.awaited = b""
+        self.on_awaited: Callable[[], None] = lambda: None
 
     def write(self, data: bytes) -> None:
         """Pass guest output on, at once. Output that nobody reads any more is dropped."""
         if not self.broken:
             self._put(data)
         self.line += data
+        if self.awaited and self.awaited in self.line:
+            self.awaited = b""
+            self.on_awaited()
         if b"\n" in data:
             self._end_of_line()
         elif len(self.line) > LONGEST_LINE:
             del self.line[:-LONGEST_LINE]
+
+    @property
+    def status(self) -> int | None:
+        """The exit status that the guest announced."""
+        return None if self.found < 0 else self.found
+
+    def wait_for(self, text: bytes, then: Callable[[], None]) -> None:
+        """Call a function once, when a line with this text, or its beginning, has been written."""
+        self.awaited, self.on_awaited = text, then
 
     def _put(self, data: bytes) -> None:
         try:
@@ -69,7 +88,7 @@ class Output:
 
     def _end_of_line(self) -> None:
         for number in STATUS_LINE.findall(self.line):
-            self.status = int(number) >> 1
+            self.found = int(number) >> 1
         del self.line[: self.line.rfind(b"\n") + 1]
 
 

@@ -16,8 +16,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from typing import Any
 
-from trapline.errors import Timeout
+from trapline.backends.objects import Vm
+from trapline.backends.snapshot.gic import settle
+from trapline.errors import KvmError, Timeout
 from trapline.turns import Deadlock, Turns
 from trapline.vmm.console import READ_BYTES, STDIN
 from trapline.vmm.machine import Machine
@@ -128,7 +131,16 @@ class TurnRunner(Runner):
         self.inbox = inbox
         self.watch_at = self.work + WATCH_WORK
         self.inbox.watch = self.watch
-        self.turns.on_stop = lambda: self.end(Ending(Outcome.STOPPED))
+        self.turns.on_stop = lambda: self.end(Ending(Outcome.SAVED if self.turns.freezing else Outcome.STOPPED))
+
+    def state(self) -> dict[str, Any]:
+        """Also when the next look is due."""
+        return {**super().state(), "watch_at": self.watch_at}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load(state)
+        self.watch_at = state["watch_at"]
 
     def run(self, deadline: float | None = None) -> Ending:
         """Give turns until the machine ends. `deadline` is in `time.monotonic()` seconds; raises Timeout when it passes."""
@@ -202,7 +214,18 @@ class TurnSession(Session):
                 self.inbox.post("input", data)
         self.input_ended()
 
+    def _arrange_snapshot(self, stack: ExitStack) -> None:
+        if self.snapshot is not None:
+            assert not isinstance(self.snapshot.at, str)
+            self.turns.freeze_at = int(self.snapshot.at)
+
     def _machine_ended(self, machine: Machine) -> None:
+        if self.runner is not None and self.runner.ending is not None and self.runner.ending.outcome is Outcome.SAVED:
+            assert self.snapshot is not None
+            self.save(self.snapshot.path)
+        elif isinstance(machine.vm, Vm):
+            with suppress(KvmError):  # a guest may have given its ITS tables that are no memory
+                settle(machine.vm)
         self.final = state_hash(machine.vm, [window.device for window in machine.bus.windows])
         self.registers = [describe_cpu(vcpu) for vcpu in machine.vcpus]
         self.inspect(machine)
@@ -210,7 +233,7 @@ class TurnSession(Session):
     def report(self) -> None:
         """Say on stderr how far the machine came and what it was like then; with the registers if that was not its own end."""
         if self.final:
-            if self.turns.stop_at is not None and self.turns.retired >= self.turns.stop_at:
+            if self.turns.stop_at is not None and not self.turns.freezing and self.turns.retired >= self.turns.stop_at:
                 print(*self.registers, sep="\n", file=sys.stderr)
             text = f"trapline: {self.turns.retired} instructions, {self.turns.now / 1e9:.6f} s of virtual time, state {self.final}"
             print(text, file=sys.stderr)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from trapline.abi.arm64 import DeviceType, Feature, VgicAddr, VgicCtrl, VgicGroup
 from trapline.abi.caps import Cap
 from trapline.abi.vm import MEM_READONLY
-from trapline.backends.memory import GuestMemory
+from trapline.backends.memory import GuestMemory, Stored
 from trapline.backends.objects import System, Vm
 from trapline.backends.vcpu import Vcpu
 from trapline.devices.device import IrqLine, MmioDevice
@@ -175,6 +175,19 @@ class Software:
         return boot.plan_firmware(memory) if self.kernel is None else boot.plan_kernel(self.kernel, self.initrd, memory)
 
 
+class Saved(Protocol):
+    """A machine that was saved (vmm/snapshot.py, vmm/migration.py)."""
+
+    def has_memory(self, base: int) -> bool:
+        """Whether it had memory at a guest physical address."""
+
+    def stored(self, base: int) -> Stored | None:
+        """What that held; None if it is not in a file."""
+
+    def load(self, machine: Machine) -> None:
+        """Give a machine that is made like it the rest of its state."""
+
+
 class Machine:
     """A machine from power-on to power-off. A reboot is a new machine: nothing of the old one's state can leak into it.
 
@@ -185,16 +198,19 @@ class Machine:
         self,
         system: System | BareSystem,
         config: Config,
-        software: Software,
+        software: Software | None,
         disks: Iterable[Image],
         output: Callable[[bytes], None],
+        saved: Saved | None = None,
     ) -> None:
+        """From power-on, with `software` loaded; or with None as it was `saved`."""
         self.config = config
+        self.saved = saved
         self.turns = system.turns
         self.has_its = False
         self.lock = threading.Lock()
         self.bus = Bus()
-        plan = software.plan(config.memory)
+        plan = software.plan(config.memory) if software is not None else None
         self.vm: Vm | BareVm = system.create_vm()
         try:
             self.has_pmu = config.machine != "bare" and bool(self.vm.check_extension(Cap.ARM_PMU_V3))
@@ -204,14 +220,15 @@ class Machine:
                 cast(Vm, self.vm).sysregs.load(path)
             if config.prepare is not None:
                 config.prepare(cast(Vm, self.vm))
-            self.memory = self._add_memory()
+            self.memory = self._add_memory(RAM_BASE, config.memory)
             self.ram = GuestRam(RAM_BASE, self.memory.view)
             # Linux never looks at the flash; whatever else starts here may be firmware that does.
-            self.flash = () if isinstance(software.kernel, images.LinuxImage) else self._add_flash(software.firmware)
+            linux = isinstance(software.kernel, images.LinuxImage) if software is not None else not (saved and saved.has_memory(FLASH.base))
+            self.flash = () if linux else self._add_flash(software.firmware if software is not None else None)
             self.vcpus = [self._add_vcpu(number) for number in range(config.cpus)]
             self._add_gic()
             if self.config.machine != "bare":
-                start_services(cast(Vm, self.vm), cast("list[Vcpu]", self.vcpus))
+                start_services(cast(Vm, self.vm), cast("list[Vcpu]", self.vcpus), self._add_memory)
             self.uart = PL011(self._spi(UART_SPI), output)
             if self.vm.check_extension(Cap.READONLY_MEM):
                 self.uart.mirror = PageMirror(self.vm, UART.base)
@@ -219,8 +236,12 @@ class Machine:
             self._add_devices()
             self.console = VirtioConsole(output) if config.virtio_console else None
             self.virtio = self._add_virtio(disks)
-            boot.load(plan, self._device_tree(plan), self.ram)
-            self._start_first_cpu(plan)
+            if plan is not None:
+                boot.load(plan, self._device_tree(plan), self.ram)
+                self._start_first_cpu(plan)
+            elif saved is not None:
+                saved.load(self)
+            self.saved = None
         except BaseException:
             self.close()
             raise
@@ -234,11 +255,20 @@ class Machine:
         with self.lock:
             (self.console or self.uart).receive(data)
 
+    @property
+    def devices(self) -> dict[int, MmioDevice]:
+        """What is on the bus, by address."""
+        return {window.base: window.device for window in self.bus.windows}
+
+    def release_power_key(self) -> None:
+        """Let go of the power key, in a moment."""
+        self.schedule(POWER_KEY_SECONDS, lambda: self.gpio.set_input(POWER_KEY_LINE, False))
+
     def press_power_key(self) -> None:
         """Press the power key and let go of it."""
         with self.lock:
             self.gpio.set_input(POWER_KEY_LINE, True)
-        self.schedule(POWER_KEY_SECONDS, lambda: self.gpio.set_input(POWER_KEY_LINE, False))
+        self.release_power_key()
 
     def schedule(self, delay: float, callback: Callable[[], None]) -> Cancel:
         """Call `callback` with the device lock held after `delay` seconds; returns what cancels it."""
@@ -254,18 +284,26 @@ class Machine:
         timer.start()
         return timer.cancel
 
-    def _add_memory(self) -> GuestMemory:
+    def _add_memory(self, base: int, size: int, flags: int = 0) -> GuestMemory:
+        """Memory, with the contents that it had if the machine was saved to a file."""
+        stored = self.saved.stored(base) if self.saved is not None else None
         try:
-            return self.vm.add_memory(RAM_BASE, self.config.memory)
+            if stored is not None:
+                return cast(Vm, self.vm).add_memory(base, size, flags=flags, stored=stored)
+            return self.vm.add_memory(base, size, flags=flags)
         except (MemoryError, OSError) as error:
-            raise BadInput(f"--mem: this host cannot give {self.config.memory // MiB} MiB ({error})") from error
+            raise BadInput(f"--mem: this host cannot give {size // MiB} MiB ({error})") from error
 
-    def _add_flash(self, image: bytes) -> tuple[GuestMemory, ...]:
-        """Two banks as memory that the guest cannot write: the firmware, and settings that were never written (erased: all ones)."""
+    def _add_flash(self, image: bytes | None) -> tuple[GuestMemory, ...]:
+        """Two banks as memory that the guest cannot write: the firmware, and settings that were never written (erased: all ones).
+
+        None for those of a saved machine.
+        """
         banks = []
         for region, content in ((FLASH, image), (FLASH_VARIABLES, b"\xff" * FLASH_VARIABLES.size)):
-            bank = self.vm.add_memory(region.base, region.size, flags=MEM_READONLY)
-            bank.view[: len(content)] = content
+            bank = self._add_memory(region.base, region.size, MEM_READONLY)
+            if image is not None and content is not None:
+                bank.view[: len(content)] = content
             banks.append(bank)
             self.bus.add(region.base, FlashRom())
         return tuple(banks)

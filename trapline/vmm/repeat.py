@@ -19,6 +19,7 @@ from trapline.vmm.console import Output
 from trapline.vmm.deterministic import Stdin, TurnSession
 from trapline.vmm.machine import Config, Deterministic, Machine, Software
 from trapline.vmm.recording import Diverged, RecordedImage, Recorder, ReplayedImage, Replayer, header_for, load
+from trapline.vmm.snapshot import SavedMachine
 from trapline.vmm.trace import TraceWriter
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ def repeatable_session(stack: ExitStack, config: Config, software: Software, end
     system = open_turns(stack, config, wanted.seed or 0, wanted.trace)
     disks = [stack.enter_context(closing(Image(image, read_only))) for image, read_only in config.disks]
     session = TurnSession(system, config, software, disks, end_of_input=end_of_input, stop_at=wanted.stop_at)
+    stack.callback(session.report)
+    return session
+
+
+def restored_session(stack: ExitStack, config: Config, saved: SavedMachine, stop_at: int | None, trace: Path | None) -> TurnSession:
+    """A deterministic run that goes on from where it was saved."""
+    assert config.deterministic is not None
+    system = open_turns(stack, config, config.deterministic.seed or 0, trace)
+    disks = [stack.enter_context(closing(disk)) for disk in saved.open_disks()]
+    session = TurnSession(system, config, None, disks, saved=saved, stop_at=stop_at)
     stack.callback(session.report)
     return session
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.exits import Exit, IntrExit, MmioExit, NisvExit, SysregExit, SystemEvent, SystemEventType
@@ -34,6 +35,8 @@ class Outcome(Enum):
     CRASH = "the guest crashed"
     QUIT = "stopped from outside"
     STOPPED = "it has run as many instructions as were asked for"
+    SAVED = "saved to a file"
+    MIGRATED = "it goes on in another process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ class Runner:
         self.machine = machine
         self.can_inject_abort = bool(machine.vm.check_extension(Cap.ARM_INJECT_EXT_DABT))
         self.ending: Ending | None = None
-        self._ended = threading.Event()
+        self._wake = threading.Event()
+        """The main thread has something to do."""
+        self._requests: deque[Callable[[], None]] = deque()
         self._end_lock = threading.Lock()
         self.threads = [VcpuThread(self, vcpu) for vcpu in machine.vcpus]
 
@@ -143,10 +148,15 @@ class Runner:
         for vcpu in self.threads:
             vcpu.thread.start()
         try:
-            while not self._ended.wait(self._patience(deadline)):
-                if deadline is not None and time.monotonic() >= deadline:
+            while self.ending is None:
+                woken = self._wake.wait(self._patience(deadline))
+                self._wake.clear()
+                while self._requests and self.ending is None:
+                    self._requests.popleft()()
+                if self.ending is None and deadline is not None and time.monotonic() >= deadline:
                     raise Timeout("the guest was still running")
-                self._watch()
+                if not woken:
+                    self._watch()
         finally:
             self.end(Ending(Outcome.QUIT))
             self._join()
@@ -159,15 +169,49 @@ class Runner:
             if self.ending is not None:
                 return
             self.ending = ending
-        self._ended.set()
+        self._wake.set()
         for vcpu in self.machine.vcpus:
             vcpu.kick()
+
+    def request(self, task: Callable[[], None]) -> None:
+        """Have something done in the thread that called `run`, while the machine runs. From any thread."""
+        self._requests.append(task)
+        self._wake.set()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The machine stands still: no vCPU is in KVM, and none is in the middle of an access. Not for a vCPU's own thread."""
+        resume, halted = threading.Event(), [threading.Event() for _ in self.threads]
+
+        def halt(thread: VcpuThread) -> None:
+            halted[self.threads.index(thread)].set()
+            resume.wait()
+
+        try:
+            for thread in self.threads:
+                thread.ask(halt)
+            for thread, event in zip(self.threads, halted, strict=True):
+                while not event.wait(WATCH_SECONDS) and thread.thread.is_alive():
+                    pass
+            with self.machine.lock:
+                yield
+        finally:
+            resume.set()
 
     def crash(self, thread: VcpuThread, why: str, error: BaseException | None = None) -> None:
         """End the machine with a report about the vCPU that crashed; called in its thread."""
         if self.ending is None:
             title = f"vCPU {thread.vcpu.id}: {why}"
             self.end(Ending(Outcome.CRASH, title, "\n".join((describe_cpu(thread.vcpu), describe_exits(thread.recent, error)))))
+
+    def state(self) -> dict[str, Any]:
+        """What decides when the vCPUs are looked at, as plain values."""
+        return {"threads": [[thread.progress, thread.progress_seen] for thread in self.threads]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for thread, (progress, seen) in zip(self.threads, state["threads"], strict=True):
+            thread.progress, thread.progress_seen = progress, seen
 
     def report_state(self, show: Callable[[str], None]) -> None:
         """Pass the registers of each vCPU to `show`, from the vCPU's own thread."""

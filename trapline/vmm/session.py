@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.backends.objects import System
 from trapline.devices.virtio.block import Image
+from trapline.errors import TraplineError
+from trapline.vmm.board import MiB
 from trapline.vmm.console import STDIN, InputThread, Keyboard, Output, RawTerminal
 from trapline.vmm.machine import Config, Machine, Software
 from trapline.vmm.runloop import Ending, Outcome, Runner
+from trapline.vmm.snapshot import SavedMachine, save_to
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareSystem  # brings the engine with it
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWish:
+    """Save the machine to `path` when `at` comes: a text on the console, or so many seconds; of a deterministic machine, instructions."""
+
+    path: Path
+    at: str | float
 
 
 @dataclass(slots=True)
 class Session:
     """Runs machines one after the other until one ends for good.
 
+    software:     what the first machine starts from. None if it is `saved`; it is read when the guest reboots then.
     end_of_input: what the guest gets when stdin ends, for guests that read it as a script.
+    snapshot:     where and when to save the machine.
     """
 
     system: System | BareSystem
     config: Config
-    software: Software
+    software: Software | None
     disks: list[Image]
     output: Output = field(default_factory=Output)
     end_of_input: bytes = b""
     machine: Machine | None = None
     runner: Runner | None = None
+    saved: SavedMachine | None = None
+    snapshot: SnapshotWish | None = None
 
     @property
     def exit_status(self) -> int | None:
@@ -44,16 +62,64 @@ class Session:
         """Run to the end. Raises Timeout; BadInput if the machine cannot be built."""
         deadline = None if self.config.timeout is None else time.monotonic() + self.config.timeout
         with ExitStack() as stack:
-            self.machine = self._make_machine()
+            self.machine = self._first_machine()
             self._attach_input(stack)
+            self._arrange_snapshot(stack)
             while True:
                 ending = self._run_machine(self.machine, deadline)
                 if ending.outcome is not Outcome.RESET or not self.config.reboot:
                     return ending
                 self.machine = self._make_machine()
 
+    def _first_machine(self) -> Machine:
+        if self.saved is None:
+            return self._make_machine()
+        return Machine(self.system, self.config, None, self.disks, self.output.write, self.saved)
+
     def _make_machine(self) -> Machine:
+        if self.software is None:
+            assert self.saved is not None
+            self.saved.check_files()
+            self.software = Software.read(self.config)
         return Machine(self.system, self.config, self.software, self.disks, self.output.write)
+
+    def _arrange_snapshot(self, stack: ExitStack) -> None:
+        """See to it that the machine is saved when it is to be, and ends then."""
+        if self.snapshot is None:
+            return
+        match self.snapshot.at:
+            case str(text):
+                self.output.wait_for(text.encode(), lambda: self.request(self.save_and_end))
+            case seconds:
+                timer = threading.Timer(seconds, lambda: self.request(self.save_and_end))
+                timer.daemon = True
+                timer.start()
+                stack.callback(timer.cancel)
+
+    def request(self, task: Callable[[], None]) -> None:
+        """Have something done in the thread that called `run`, while the machine runs. From any thread."""
+        if self.runner is not None:
+            self.runner.request(task)
+
+    def save_and_end(self) -> None:
+        """Save the machine as wished, and end it. If it cannot be saved it goes on."""
+        assert self.runner is not None and self.snapshot is not None
+        try:
+            with self.runner.paused():
+                self.save(self.snapshot.path)
+                self.runner.end(Ending(Outcome.SAVED))
+        except TraplineError as error:
+            print(f"trapline: {error}", file=sys.stderr)
+
+    def save(self, path: Path) -> None:
+        """Save the machine, which stands still, and say so."""
+        assert self.machine is not None
+        start = time.monotonic()
+        assert self.runner is not None
+        more = {"runner": self.runner.state(), "output": self.output.state()}
+        size = save_to(path, self.machine, self.disks, **more)
+        took = time.monotonic() - start
+        print(f"trapline: {size / MiB:.1f} MiB of memory saved in {took:.2f} s; go on with: trapline restore {path}", file=sys.stderr)
 
     def _attach_input(self, stack: ExitStack) -> None:
         """Read stdin, in raw mode if it is a terminal, until `stack` is closed."""
@@ -69,6 +135,7 @@ class Session:
 
     def _run_machine(self, machine: Machine, deadline: float | None) -> Ending:
         self.runner = self._make_runner(machine)
+        self._load_runner()
         try:
             return self.runner.run(deadline)
         finally:
@@ -77,6 +144,12 @@ class Session:
 
     def _make_runner(self, machine: Machine) -> Runner:
         return Runner(machine)
+
+    def _load_runner(self) -> None:
+        """Of a machine that was saved, also the run goes on."""
+        if self.saved is not None and self.software is None and self.runner is not None:
+            self.runner.load(self.saved.machine["runner"])
+            self.output.load(self.saved.machine["output"])
 
     def _machine_ended(self, machine: Machine) -> None:
         """The machine stands still; it is about to be closed."""

@@ -22,6 +22,7 @@ class VirtioConsole(VirtioDevice):
 
     device_id = 3
     queue_sizes = (64, 64)
+    kept = ("backlog",)
 
     def __init__(self, output: Callable[[bytes], None]) -> None:
         super().__init__()
@@ -31,10 +32,6 @@ class VirtioConsole(VirtioDevice):
     def config(self) -> bytes:
         """Console size and ports, which are not used."""
         return bytes(CONFIG.size)
-
-    def state(self) -> tuple[object, ...]:
-        """Input that waits."""
-        return (bytes(self.backlog),)
 
     def receive(self, data: bytes) -> None:
         """Characters from outside; they wait until the driver offers buffers."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from trapline.devices.device import IrqLine, MmioDevice, Reg
 from trapline.devices.memory import GuestRam
+from trapline.devices.state import Stateful
 from trapline.devices.virtio.queue import Queue, QueueError
 
 F_INDIRECT_DESC = 1 << 28
@@ -34,7 +35,7 @@ class Interrupt(IntFlag):
     CONFIG_CHANGE = 2
 
 
-class VirtioDevice:
+class VirtioDevice(Stateful):
     """What a device is apart from its transport.
 
     Class attributes: `device_id`, `queue_sizes` (one maximum per queue), `features` (bits offered besides the transport's own).
@@ -56,10 +57,6 @@ class VirtioDevice:
 
     def reset(self) -> None:
         """The driver reset the device."""
-
-    def state(self) -> tuple[object, ...]:
-        """What the device remembers, as plain values."""
-        return ()
 
     def notify(self, index: int, queue: Queue) -> bool:
         """The driver made buffers available in a queue; returns whether any were used."""
@@ -97,6 +94,8 @@ class VirtioMmio(MmioDevice, size=0x200, compatible=("virtio,mmio",)):
     SHMBaseHigh = Reg(0x0BC, ro=True, reset=0xFFFF_FFFF)
     ConfigGeneration = Reg(0x0FC, ro=True)
 
+    kept = ("accepted", "last_error", "queues", "device")
+
     def __init__(self, device: VirtioDevice, ram: GuestRam, irq: IrqLine | None = None) -> None:
         self.device = device
         self.ram = ram
@@ -114,11 +113,6 @@ class VirtioMmio(MmioDevice, size=0x200, compatible=("virtio,mmio",)):
             queue.reset()
         self.accepted = 0
         super().reset()
-
-    def state(self) -> tuple[object, ...]:
-        """Registers, queues and the device behind them."""
-        queues = tuple(queue.state() for queue in self.queues)
-        return (*super().state(), self.accepted, self.last_error, queues, self.device.state())
 
     def irq_level(self) -> bool:
         """High while the driver has not acknowledged a cause."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from struct import Struct
 
 from trapline.devices.memory import BadGuestAddress, GuestRam
+from trapline.devices.state import Stateful
 
 DESC_NEXT = 1
 DESC_WRITE = 2
@@ -55,8 +56,10 @@ class Chain:
         return done
 
 
-class Queue:
+class Queue(Stateful):
     """One split virtqueue. `size`, `ready` and the three ring addresses are set by the transport."""
+
+    kept = ("size", "ready", "descriptors", "driver_ring", "device_ring", "next_available", "next_used")
 
     def __init__(self, ram: GuestRam, max_size: int = 256) -> None:
         self.ram = ram
@@ -72,11 +75,6 @@ class Queue:
         self.device_ring = 0
         self.next_available = 0
         self.next_used = 0
-
-    def state(self) -> tuple[object, ...]:
-        """Everything the device side remembers."""
-        rings = self.descriptors, self.driver_ring, self.device_ring
-        return (self.size, self.ready, *rings, self.next_available, self.next_used)
 
     def check_layout(self) -> None:
         """Refuse a queue whose size or ring addresses are impossible."""

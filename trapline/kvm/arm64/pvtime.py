@@ -66,10 +66,13 @@ class PvTime:
 
     def update(self) -> None:
         """KVM_RUN begins: add what was stolen since the last look."""
-        if not self._started or self.base is None:
+        if self.base is None:
             return
         world = self._vcpu.vm.machine.world
         now = world.clock.now()
+        if not self._started:  # of a guest that was restored we do not know whether it has asked; Linux does not wait for that at all
+            self._delay, self._looked, self._started = world.run_delay(), now, True
+            return
         if now - self._looked < LOOK_NS:
             return
         self._looked = now

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trapline.abi.arm64_vm import HypercallFlag
+from trapline.arm64.regs import ELR_EL2
 from trapline.kvm.arm64 import hypercalls, inject, timer
 from trapline.kvm.arm64.abort import handle_abort
 from trapline.kvm.arm64.debug import handle_debug_exception
@@ -31,7 +32,9 @@ def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
         vcpu.core.stats.wfe_exit_stat += 1
     else:
         vcpu.core.stats.wfi_exit_stat += 1
-        vcpu.wait_for_interrupt(timer.virtual_deadline(vcpu, vcpu.x[esr >> WFX_RN_SHIFT & 31]) if esr & WFX_TIMEOUT else None)
+        woken = vcpu.wait_for_interrupt(timer.virtual_deadline(vcpu, vcpu.x[esr >> WFX_RN_SHIFT & 31]) if esr & WFX_TIMEOUT else None)
+        if vcpu.vm.machine.world.freezing and not woken:
+            vcpu.sysreg[ELR] -= 4  # it has not waited yet: whoever goes on from here will
     return True
 
 
@@ -49,6 +52,8 @@ def _smc(vcpu: Arm64Vcpu, esr: int) -> bool:
         return True
     return hypercalls.call(vcpu, HypercallFlag.SMC)
 
+
+ELR: Final = ELR_EL2.slot
 
 Handler = Callable[["Arm64Vcpu", int], bool]
 

@@ -374,14 +374,14 @@ class Arm64Vcpu:
             if self.mp_state == MpState.STOPPED:
                 core.wait_queue.wait()
 
-    def wait_for_interrupt(self, until: int | None = None) -> None:
+    def wait_for_interrupt(self, until: int | None = None) -> bool:
         """Sleep until an interrupt is pending for the guest, a timer fires, another thread wants something, or `until`, in host
-        monotonic nanoseconds."""
+        monotonic nanoseconds. False if only another thread ended it."""
         stats, clock = self.core.stats, self.vm.machine.world.clock
         begin = clock.now()
         stats.blocking = 1
         try:
-            self._wait_for_interrupt(until)
+            return self._wait_for_interrupt(until)
         finally:
             stats.blocking = 0
             waited = max(0, clock.now() - begin)
@@ -389,17 +389,18 @@ class Arm64Vcpu:
             stats.halt_wait_ns += waited
             count_time(stats.halt_wait_hist, waited)
 
-    def _wait_for_interrupt(self, until: int | None) -> None:
+    def _wait_for_interrupt(self, until: int | None) -> bool:
         core = self.core
         while True:
             core.wait_queue.prepare()
             if core.signal or core.requests.any():
-                return
+                timer.update_lines(self)
+                return self._interrupt_pending()
             timer.update_lines(self)
             if self._interrupt_pending():
-                return
+                return True
             if until is not None and self.vm.machine.world.clock.now() >= until:
-                return
+                return True
             deadlines = [at for at in (until, self.cpu.next_timer_deadline()) if at is not None]
             core.wait_queue.wait(min(deadlines, default=None))
 

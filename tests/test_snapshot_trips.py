@@ -1,0 +1,142 @@
+"""Round trips of a running Linux guest: save it anywhere, restore it in a new machine, and nothing of what follows is different.
+
+Deterministic machines: the console, every exit of the processors with its instruction count, and the hash of the final state are those
+of a run that was never interrupted. The only exits that come in addition are aborts for memory that the new machine has not mapped yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from trapline.backends.snapshot.format import Snapshot
+from trapline.vmm import guests
+from trapline.vmm.console import Output
+from trapline.vmm.deterministic import Stdin, TurnSession
+from trapline.vmm.machine import Config, Deterministic, MiB, Software
+from trapline.vmm.repeat import open_turns
+from trapline.vmm.session import SnapshotWish
+from trapline.vmm.snapshot import SavedMachine
+
+ABORTS = ("INSN_ABORT_LOWER", "DATA_ABORT_LOWER")
+SHORT, LONG = 20, 1000
+
+
+class Console(Output):
+    """Keeps what the guest writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = b""
+
+    def _put(self, data: bytes) -> None:
+        self.text += data
+
+
+@dataclass
+class Story:
+    """What a run, or several of which each goes on with the last one's machine, did."""
+
+    console: bytes = b""
+    exits: list[str] = field(default_factory=list)
+    final: str = ""
+    retired: int = 0
+    status: int | None = None
+
+    def play(self, config: Config, folder: Path, saved: Path | None = None, until: int | None = None) -> Path:
+        """Run to the end, or until `until` instructions, and save the machine then. Returns where."""
+        trace, goal = folder / "trace", folder / f"at-{until}"
+        with ExitStack() as stack:
+            system = open_turns(stack, config, 0, trace)
+            console = Console()
+            if saved is None:
+                session = TurnSession(system, config, Software.read(config), [], output=console, stdin=Stdin.UNUSED)
+            else:
+                snapshot = stack.enter_context(closing(Snapshot(saved)))
+                machine = SavedMachine(snapshot.document, snapshot)
+                session = TurnSession(system, machine.config(), None, [], output=console, stdin=Stdin.UNUSED, saved=machine)
+            if until is not None:
+                session.snapshot = SnapshotWish(goal, until)
+            session.run()
+            self.retired = session.turns.retired
+        self.console += console.text
+        self.exits += map(without_old_address, trace.read_text().splitlines())
+        self.final, self.status = session.final, session.exit_status
+        return goal
+
+
+def boot(script: str, cpus: int = 1) -> Config:
+    files = guests.prepare()
+    params = f'console=ttyAMA0 panic=-1 quiet run="{script}"'
+    return Config(kernel=files.kernel, initrd=files.initrd, params=params, cpus=cpus, memory=256 * MiB, deterministic=Deterministic())
+
+
+def without_old_address(line: str) -> str:
+    """Of exits other than aborts, FAR_EL2 is still that of the last abort."""
+    return line if "_ABORT_" in line else line.partition(', "far"')[0]
+
+
+def more_aborts(parts: Iterable[str], whole: Sequence[str]) -> int:
+    """How many aborts `parts` has in addition to `whole`; AssertionError if they differ in anything else."""
+    extra, at = 0, 0
+    for line in parts:
+        if at < len(whole) and line == whole[at]:
+            at += 1
+        else:
+            assert json.loads(line).get("ec") in ABORTS, f"exit {at} was {whole[at] if at < len(whole) else 'the last'}, and is {line}"
+            extra += 1
+    assert at == len(whole), f"exit {at} is missing: {whole[at]}"
+    return extra
+
+
+def trip_all_the_way(config: Config, whole: Story, points: Sequence[int], folder: Path) -> Story:
+    """The same run in pieces, saved and restored at each point."""
+    pieces, saved = Story(), None
+    for until in points:
+        before, saved = saved, pieces.play(config, folder, saved, until)
+        assert until <= pieces.retired, f"saved at {pieces.retired} instead of {until}"
+        if before is not None:
+            before.unlink()
+    pieces.play(config, folder, saved)
+    return pieces
+
+
+def check_trips(config: Config, whole: Story, trips: int, seed: int, folder: Path) -> None:
+    random = Random(seed)
+    points = sorted(random.sample(range(1, whole.retired), trips))
+    pieces = trip_all_the_way(config, whole, points, folder)
+    assert pieces.console == whole.console
+    assert (pieces.retired, pieces.status) == (whole.retired, whole.status)
+    more_aborts(pieces.exits, whole.exits)
+    assert pieces.final == whole.final
+
+
+@contextmanager
+def reference(config: Config, folder: Path) -> Iterator[Story]:
+    whole = Story()
+    whole.play(config, folder)
+    assert whole.status == 0 and b"done" in whole.console
+    yield whole
+
+
+def test_linux_does_not_notice_twenty_round_trips(tmp_path: Path) -> None:
+    config = boot("uname -a; ls /proc | head -c 200; echo done")
+    with reference(config, tmp_path) as whole:
+        check_trips(config, whole, SHORT, seed=1, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.timeout(3600)
+def test_linux_does_not_notice_a_thousand_round_trips(cpus: int, tmp_path: Path) -> None:
+    config = boot("for i in 1 2 3 4; do uname -a; sleep 0.01; (ls -lR /proc/self | wc; true) & done; wait; echo done", cpus)
+    with reference(config, tmp_path) as whole:
+        for seed in range(10):
+            print(f"seed {seed}")
+            check_trips(config, whole, LONG // 20, seed, tmp_path)
