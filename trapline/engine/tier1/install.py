@@ -87,12 +87,16 @@ class Linked:
         generation, records = facts[:2]
         return {index for k, index in enumerate(built.entries) if self._enter_at(engine, records, generation, index, self._others[k])}
 
+    def runs_at(self, records: int, index: int) -> bool:
+        """Whether an instruction of a page is the way into this region at the moment."""
+        return ctypes.c_uint64.from_address(records + index * RECORD_SIZE).value == self.address
+
     def _enter_at(self, engine: Engine, records: int, generation: int, index: int, handler: int) -> bool:
         """Have a record run the region in place of its handler."""
+        if self.runs_at(records, index):
+            return True
         record = records + index * RECORD_SIZE
         current = ctypes.c_uint64.from_address(record).value
-        if current == self.address:
-            return True
         regions = engine.regions
         if current != handler and (regions is None or not regions.stencils.owns(current)) or current == engine.shared.undecoded:
             return False

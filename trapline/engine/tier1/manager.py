@@ -1,6 +1,6 @@
 """Finding hot code and having it compiled.
 
-A thread looks a thousand times a second where the vCPUs are, at no cost to them but a poll. What it meets more than once goes
+A thread looks up to a thousand times a second where the vCPUs are, at no cost to them but a poll. What it meets more than once goes
 to the compiler's process, and comes back as a region that runs in place of the record it was met at.
 """
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from trapline.engine.engine import Engine
     from trapline.engine.tier1.paranoid import ParanoidCpu
 
-PERIOD, IDLE_PERIOD = 0.001, 0.02
-"""Seconds between looks: while a vCPU runs, and while none does."""
+PERIOD, CALM_PERIOD, IDLE_PERIOD = 0.001, 0.008, 0.02
+"""Seconds between looks: while vCPUs are met in the interpreter; at most while they are in regions; while none runs."""
 HOT = 2
 """How often code is met before it is compiled."""
 REGIONS = 8192
@@ -107,6 +107,7 @@ class Regions:
         self._counts: Counter[Spot] = Counter()
         self._hopeless: set[Spot] = set()
         self._seen = [0] * 64
+        self._period = PERIOD
         self._ordered: dict[Spot, int] = {}
         self.stencils = Stencils(engine, functools.partial(_order_stencils, weakref.ref(self)))
         self._pages: Counter[int] = Counter()
@@ -131,13 +132,14 @@ class Regions:
         if self._findings.closed:
             return None
         running = False
+        self._period = min(self._period * 2, CALM_PERIOD)
         for cpu in list(self.engine.cpus):
             state = cpu.state
             if state.running:
                 running = True
                 self._collect(cpu)
                 state.poll_sample = 1
-        return PERIOD if running else IDLE_PERIOD
+        return self._period if running else IDLE_PERIOD
 
     def _collect(self, cpu: Cpu) -> None:
         state = cpu.state
@@ -148,11 +150,15 @@ class Regions:
         self._seen[cpu.index] = count
 
     def _note(self, cpu: Cpu, pc: int, records: int, in_region: bool) -> None:
+        spot = Spot(records, (pc & 4095) >> 2)
+        linked = self.installed.get(spot)
+        if linked is not None and linked.runs_at(records, spot.index):
+            in_region = True  # about to be entered
         self.samples["region" if in_region else "interpreter"] += 1
         if in_region or not records:
             return
+        self._period = PERIOD
         self._pages[records] += 1
-        spot = Spot(records, (pc & 4095) >> 2)
         if len(self._counts) >= SPOTS:
             self._counts.clear()
         self._counts[spot] += 1
