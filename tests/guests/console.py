@@ -14,17 +14,17 @@ PATIENCE = 120.0
 
 
 class Conversation:
-    """`trapline run` of a guest, with a pipe or (`terminal`) a pseudo-terminal as its standard input."""
+    """`trapline run` (or another `command`) of a guest, with a pipe or (`terminal`) a pseudo-terminal as its standard input."""
 
-    def __init__(self, *options: str, terminal: bool = False) -> None:
-        command = [sys.executable, "-m", "trapline.ui.cli", "run", "--backend", "software", *options]
+    def __init__(self, *options: str, terminal: bool = False, command: str = "run") -> None:
+        words = [sys.executable, "-m", "trapline.ui.cli", command, "--backend", "software", *options]
         self.seen = bytearray()
         self._at = 0
         if terminal:
             self._input, theirs = pty.openpty()
         else:
             theirs, self._input = os.pipe()
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         os.close(theirs)
 
     def __enter__(self) -> Conversation:

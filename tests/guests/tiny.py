@@ -75,6 +75,41 @@ wait:   ldr   w5, [x4, #0x18]
         b     off
 """
 
+LEDGER = """
+        movz  x4, #0x0900, lsl #16
+        movz  x9, #0x4020, lsl #16
+        movz  x10, #0
+count:  add   x10, x10, #1          // each number goes to one of 64 pages
+        and   x11, x10, #63
+        add   x11, x9, x11, lsl #12
+        str   x10, [x11]
+        ldr   w5, [x4, #0x18]
+        tbnz  w5, #4, count
+        ldr   w6, [x4]
+        strb  w6, [x4]
+        cmp   w6, #113              // q
+        b.ne  count
+        movz  w12, #0
+check:  sub   x13, x10, x12         // and the last 64 have to be there
+        and   x11, x13, #63
+        add   x11, x9, x11, lsl #12
+        ldr   x14, [x11]
+        cmp   x14, x13
+        b.ne  lost
+        add   w12, w12, #1
+        cmp   w12, #64
+        b.ne  check
+        adr   x1, good
+        bl    print
+        b     off
+lost:   adr   x1, bad
+        bl    print
+        b     off
+good:   .asciz ": nothing lost\\n"
+bad:    .asciz ": LOST\\n"
+        .align 2
+"""
+
 SILENT = """
 here:   b     here
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ VCPU_FEATURES = {
     "sve": (arm64.Feature.SVE,),
     "nested": (arm64.Feature.HAS_EL2,),
 }
+
+ONES = re.compile("1+")
 
 V = TypeVar("V", bound=VcpuBase)
 
@@ -163,10 +166,14 @@ class VmBase(KvmFile, Generic[V]):
 
     def get_dirty_log(self, slot: int, pages: int) -> list[int]:
         """Numbers of the pages of a logging slot that were written since the last call."""
+        return [page for first, count in self.get_dirty_ranges(slot, pages) for page in range(first, first + count)]
+
+    def get_dirty_ranges(self, slot: int, pages: int) -> list[tuple[int, int]]:
+        """The same as ranges: the first page of each, and how many."""
         bitmap = (ctypes.c_uint64 * ((pages + 63) // 64))()
         self.backend.ioctl(self.file, KVM_GET_DIRTY_LOG, DirtyLog(slot, 0, ctypes.addressof(bitmap)))
-        bits = int.from_bytes(bitmap, "little")
-        return [page for page in range(pages) if bits >> page & 1]
+        digits = format(int.from_bytes(bitmap, "little"), "b")[::-1][:pages]
+        return [(found.start(), found.end() - found.start()) for found in ONES.finditer(digits)]
 
     def clear_dirty_log(self, slot: int, pages: Iterable[int], *, first: int = 0, count: int) -> None:
         """Forget that these pages, of the `count` from `first` on, were written. For logs with manual protection."""

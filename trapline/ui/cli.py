@@ -109,8 +109,19 @@ def make_parser() -> opt.Parser:
     opt.add_stop_options(replay)
 
     restore = add("restore", restore_command, "go on with a machine that was saved", RUN_EPILOG)
-    restore.add_argument("snapshot_file", type=Path, metavar="FILE", help="what `run --snapshot`, or `trapline snapshot`, wrote")
+    restore.add_argument("snapshot_file", type=Path, nargs="?", metavar="FILE", help="what `run --snapshot`, or `trapline snapshot`, wrote")
+    restore.add_argument("--incoming", metavar="ADDRESS", help="wait at tcp:HOST:PORT or unix:PATH for a machine that `migrate` sends")
     opt.add_restore_options(restore)
+
+    snapshot = add("snapshot", snapshot_command, "save a machine that runs with --control, and let it go on")
+    snapshot.add_argument("control", type=Path, metavar="SOCKET", help="its --control")
+    snapshot.add_argument("file", type=Path, metavar="FILE", help="where to, for `trapline restore`")
+    snapshot.add_argument("--end", action="store_true", help="end the machine")
+
+    migrate = add("migrate", migrate_command, "send a machine that runs with --control to a `restore --incoming`, while it runs")
+    migrate.add_argument("control", type=Path, metavar="SOCKET", help="its --control")
+    migrate.add_argument("address", metavar="ADDRESS", help="tcp:HOST:PORT or unix:PATH")
+    migrate.add_argument("--downtime", type=opt.seconds, metavar="SECONDS", help="how long it may stand still at the end (0.3)")
 
     add("doctor", doctor_command, "say what this host offers and which backend would be used")
 
@@ -184,6 +195,7 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
 
     sys.setswitchinterval(SWITCH_SECONDS)
     config = opt.config_from(options, **boot)
+    wish = opt.snapshot_wish(options, config.deterministic is not None)
     software = Software.read(config)
     software.plan(config.memory)  # refuses what does not fit before the engine is even loaded
     with ExitStack() as stack:
@@ -192,19 +204,26 @@ def run_guest(options: argparse.Namespace, end_of_input: bytes = b"", **boot: ob
             disks = [stack.enter_context(closing(Image(path, read_only))) for path, read_only in config.disks]
             system = open_machine_room(stack, options, config)
             stack.callback(system.close)
-            session = Session(system, config, software, disks, end_of_input=end_of_input, snapshot=opt.snapshot_wish(options, False))
+            session = Session(system, config, software, disks, end_of_input=end_of_input, snapshot=wish)
         else:
             from trapline.vmm.repeat import repeatable_session
 
             session = repeatable_session(stack, config, software, end_of_input)
-            session.snapshot = opt.snapshot_wish(options, True)
-        return run_session(session)
+            session.snapshot = wish
+        return run_session(session, options.control)
 
 
-def run_session(session: Session) -> int:
-    """Run the machine, and turn its end into an exit status."""
+def run_session(session: Session, control: Path | None = None) -> int:
+    """Run the machine, reachable at a socket if there is to be one, and turn its end into an exit status."""
     try:
-        ending = session.run()
+        with ExitStack() as stack:
+            if control is not None:
+                from trapline.vmm.control import Control
+
+                if session.config.deterministic is not None:
+                    raise BadInput("--control: nothing may come between the turns of a deterministic machine; use --snapshot-at")
+                stack.enter_context(Control(control, session))
+            ending = session.run()
     except Timeout as timeout:
         raise Timeout(f"stopped after {session.config.timeout:g} seconds: {timeout}") from None
     return exit_status(session, ending)
@@ -264,11 +283,27 @@ def restore_command(options: argparse.Namespace) -> int:
     from trapline.vmm.snapshot import SavedMachine
 
     sys.setswitchinterval(SWITCH_SECONDS)
+    if (options.snapshot_file is None) == (options.incoming is None):
+        raise BadInput("give the FILE of a snapshot, or --incoming ADDRESS")
     with ExitStack() as stack:
+        session: Session
+        if options.incoming is not None:
+            from trapline.vmm.machine import Config
+            from trapline.vmm.migration import receive, wait
+
+            opt.refuse_stop(options)
+            system = open_machine_room(stack, options, Config())
+            stack.callback(system.close)
+            arriving = receive(stack, wait(options.incoming))
+            if arriving.machine["settings"]["cpu"]:
+                system = open_machine_room(stack, options, arriving.config())
+                stack.callback(system.close)
+            session = Session(system, arriving.config(timeout=options.timeout), None, list(arriving.disks), saved=arriving)
+            session.snapshot = opt.snapshot_wish(options, False)
+            return run_session(session, options.control)
         snapshot = stack.enter_context(Snapshot(options.snapshot_file, verify=not options.no_verify))
         saved = SavedMachine(snapshot.document, snapshot)
         config = saved.config(timeout=options.timeout)
-        session: Session
         wish = opt.snapshot_wish(options, saved.is_deterministic)
         if saved.is_deterministic:
             from trapline.vmm.repeat import restored_session
@@ -281,7 +316,24 @@ def restore_command(options: argparse.Namespace) -> int:
             stack.callback(system.close)
             session = Session(system, config, None, disks, saved=saved)
         session.snapshot = wish
-        return run_session(session)
+        return run_session(session, options.control)
+
+
+def snapshot_command(options: argparse.Namespace) -> int:
+    """`trapline snapshot`."""
+    from trapline.vmm.control import ask
+
+    print(ask(options.control, do="snapshot", path=str(options.file.absolute()), end=options.end))
+    return 0
+
+
+def migrate_command(options: argparse.Namespace) -> int:
+    """`trapline migrate`."""
+    from trapline.vmm.control import ask
+
+    more = {} if options.downtime is None else {"downtime": options.downtime}
+    print(ask(options.control, do="migrate", to=options.address, **more))
+    return 0
 
 
 def doctor_command(options: argparse.Namespace) -> int:

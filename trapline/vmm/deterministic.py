@@ -222,7 +222,7 @@ class TurnSession(Session):
     def _machine_ended(self, machine: Machine) -> None:
         if self.runner is not None and self.runner.ending is not None and self.runner.ending.outcome is Outcome.SAVED:
             assert self.snapshot is not None
-            self.save(self.snapshot.path)
+            print(f"trapline: {self.save(self.snapshot.path)}", file=sys.stderr)
         elif isinstance(machine.vm, Vm):
             with suppress(KvmError):  # a guest may have given its ITS tables that are no memory
                 settle(machine.vm)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trapline.backends.objects import System
 from trapline.devices.virtio.block import Image
@@ -106,20 +106,24 @@ class Session:
         assert self.runner is not None and self.snapshot is not None
         try:
             with self.runner.paused():
-                self.save(self.snapshot.path)
+                text = self.save(self.snapshot.path)
                 self.runner.end(Ending(Outcome.SAVED))
         except TraplineError as error:
-            print(f"trapline: {error}", file=sys.stderr)
+            text = str(error)
+        print(f"trapline: {text}", file=sys.stderr)
 
-    def save(self, path: Path) -> None:
-        """Save the machine, which stands still, and say so."""
+    def more_state(self) -> dict[str, Any]:
+        """What is to be known of the run, besides the machine, where it goes on."""
+        assert self.runner is not None
+        return {"runner": self.runner.state(), "output": self.output.state()}
+
+    def save(self, path: Path) -> str:
+        """Save the machine, which stands still; what happened in one line."""
         assert self.machine is not None
         start = time.monotonic()
-        assert self.runner is not None
-        more = {"runner": self.runner.state(), "output": self.output.state()}
-        size = save_to(path, self.machine, self.disks, **more)
+        size = save_to(path, self.machine, self.disks, **self.more_state())
         took = time.monotonic() - start
-        print(f"trapline: {size / MiB:.1f} MiB of memory saved in {took:.2f} s; go on with: trapline restore {path}", file=sys.stderr)
+        return f"{size / MiB:.1f} MiB of memory saved in {took:.2f} s; go on with: trapline restore {path}"
 
     def _attach_input(self, stack: ExitStack) -> None:
         """Read stdin, in raw mode if it is a terminal, until `stack` is closed."""

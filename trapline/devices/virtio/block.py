@@ -60,11 +60,22 @@ class Image:
             hint = "; add ,ro to use it read-only" if isinstance(error, PermissionError) and not read_only else ""
             raise BadInput(f"--disk {path}: {error.strerror}{hint}") from error
         try:
-            fcntl.flock(self.fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
+            self.claim()
+        except BadInput:
             os.close(self.fd)
-            raise BadInput(f"--disk {path}: in use by another machine") from error
+            raise
         self.sectors = os.lseek(self.fd, 0, os.SEEK_END) // SECTOR
+
+    def claim(self) -> None:
+        """Lock the file against others. BadInput if one of them has it."""
+        try:
+            fcntl.flock(self.fd, (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadInput(f"--disk {self.path}: in use by another machine") from error
+
+    def release(self) -> None:
+        """Let others have it, for now."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Release the file."""

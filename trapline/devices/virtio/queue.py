@@ -144,7 +144,7 @@ class Queue(Stateful):
             total += size
             if total > CHAIN_BYTES_LIMIT:
                 raise QueueError("request is longer than 4 GiB")
-            view = self.ram.view(address, size)
+            view = self.ram.writable(address, size) if flags & DESC_WRITE else self.ram.view(address, size)
             if flags & DESC_WRITE:
                 chain.writable.append(view)
             elif chain.writable:
