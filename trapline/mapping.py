@@ -32,16 +32,19 @@ def _libc() -> ctypes.CDLL:
 LIBC = _libc()
 
 
-def map_far(size: int, file: int = -1, offset: int = 0) -> Any:
+def map_far(size: int, file: int = -1, offset: int = 0, huge: bool = False) -> Any:
     """`size` bytes as an array, unmapped when nothing refers to it any more. OSError when the host has no room.
 
     They are zero, or with `file`, a descriptor, what it holds from `offset` on; changes stay in this process.
+    `huge`: in huge pages where the host has some, for what is used from its start on: a page fault for each 2 MiB, and few TLB misses.
     """
     hint = FAR + int.from_bytes(os.urandom(8), "little") % FAR_SPAN & -ALIGN
     flags = mmap.MAP_PRIVATE | MAP_NORESERVE | (mmap.MAP_ANONYMOUS if file < 0 else 0)
     address = LIBC.mmap(hint, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset)
     if address == FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        advise(address, size, mmap.MADV_HUGEPAGE)
     memory = (ctypes.c_char * size).from_address(address)
     weakref.finalize(memory, LIBC.munmap, address, size).atexit = False  # type: ignore[misc]
     return memory

@@ -36,7 +36,7 @@ class Cpu:
     def __init__(self, engine: Engine, index: int) -> None:
         self.engine = engine
         self.index = index
-        self.state = EngineState.from_buffer(map_far(ctypes.sizeof(EngineState)))
+        self.state = EngineState.from_buffer(map_far(ctypes.sizeof(EngineState), huge=True))
         self.address = ctypes.addressof(self.state)
         self._sysreg = self.state.sysreg
         self._entry = engine.entry

@@ -175,7 +175,7 @@ class Engine:
         """Set while one PE needs all others to stay outside compiled code."""
         self._lock = threading.Lock()
         self._stop = threading.Lock()
-        self._arena = map_far(CODE_PAGES * PAGE_BYTES)
+        self._arena = map_far(CODE_PAGES * PAGE_BYTES, huge=True)
         self._map = (ctypes.c_uint64 * (2 * MAP_ENTRIES))()
         self._no_code = CodeTlb()
         ctypes.memset(ctypes.addressof(self._no_code), 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
