@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -24,6 +25,7 @@ from trapline.arm64.regs import (
     HCR_EL2,
     SCTLR_EL1,
 )
+from trapline.engine.cpu import NS_PER_TICK
 from trapline.engine.state import PAGE_BYTES
 
 SYNC_FROM_SPX = 0x100 + 4
@@ -226,6 +228,25 @@ def test_the_virtual_timer_interrupts_a_running_guest(bench: Bench) -> None:
     deadline = cpu.next_timer_deadline()
     assert deadline is not None
     assert cpu[CNTV_CVAL_EL0] == cpu.state.x[0]
+
+
+def test_a_timer_that_was_set_from_outside_interrupts_a_running_guest(bench: Bench) -> None:
+    """As after a migration: no instruction of the guest sets it. Two PEs share the clock; the later timer must not lose its turn."""
+    for first, second in ((2, 8), (8, 2)):
+        cpus = [bench.cpu(bench.load("spin: b spin")) for _ in range(2)]
+        helpers = []
+        for cpu, milliseconds in zip(cpus, (first, second), strict=True):
+            now = time.monotonic_ns() // NS_PER_TICK
+            cpu[HCR_EL2] = int(HCR_EL2(RW=1, IMO=1, FMO=1))
+            cpu[CNTV_CVAL_EL0] = now - cpu[CNTVOFF_EL2] + 62_500 * milliseconds & (1 << 64) - 1
+            cpu[CNTV_CTL_EL0] = 1
+            helpers.append(threading.Thread(target=cpu.enter))
+        for helper in helpers:
+            helper.start()
+        for helper in helpers:
+            helper.join(20)
+            assert not helper.is_alive(), "the clock did not ring"
+        assert [cpu.timer_lines() for cpu in cpus] == [1, 1]
 
 
 def test_a_full_code_arena_starts_afresh(bench: Bench) -> None:

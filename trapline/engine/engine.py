@@ -26,6 +26,7 @@ from trapline.engine.state import (
     PAGE_HEADER,
     PAGE_INSNS,
     CodeTlb,
+    EngineState,
     Shared,
 )
 from trapline.engine.stencil.arena import Templates
@@ -69,6 +70,9 @@ class Entry:
         self.reset_tlbs = bind("trapline_reset_tlbs", None, u64)
         self.lines = bind("trapline_lines", u32, u64)
         self.next_count = bind("trapline_next_count", u64, u64)
+        self.set_alarm = bind("trapline_set_alarm", ctypes.c_bool, u64)
+        self.wait_for_alarms = bind("trapline_wait_for_alarms", None, u64)
+        self.stop_alarms = bind("trapline_stop_alarms", None, u64)
         self.fill = bind("trapline_fill", u64, u64, u64, u32)
         self.find_records = bind("trapline_find_records", u64, u64, u64)
         self.install = bind("trapline_install", ctypes.c_bool, u64, u64, u64, u64, u64, u64)
@@ -169,7 +173,7 @@ class Engine:
         self.entry = self.code.entry
         self.reset_values = {reg.slot: int(value) for reg, value in self.features.reset_values().items()}
         self.turns = turns
-        self.timers: Timers | TurnTimers = Timers() if turns is None else TurnTimers()
+        self._states: list[EngineState] = []
         self.cpus: list[Cpu] = []
         self.paused = False
         """Set while one PE needs all others to stay outside compiled code."""
@@ -181,6 +185,7 @@ class Engine:
         ctypes.memset(ctypes.addressof(self._no_code), 0xFF, ctypes.sizeof(self._no_code))  # no page has such a tag
         self.shared = Shared()
         self.shared_address = ctypes.addressof(self.shared)
+        self.timers: Timers | TurnTimers = Timers(self.entry, self.shared, self._states) if turns is None else TurnTimers()
         self.regions: Regions | None = None
         """Tier 1, from the first vCPU on; none where instructions are counted or TRAPLINE_TIER1 is 0."""
         self._prepare()
@@ -214,6 +219,7 @@ class Engine:
             index = len(self.cpus)
             cpu = self._make_cpu(index)
             self.cpus.append(cpu)
+            self._states.append(cpu.state)
             self.shared.cpus[cpu.index] = cpu.address
             self.shared.cpu_count = len(self.cpus)
             return cpu

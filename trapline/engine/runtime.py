@@ -26,6 +26,7 @@ from trapline.arm64.exceptions import (
 from trapline.arm64.gic_interface import VIRTUAL, maintenance_pending
 from trapline.arm64.regs import ID_AA64PFR1_EL1, SCTLR_EL1, TCR_EL1
 from trapline.arm64.state import EL2_OUTSIDE, REGIME_EL2
+from trapline.arm64.sysreg_functions import NEVER
 from trapline.arm64.walk import ACCESS_EXEC, INFO_GUARDED, translate, translate_cached
 from trapline.bits.native import (
     Ptr,
@@ -38,6 +39,7 @@ from trapline.bits.native import (
     u32,
     u64,
 )
+from trapline.engine.alarm import set_alarm
 from trapline.engine.codemap import add_records, find_records
 from trapline.engine.debug import (
     ANYWHERE,
@@ -75,6 +77,7 @@ from trapline.engine.taking import (
     enter_exception,
     instruction_abort,
     lines,
+    next_count,
     refresh,
 )
 from trapline.engine.tlb import fill_code, follow_controls, select_space, serve_sync
@@ -392,8 +395,11 @@ def start(cpu: Ptr[EngineState]) -> None:
     if cpu.watching != u32(watchpoints_on(cpu)):
         debug_changed(cpu)
     cpu.poll_timer = 1
+    alarmed: u1 = cpu.el2 != EL2_OUTSIDE or cpu.virtual_time != 0 or set_alarm(cpu)
     continue_(cpu)
     service(cpu)
+    if not alarmed and cpu.exit_code == Exit.NONE and next_count(cpu) != NEVER:
+        cpu.exit_code = Exit.TIMER
 
 
 @native

@@ -226,7 +226,11 @@ MAX_CPUS = 64
 
 
 class Shared(ctypes.Structure):
-    """What all vCPUs of one engine share: the code map and the list of vCPUs."""
+    """What all vCPUs of one engine share: the code map, the list of vCPUs, and their alarm clock.
+
+    `alarm_clock` is a file descriptor of timerfd_create(2) plus 1 (0: none yet), which rings at count `alarm_at`; `alarm_setting` is
+    what it was set to last (struct itimerspec), `alarm_rung` what is read from it.
+    """
 
     _fields_ = [
         ("handlers", c_uint64),
@@ -245,4 +249,11 @@ class Shared(ctypes.Structure):
         ("map", c_uint64),
         ("map_mask", c_uint64),
         ("counter_base", c_uint64),
+        ("alarm_clock", c_uint64),
+        ("alarm_lock", c_uint64),
+        ("alarm_at", c_uint64),
+        ("alarm_stopped", c_uint64),
+        ("alarm_rung", c_uint64),
+        ("alarm_setting", c_uint64 * 4),
+        ("due", c_uint64 * MAX_CPUS),
     ]

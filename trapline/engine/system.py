@@ -30,6 +30,7 @@ from trapline.arm64.sysreg_functions import cntvct_read
 from trapline.arm64.traps import OK, access_outcome, take_access_exception, unallocated_outcome
 from trapline.arm64.walk import address_translate, address_translate_fault
 from trapline.bits.native import Ptr, extern, native, s64, store8, u1, u32, u64
+from trapline.engine.alarm import set_alarm
 from trapline.engine.codemap import reset_everything, reset_line
 from trapline.engine.debug import GOING, STEPPED, debug_changed, may_debug
 from trapline.engine.handler import AFTER
@@ -82,8 +83,9 @@ def after(cpu: Ptr[EngineState], what: u32) -> None:
         refresh(cpu)
     if what & AFTER_TIMER != 0:
         cpu.timer_reported = 0
-        cpu.exit_code = Exit.TIMER
-        cpu.poll_timer = 1  # leave at once: nothing else may become due before the timer is armed
+        cpu.poll_timer = 1
+        if cpu.el2 != EL2_OUTSIDE or not set_alarm(cpu):
+            cpu.exit_code = Exit.TIMER  # leave at once: nothing else may become due before the timer is armed
     if what & AFTER_IRQ != 0:
         look_for_interrupts(cpu)
         if may_debug(cpu):
