@@ -15,11 +15,13 @@ from random import Random
 
 import pytest
 
+from trapline.backends.select import open_system
 from trapline.backends.snapshot.format import Snapshot
-from trapline.errors import BadInput
+from trapline.errors import BadInput, GuestCrash
 from trapline.vmm import guests
 from trapline.vmm.console import Output
 from trapline.vmm.deterministic import Stdin, TurnSession
+from trapline.vmm.driver import Driver
 from trapline.vmm.machine import Config, Deterministic, MiB, Software
 from trapline.vmm.repeat import open_turns
 from trapline.vmm.session import SnapshotWish
@@ -146,3 +148,20 @@ def test_linux_does_not_notice_a_thousand_round_trips(cpus: int, tmp_path: Path)
         for seed in range(10):
             print(f"seed {seed}")
             check_trips(config, whole, LONG // 20, seed, tmp_path)
+
+
+def test_a_test_suite_boots_once_and_restores_for_each_test(tmp_path: Path) -> None:
+    config = boot("")
+    config.params, config.deterministic = "console=ttyAMA0 panic=-1 quiet", None
+    with open_system("software") as kvm:
+        with Driver.boot(config, kvm) as guest:
+            guest.expect("# ")
+            guest.command("touch /tmp/before")
+            guest.save(tmp_path / "booted")
+            assert guest.command("ls /tmp") == "before\n", "it goes on"
+        with Snapshot(tmp_path / "booted") as booted, Driver.restore(booted, kvm) as one, Driver.restore(booted, kvm) as other:
+            one.command("touch /tmp/one")
+            assert (one.command("ls /tmp").split(), other.command("ls /tmp").split()) == (["before", "one"], ["before"])
+            with pytest.raises(GuestCrash, match="'false' ended with status 1"):
+                one.command("false")
+            assert one.command("uname -m") == "aarch64\n"
