@@ -54,7 +54,8 @@ NUMBERS = tuple(
 EDGES = (1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40, 1 << 47, 1 << 63, (1 << 64) - 1, (1 << 64) - PAGE)
 GUEST_ADDRESSES = (0, PAGE, 4 * PAGE, 0x10_0000, 0x800_0000, 0x808_0000, 0x80A_0000, 0x900_0000, 0x4000_0000, (1 << 40) - PAGE, 1 << 40)
 SIZES = (0, PAGE, PAGE, 4 * PAGE, 64 * PAGE, PAGE + 1, 1 << 43)
-"""Of memory slots: what would be valid is small, because a dirty log of it has to fit into the buffer."""
+"""Of memory slots, and never another one of these: what is valid is small, so that it is memory of ours and its dirty log fits into the
+buffer."""
 
 REGISTERS = (
     arm64.reg_x(3), arm64.REG_PC, arm64.REG_PSTATE, arm64.REG_SP, arm64.reg_v(2), arm64.REG_FPCR, arm64.REG_TIMER_CNT, arm64.REG_TIMER_CTL,
@@ -189,7 +190,7 @@ class Fuzzer:
         self.numbers = random.Random(seed)
         self.backend = backend if backend is not None else Software()
         self.system = self.backend.open()
-        self.guest = mmap.mmap(-1, GUEST_PAGES * PAGE)
+        self.guest = mmap.mmap(-1, (GUEST_PAGES + 2) * PAGE)  # a slot may begin at the second page; the last one is in no slot
         self.guest_address = ctypes.addressof(ctypes.c_char.from_buffer(self.guest))
         self.buffer = ctypes.create_string_buffer(BUFFER_SIZE)
         self.buffer_address = ctypes.addressof(self.buffer) + PAGE - 1 & -PAGE
@@ -309,6 +310,7 @@ class Fuzzer:
             self.backend.close(file)
         for event in self.eventfds:
             os.close(event)
+        assert not any(self.guest[-PAGE:]) and not any(self.buffer.raw[-PAGE:]), f"seed {self.seed}: written beyond what was given"
 
     # --- arguments -------------------------------------------------------------------------------------------------------------
 
@@ -338,6 +340,8 @@ class Fuzzer:
         choices: dict[Any, Callable[[], int]] = {
             Meaning.GUEST: lambda: self.numbers.choice(GUEST_ADDRESSES),
             Meaning.FD: lambda: self.numbers.choice((*self.eventfds, -1, 0x7FFF)),
+            Meaning.REGISTER: lambda: self.numbers.choice(REGISTERS),
+            Meaning.MADE: lambda: self.number(bits),
             Meaning.PAGES: lambda: self.numbers.choice((0, 1, 4, 64)),
             Meaning.SLOT: lambda: self.numbers.choice((0, 0, 1, 2, 32766, 32767, 1 << 16)),
         }
@@ -359,7 +363,7 @@ class Fuzzer:
         """One field's value."""
         if name == "userspace_addr":  # the kernel side writes to guest memory: it has to be ours
             return self.numbers.choice((self.guest_address, self.guest_address, self.guest_address + PAGE, 0, 0x1000, 1 << 63, 8))
-        if name in FIELDS and self.numbers.random() < 0.9:
+        if name in FIELDS and (name == "memory_size" or self.numbers.random() < 0.9):  # what is in a slot has to be ours, too
             return self.numbers.choice(FIELDS[name]) & (1 << bits) - 1
         if meaning is not None:
             return self.meant(meaning, bits) & (1 << bits) - 1
@@ -390,8 +394,6 @@ class Fuzzer:
         if Meaning.USER in call.struct.meanings.values() and self.numbers.random() < 0.5:
             self.value(self.numbers.choice(GUEST_ADDRESSES) if self.numbers.random() < 0.3 else self.number())
         value = self.fill(call.struct())
-        if call in (vcpu.KVM_GET_ONE_REG, vcpu.KVM_SET_ONE_REG) and choice < 0.9:
-            value.id = self.numbers.choice(REGISTERS)
         if call is arm64.KVM_ARM_VCPU_INIT:
             value.features[0] = self.numbers.choice((0, 4, 4, 4, 5, 0x64, 8, 0x10, 0x80, 0x400))
         if call is vm.KVM_ENABLE_CAP and choice < 0.9:

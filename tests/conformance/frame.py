@@ -175,7 +175,7 @@ class Trial:
         self.made.append(call)
         self.last = argument
         result = self.backend.ioctl(file, call, argument)
-        if call.makes_fd and call is not KVM_CREATE_DEVICE:
+        if call.makes and call is not KVM_CREATE_DEVICE:
             self._files.append(result)
         return result
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import GuestAddress, Structure, UserAddress, struct, u8, u8x15, u32, u64
+from trapline.abi.struct import GuestAddress, Meaning, Pointee, Structure, struct, u8, u8x15, u32, u64
 
 
 class CopyTagsFlag(IntFlag):
@@ -54,6 +54,11 @@ class Finalize(IntEnum):
     SVE = 4
 
 
+TAG_GRANULE = 16
+Tags = Annotated[int, ctypes.c_uint64, Meaning.USER, Pointee(lambda copy, kind, slots: copy.length // TAG_GRANULE)]
+Masks = Annotated[int, ctypes.c_uint64, Meaning.USER, Pointee(lambda masks, kind, slots: 8 * FEATURE_ID_MASKS)]
+
+
 @struct(size=16, c_name="kvm_arm_device_addr")
 class DeviceAddr(Structure):
     """`id` is the device's number in bits 31:16 and the kind of address in bits 15:0."""
@@ -66,7 +71,7 @@ class DeviceAddr(Structure):
 class CopyMteTags(Structure):
     guest_ipa: GuestAddress
     length: u64
-    addr: UserAddress
+    addr: Tags
     flags: Annotated[int, ctypes.c_uint64, CopyTagsFlag]
     reserved: Annotated[Any, ctypes.c_uint64 * 2]
 
@@ -79,7 +84,7 @@ class CounterOffset(Structure):
 
 @struct(size=64, c_name="reg_mask_range")
 class RegMaskRange(Structure):
-    addr: UserAddress
+    addr: Masks
     range: u32
     reserved: Annotated[Any, ctypes.c_uint32 * 13]
 

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from trapline.abi.arm64 import VgicGroup
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, UserAddress, struct, u32, u64
+from trapline.abi.struct import Meaning, Pointee, Structure, struct, u32, u64
+
+ATTRIBUTE_BYTES: Mapping[tuple[str, int], int] = MappingProxyType({
+    ("device", VgicGroup.DIST_REGS): 4,
+    ("device", VgicGroup.CPU_REGS): 4,
+    ("device", VgicGroup.NR_IRQS): 4,
+    ("device", VgicGroup.CTRL): 0,
+    ("device", VgicGroup.REDIST_REGS): 4,
+    ("device", VgicGroup.LEVEL_INFO): 4,
+    ("device", VgicGroup.MAINT_IRQ): 4,
+    ("vm", 0): 24,
+})  # fmt: skip
+"""How large the values of a group are, by the kind of file, where it is not 8 bytes (or less: nobody minds the rest)."""
+
+
+AttributeValue = Annotated[
+    int, ctypes.c_uint64, Meaning.USER, Pointee(lambda attr, kind, slots: ATTRIBUTE_BYTES.get((kind, attr.group), 8))
+]
 
 
 @struct(size=24, c_name="kvm_device_attr")
@@ -12,7 +35,7 @@ class DeviceAttr(Structure):
     flags: u32
     group: u32
     attr: u64
-    addr: UserAddress
+    addr: AttributeValue
 
 
 @ioctl(
@@ -21,6 +44,7 @@ class DeviceAttr(Structure):
     DeviceAttr,
     "W",
     cap=Cap.DEVICE_CTRL,
+    guest=lambda attr: attr.group == VgicGroup.CTRL,
     ENXIO="unknown group or attribute, or it cannot be used in this state",
     EPERM="the device has no attributes to write",
     EFAULT="the value cannot be read",

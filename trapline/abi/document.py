@@ -27,7 +27,7 @@ def call_section(call: Ioctl) -> Iterator[str]:
     yield f"### {call.name}{ARCHITECTURES[call.arch]}"
     yield ""
     capability = f"`{caps.c_name(call.cap)}`" if call.cap is not None else "none"
-    result = " · returns: a file" if call.makes_fd else ""
+    result = " · returns: a file" if call.makes else ""
     yield f"`{call.number:#010x}` · argument: {call.argument} · capability: {capability}{result}"
     yield ""
     yield call.doc

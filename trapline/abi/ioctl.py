@@ -34,6 +34,17 @@ ARCHITECTURES = ("arm64", "x86")
 BAD_ARGUMENT = "the argument's structure cannot be read or written"
 """Why every call that takes a structure can fail with EFAULT."""
 
+
+def never(argument: Any) -> bool:
+    """Of calls that have nothing to do with guest memory."""
+    return False
+
+
+def always(argument: Any) -> bool:
+    """Of calls that may use guest memory whatever their argument."""
+    return True
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -48,7 +59,9 @@ class Ioctl:
     direction: str
     cap: Cap | None
     causes: Mapping[int, str]
-    makes_fd: bool
+    makes: str
+    """The kind of file that the call makes, "" for none. Its number is what the call returns, or in a field that says so."""
+
     doc: str
     arch: str
     """The architecture that has the call, "" if all do: said by the name of the module that declares it."""
@@ -58,6 +71,9 @@ class Ioctl:
 
     nullable: bool
     """A null pointer instead of the structure means something."""
+
+    guest: Callable[[Any], bool]
+    """Whether the call, with this argument, may read or write guest memory."""
 
     @property
     def size(self) -> int:
@@ -120,8 +136,9 @@ def ioctl(
     direction: Literal["", "R", "W", "RW"] = "",
     *,
     cap: Cap | None = None,
-    makes_fd: bool = False,
+    makes: str = "",
     nullable: bool = False,
+    guest: Callable[[Any], bool] = never,
     **causes: str,
 ) -> Callable[[Callable[..., Any]], Ioctl]:
     """Declare a call. Keyword arguments named like an errno state when the call fails with it."""
@@ -139,11 +156,12 @@ def ioctl(
             direction=direction,
             cap=cap,
             causes=MappingProxyType({getattr(errno, name): cause for name, cause in causes.items()}),
-            makes_fd=makes_fd,
+            makes=makes,
             doc=" ".join((stub.__doc__ or "").split()),
             arch=next((arch for arch in ARCHITECTURES if module.startswith(arch)), ""),
             takes=parameters[0] if parameters else "",
             nullable=nullable,
+            guest=guest,
         )
 
     return declare

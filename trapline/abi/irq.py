@@ -90,7 +90,7 @@ class RoutingEntry(Structure):
     u: u32x8
 
 
-@struct(size=8, c_name="kvm_irq_routing")
+@struct(size=8, c_name="kvm_irq_routing", tail=("nr", RoutingEntry))
 class IrqRouting(Structure):
     """The head of the table: `nr` entries follow. `routing_table` makes a whole one."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import GuestAddress, PageCount, Structure, UserAddress, struct, u8x8, u32, u64
+from trapline.abi.struct import GuestAddress, Meaning, PageCount, Pointee, SlotMemory, Structure, bitmap_bytes, struct, u8x8, u32, u64
 from trapline.abi.vm import MemoryFlags, SlotId
 
 PAGE = 4096
@@ -43,13 +43,16 @@ class MemoryAttribute(IntFlag):
     PRIVATE = 1 << 3
 
 
+PageBitmap = Annotated[int, ctypes.c_uint64, Meaning.USER, Pointee(lambda log, kind, slots: bitmap_bytes(log.num_pages))]
+
+
 @struct(size=160, c_name="kvm_userspace_memory_region2")
 class UserspaceMemoryRegion2(Structure):
     slot: SlotId
     flags: MemoryFlags
     guest_phys_addr: GuestAddress
     memory_size: u64
-    userspace_addr: UserAddress
+    userspace_addr: SlotMemory
     guest_memfd_offset: u64
     guest_memfd: u32
     pad1: u32
@@ -61,7 +64,7 @@ class ClearDirtyLog(Structure):
     slot: SlotId
     num_pages: PageCount
     first_page: u64
-    dirty_bitmap: UserAddress
+    dirty_bitmap: PageBitmap
 
 
 @struct(size=16, c_name="kvm_dirty_gfn")
@@ -199,7 +202,7 @@ def KVM_SET_MEMORY_ATTRIBUTES(vm, attributes):  # type: ignore[no-untyped-def]
     CreateGuestMemfd,
     "RW",
     cap=Cap.GUEST_MEMFD,
-    makes_fd=True,
+    makes="guest_memfd",
     EINVAL="unknown flags, or the size is zero or not page aligned",
     ENOMEM="no memory for the file",
 )

@@ -65,7 +65,7 @@ class StatsDesc(Structure):
     ("vm", "vcpu"),
     0xCE,
     cap=Cap.BINARY_STATS_FD,
-    makes_fd=True,
+    makes="stats",
     EMFILE="the process has too many files",
     ENFILE="the system has too many files",
     ENOMEM="no memory for the file",

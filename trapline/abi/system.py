@@ -15,7 +15,7 @@ def KVM_GET_API_VERSION(system):  # type: ignore[no-untyped-def]
 @ioctl(
     "system",
     0x01,
-    makes_fd=True,
+    makes="vm",
     EINVAL="the type has unknown bits, or asks for fewer than 32 or for more IPA bits than there are",
     ENOMEM="no memory for the VM",
 )

@@ -33,7 +33,7 @@ def value_text(value: int, meaning: Any) -> str:
         return str(meaning(value).name)
     if meaning is Meaning.FD:
         return str(value)
-    if meaning in (Meaning.USER, Meaning.GUEST):
+    if meaning in (Meaning.USER, Meaning.GUEST, Meaning.REGISTER):
         return f"{value:#x}" if value else "0"
     return number(value)
 

@@ -8,8 +8,8 @@ from enum import IntEnum
 from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
-from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, UserAddress, struct, u32, u64
+from trapline.abi.ioctl import always, ioctl
+from trapline.abi.struct import Meaning, Pointee, Structure, struct, u8, u32, u64
 
 
 class MpState(IntEnum):
@@ -20,10 +20,13 @@ class MpState(IntEnum):
     SUSPENDED = 10
 
 
+RegisterValue = Annotated[int, ctypes.c_uint64, Meaning.USER, Pointee(lambda reg, kind, slots: 1 << (reg.id >> 52 & 0xF))]
+
+
 @struct(size=16, c_name="kvm_one_reg")
 class OneReg(Structure):
-    id: u64
-    addr: UserAddress
+    id: Annotated[int, ctypes.c_uint64, Meaning.REGISTER]
+    addr: RegisterValue
 
 
 @struct(size=4, c_name="kvm_mp_state")
@@ -31,14 +34,14 @@ class MpStateArgument(Structure):
     mp_state: Annotated[int, ctypes.c_uint32, MpState]
 
 
-@struct(size=4, c_name="kvm_signal_mask")
+@struct(size=4, c_name="kvm_signal_mask", tail=("len", u8))
 class SignalMask(Structure):
     """The head of the mask: `len` bytes follow. `signal_mask` makes a whole one."""
 
     len: u32
 
 
-@struct(size=8, c_name="kvm_reg_list")
+@struct(size=8, c_name="kvm_reg_list", tail=("n", u64))
 class RegList(Structure):
     """The head of the list: `n` ids of 8 bytes follow. `reg_list` makes a whole one."""
 
@@ -70,6 +73,7 @@ def reg_list(room: int) -> Any:
 @ioctl(
     "vcpu",
     0x80,
+    guest=always,
     EINTR="a signal, a kick or kvm_run.immediate_exit ended the run",
     ENOEXEC="the vCPU was never initialised",
     EINVAL="the argument is not zero, the vCPU's devices are not configured consistently, or a system register access has no valid answer",

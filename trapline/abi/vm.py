@@ -8,7 +8,7 @@ from typing import Annotated
 
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import GuestAddress, SlotId, Structure, UserAddress, struct, u8x64, u32, u64, u64x4
+from trapline.abi.struct import GuestAddress, Meaning, SlotBitmap, SlotId, SlotMemory, Structure, struct, u8x64, u32, u64, u64x4
 
 
 class MemoryFlag(IntFlag):
@@ -35,14 +35,14 @@ class UserspaceMemoryRegion(Structure):
     flags: MemoryFlags
     guest_phys_addr: GuestAddress
     memory_size: u64
-    userspace_addr: UserAddress
+    userspace_addr: SlotMemory
 
 
 @struct(size=16, c_name="kvm_dirty_log")
 class DirtyLog(Structure):
     slot: SlotId
     padding1: u32
-    dirty_bitmap: UserAddress
+    dirty_bitmap: SlotBitmap
 
 
 @struct(size=8, c_name="kvm_irq_level")
@@ -62,14 +62,14 @@ class EnableCap(Structure):
 @struct(size=12, c_name="kvm_create_device")
 class CreateDevice(Structure):
     type: u32
-    fd: u32
+    fd: Annotated[int, ctypes.c_uint32, Meaning.MADE]
     flags: u32
 
 
 @ioctl(
     "vm",
     0x41,
-    makes_fd=True,
+    makes="vcpu",
     EINVAL="the id is not below the largest number of vCPUs",
     EEXIST="there is a vCPU with this id",
     EBUSY="the interrupt controller is initialised and cannot serve another vCPU",
@@ -142,7 +142,7 @@ def KVM_ENABLE_CAP(vm, request):  # type: ignore[no-untyped-def]
     CreateDevice,
     "RW",
     cap=Cap.DEVICE_CTRL,
-    makes_fd=True,
+    makes="device",
     ENODEV="unknown or unsupported device type",
     EEXIST="the VM has a device of this kind already",
     EBUSY="a vCPU is running or has run",

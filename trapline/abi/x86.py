@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
-from trapline.abi.ioctl import ioctl
+from trapline.abi.ioctl import always, ioctl
 from trapline.abi.struct import Structure, struct, u8, u16, u32, u64, u64x4
 
 GENERAL = (
@@ -329,7 +329,7 @@ def KVM_SET_SREGS2(vcpu, sregs):  # type: ignore[no-untyped-def]
     """Like KVM_SET_SREGS, with the page directory pointers and without interrupts."""
 
 
-@ioctl("vcpu", 0x85, Translation, "RW")
+@ioctl("vcpu", 0x85, Translation, "RW", guest=always)
 def KVM_TRANSLATE(vcpu, translation):  # type: ignore[no-untyped-def]
     """Translate a linear address as the vCPU would now; `valid` is 0 where it would fault."""
 

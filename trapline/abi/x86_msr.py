@@ -7,8 +7,8 @@ from enum import IntFlag
 from typing import Annotated, Any
 
 from trapline.abi.caps import Cap
-from trapline.abi.ioctl import ioctl
-from trapline.abi.struct import Structure, struct, u32, u32x3, u64
+from trapline.abi.ioctl import always, ioctl
+from trapline.abi.struct import Meaning, Pointee, Structure, bitmap_bytes, struct, u32, u32x3, u64
 
 MSR_FILTER_RANGES = 16
 MSR_FILTER_BITMAP_SIZE = 0x600
@@ -42,7 +42,7 @@ class CpuidFlag(IntFlag):
     STATE_READ_NEXT = 4
 
 
-@struct(size=4, c_name="kvm_msr_list")
+@struct(size=4, c_name="kvm_msr_list", tail=("nmsrs", u32))
 class MsrList(Structure):
     """The head of a list: `nmsrs` indices of 4 bytes follow."""
 
@@ -56,12 +56,15 @@ class MsrEntry(Structure):
     data: u64
 
 
-@struct(size=8, c_name="kvm_msrs")
+@struct(size=8, c_name="kvm_msrs", tail=("nmsrs", MsrEntry))
 class Msrs(Structure):
     """The head of a list: `nmsrs` entries follow."""
 
     nmsrs: u32
     pad: u32
+
+
+MsrBitmap = Annotated[int, ctypes.c_uint64, Meaning.USER, Pointee(lambda range, kind, slots: bitmap_bytes(range.nmsrs))]
 
 
 @struct(size=24, c_name="kvm_msr_filter_range")
@@ -72,7 +75,7 @@ class MsrFilterRange(Structure):
     nmsrs: u32
     base: u32
     pad: u32
-    bitmap: u64
+    bitmap: MsrBitmap
 
 
 @struct(size=392, c_name="kvm_msr_filter")
@@ -94,7 +97,7 @@ class CpuidEntry(Structure):
     padding: u32x3
 
 
-@struct(size=8, c_name="kvm_cpuid2")
+@struct(size=8, c_name="kvm_cpuid2", tail=("nent", CpuidEntry))
 class Cpuid2(Structure):
     """The head of a list: `nent` entries follow."""
 
@@ -141,7 +144,7 @@ def KVM_GET_MSRS(vcpu, msrs):  # type: ignore[no-untyped-def]
     """Read MSRs in order; returns how many were read before one could not be. On the device file: feature MSRs."""
 
 
-@ioctl("vcpu", 0x89, Msrs, "W", E2BIG="more than 256 entries", ENOMEM="no memory", EINVAL="the VM's state does not allow it")
+@ioctl("vcpu", 0x89, Msrs, "W", guest=always, E2BIG="more than 256 entries", ENOMEM="no memory", EINVAL="the VM's state does not allow it")
 def KVM_SET_MSRS(vcpu, msrs):  # type: ignore[no-untyped-def]
     """Set MSRs in order; returns how many were set before one could not be."""
 

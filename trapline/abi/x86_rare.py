@@ -69,7 +69,7 @@ class NestedState(Structure):
     hdr: Annotated[Any, ctypes.c_uint8 * 120]
 
 
-@struct(size=32, c_name="kvm_pmu_event_filter")
+@struct(size=32, c_name="kvm_pmu_event_filter", tail=("nevents", u64))
 class PmuEventFilter(Structure):
     """The head of a list: `nevents` event codes of 8 bytes follow."""
 

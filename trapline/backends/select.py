@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from trapline.backends.base import Backend
 from trapline.backends.objects import System
@@ -69,41 +69,48 @@ def open_system(
     deterministic: bool = False,
     seed: int = 0,
     trace: Callable[[str], object] | None = None,
+    record: TextIO | None = None,
 ) -> System:
     """Open a KVM. "auto" prefers /dev/kvm and says on stderr when an arm64 host has to do without it.
 
     `cpu` says which features the software machine has (`arm64/models.py`): "-lse,-pauth" or "armv8.0,+bti".
     A `deterministic` one is always the software machine. Its time is made of instructions and its randomness of the `seed`
-    (`System.turns`), so that the same program does the same again. `trace` gets a line of text for each KVM call.
+    (`System.turns`), so that the same program does the same again. `trace` gets a line of text for each KVM call, and `record` is a
+    file for a log that `trapline ioctls replay` repeats.
     """
     if backend not in NAMES:
         raise BadInput(f"no backend {backend!r}: choose one of {', '.join(NAMES)}")
     if deterministic:
         if backend == "kvm":
             raise NotSupported("only the software backend can be deterministic")
-        return System(_traced(make_backend("software", cpu, Turns(seed)), trace))
+        return System(_watched(make_backend("software", cpu, Turns(seed)), cpu, trace, record))
     if backend == "auto":
         choice = choose()
         if choice.name == "software":
             warn_once(choice.reason)
         backend = choice.name
     if backend == "kvm" and platform.machine() in X86_MACHINES:
-        return open_x86(trace)
-    return System(_traced(make_backend(backend, cpu), trace))
+        return open_x86(trace, record)
+    return System(_watched(make_backend(backend, cpu), cpu, trace, record))
 
 
-def _traced(backend: Backend, trace: Callable[[str], object] | None) -> Backend:
-    if trace is None:
-        return backend
-    from trapline.backends.traced import Traced
+def _watched(backend: Backend, cpu: str, trace: Callable[[str], object] | None, record: TextIO | None) -> Backend:
+    """The backend, and around it what tells of its calls."""
+    if record is not None:
+        from trapline.backends.record.log import recorded
 
-    return Traced(backend, trace)
+        backend = recorded(backend, record, cpu)
+    if trace is not None:
+        from trapline.backends.traced import Traced
+
+        backend = Traced(backend, trace)
+    return backend
 
 
-def open_x86(trace: Callable[[str], object] | None = None) -> X86System:
+def open_x86(trace: Callable[[str], object] | None = None, record: TextIO | None = None) -> X86System:
     """The host's /dev/kvm, where that makes x86 machines."""
     from trapline.backends.x86.system import X86System
 
     if platform.machine() not in X86_MACHINES:
         raise NotSupported(f"this host is {platform.machine()}: only the KVM of an x86-64 host runs x86 guests")
-    return X86System(_traced(make_backend("kvm"), trace))
+    return X86System(_watched(make_backend("kvm"), "", trace, record))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trapline.abi.exits import decode_exit
 from trapline.abi.ioctl import Ioctl
 from trapline.abi.text import call_text
 from trapline.abi.vcpu import KVM_RUN
 from trapline.backends.base import Backend
+from trapline.backends.record.events import DECODERS, arch_of
 from trapline.errors import KvmError
 
 
@@ -21,6 +21,7 @@ class Traced:
         self.name = inner.name
         self.turns = inner.turns
         self._write = write
+        self._decode = DECODERS[arch_of(inner)]
         self._runs: dict[int, Any] = {}
 
     def with_cpu(self, cpu: str) -> Backend:
@@ -41,7 +42,7 @@ class Traced:
             self._write(call_text(call, file, argument, error=error.errno or 0))
             raise
         line = call_text(call, file, argument, result)
-        self._write(f"{line} {decode_exit(self._runs[file])}" if call is KVM_RUN and file in self._runs else line)
+        self._write(f"{line} {self._decode(self._runs[file])}" if call is KVM_RUN and file in self._runs else line)
         return result
 
     def runner(self, file: int) -> Callable[[], int]:
@@ -54,7 +55,7 @@ class Traced:
             except KvmError as error:
                 self._write(call_text(KVM_RUN, file, 0, error=error.errno or 0))
                 raise
-            self._write(f"{call_text(KVM_RUN, file, 0, result)} {decode_exit(self._runs[file])}")
+            self._write(f"{call_text(KVM_RUN, file, 0, result)} {self._decode(self._runs[file])}")
             return result
 
         return traced

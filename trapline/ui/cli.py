@@ -48,6 +48,12 @@ edit it, and give it to `trapline run --sysreg`.
 """
 
 
+IOCTLS_EPILOG = """
+A log is what `trapline run --record-ioctls FILE` writes: a line of JSON for each KVM call. Exit status: 0 if all calls were answered
+as before, or alike; 1 if one was not; the report says which.
+"""
+
+
 COLLECT_AFTER = 20_000
 """New containers before the collector looks for cycles among the young. At the usual 700 a start is interrupted a hundred times, and
 nothing that an exit makes is in a cycle."""
@@ -131,6 +137,9 @@ def make_parser() -> opt.Parser:
     kut.add_argument("--backend", choices=opt.BACKENDS, default="auto", help="which KVM (auto)")
     kut.add_argument("--machine", choices=opt.MACHINES, default="virt", help="as for run (virt)")
     kut.add_argument("--timeout", type=opt.seconds, metavar="SECONDS", help="limit for each test, instead of the table's own")
+
+    ioctls = add("ioctls", ioctls_command, "replay and compare KVM calls", IOCTLS_EPILOG)
+    opt.add_ioctl_commands(ioctls)
 
     abi = add("abi", abi_command, "print the manual page of a KVM call, structure or capability, or list the calls")
     abi.add_argument("names", nargs="*", metavar="NAME", help="such as KVM_IRQFD, kvm_irqfd, 0x4020ae76, KVM_CAP_IRQFD")
@@ -251,16 +260,14 @@ def open_machine_room(stack: ExitStack, options: argparse.Namespace, config: Con
 
         return BareSystem(config.el2, features_of(config.cpu, config.el2))
     from trapline.backends.select import choose, open_system
+    from trapline.vmm.trace import output_file
 
     if options.backend == "kvm" and (choice := choose()).name != "kvm":
         raise BadInput(f"--backend kvm: {choice.reason}")
-    if options.trace_ioctls is None:
-        return open_system(options.backend, config.cpu)
-    try:
-        file = stack.enter_context(open(options.trace_ioctls, "w", encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"--trace-ioctls {options.trace_ioctls}: {error.strerror}") from error
-    return open_system(options.backend, config.cpu, trace=lambda line: file.write(line + "\n"))
+    trace = output_file(stack, "--trace-ioctls", options.trace_ioctls)
+    record = output_file(stack, "--record-ioctls", config.ioctls)
+    write = None if trace is None else lambda line: trace.write(line + "\n")
+    return open_system(options.backend, config.cpu, trace=write, record=record)
 
 
 def replay_command(options: argparse.Namespace) -> int:
@@ -348,6 +355,14 @@ def kut_command(options: argparse.Namespace) -> int:
     from trapline.ui.kut import run_folder
 
     return run_folder(options.folder, options.tests, options.backend, options.machine, options.timeout)
+
+
+def ioctls_command(options: argparse.Namespace) -> int:
+    """`trapline ioctls`."""
+    from trapline.ui import ioctls
+
+    words: Callable[[argparse.Namespace], int] = getattr(ioctls, options.action)
+    return words(options)
 
 
 def abi_command(options: argparse.Namespace) -> int:

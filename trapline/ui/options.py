@@ -129,6 +129,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-reboot", action="store_true", help="end with exit status 3 when the guest asks for a reset")
     add_snapshot_options(group)
     group.add_argument("--trace-ioctls", type=Path, metavar="FILE", help="write every KVM call as a line of text, in strace's way")
+    group.add_argument("--record-ioctls", type=Path, metavar="FILE", help="write every KVM call as a line of JSON, for `trapline ioctls`")
     again = parser.add_argument_group("repeatable runs")
     again.add_argument("--deterministic", action="store_true", help="time from instructions, randomness from the seed, one host thread")
     again.add_argument("--seed", type=number, metavar="N", help="seed of the randomness (0)")
@@ -192,6 +193,22 @@ def add_stop_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--trace", type=Path, metavar="FILE", help="write every exit as a line of JSON")
 
 
+def add_ioctl_commands(parser: argparse.ArgumentParser) -> None:
+    """What `trapline ioctls` does."""
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    replay = actions.add_parser("replay", help="make the calls of a log again, and report the first that is answered otherwise")
+    replay.add_argument("log", type=Path, metavar="FILE")
+    replay.add_argument("--backend", choices=BACKENDS[1:], default="", help="which KVM (the one that was recorded)")
+    replay.add_argument("--keep-going", action="store_true", help="report all differences, not only the first")
+    replay.add_argument("--patience", type=seconds, default=30.0, metavar="SECONDS", help="limit for each KVM_RUN (30)")
+    show = actions.add_parser("show", help="print a log as text")
+    show.add_argument("log", type=Path, metavar="FILE")
+    compare = actions.add_parser("compare", help="run a Python program on two KVMs side by side, and report the first difference")
+    compare.add_argument("program", type=Path, metavar="PROGRAM.py", help="has a function main(kvm)")
+    compare.add_argument("backends", nargs="*", metavar="BACKEND", help="two of software and kvm (software kvm)")
+    compare.add_argument("--deterministic", action="store_true", help="software machines whose time is made of instructions")
+
+
 def add_boot_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what to boot."""
     group = parser.add_argument_group("what to boot")
@@ -205,6 +222,8 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
     """The configuration that the machine options describe; `boot` gives kernel, initrd, params and firmware."""
     if options.trace_ioctls is not None and (options.machine == "bare" or options.deterministic or options.record is not None):
         raise BadInput("--trace-ioctls is for machines of a KVM in the host's time: leave out --machine bare, --deterministic and --record")
+    if options.record_ioctls is not None and options.machine == "bare":
+        raise BadInput("--record-ioctls: a bare machine makes no KVM calls; leave --machine out")
     config = Config(
         cpus=options.cpus,
         memory=options.mem,
@@ -219,6 +238,7 @@ def config_from(options: argparse.Namespace, **boot: Any) -> Config:
         deterministic=deterministic_from(options),
         cpu=options.cpu,
         sysreg=options.sysreg,
+        ioctls=options.record_ioctls,
         **boot,
     )
     config.check()

@@ -124,6 +124,8 @@ class Config:
     el2: bool = False
     gic: int = 3
     deterministic: Deterministic | None = None
+    ioctls: Path | None = None
+    """Where to write a log of the KVM calls."""
 
     def check(self) -> None:
         """Refuse what no machine can have, in one line."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from trapline.backends.objects import System
 from trapline.backends.select import open_system
@@ -20,7 +20,7 @@ from trapline.vmm.deterministic import Stdin, TurnSession
 from trapline.vmm.machine import Config, Deterministic, Machine, Software
 from trapline.vmm.recording import Diverged, RecordedImage, Recorder, ReplayedImage, Replayer, header_for, load
 from trapline.vmm.snapshot import SavedMachine
-from trapline.vmm.trace import TraceWriter
+from trapline.vmm.trace import TraceWriter, output_file
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareSystem
@@ -143,10 +143,10 @@ def replay(
     return session
 
 
-def make_system(config: Config, seed: int) -> System | BareSystem:
-    """A deterministic KVM, or where bare machines come from."""
+def make_system(config: Config, seed: int, ioctls: TextIO | None = None) -> System | BareSystem:
+    """A deterministic KVM, perhaps with a log of its calls, or where bare machines come from."""
     if config.machine != "bare":
-        return open_system("software", config.cpu, deterministic=True, seed=seed)
+        return open_system("software", config.cpu, deterministic=True, seed=seed, record=ioctls)
     from trapline.bare.machine import BareSystem, features_of
 
     return BareSystem(config.el2, features_of(config.cpu, config.el2), Turns(seed))
@@ -154,7 +154,7 @@ def make_system(config: Config, seed: int) -> System | BareSystem:
 
 def open_turns(stack: ExitStack, config: Config, seed: int, trace: Path | None) -> System | BareSystem:
     """What makes a deterministic machine, with its exits written to a file if one is named."""
-    system = make_system(config, seed)
+    system = make_system(config, seed, output_file(stack, "--record-ioctls", config.ioctls))
     stack.callback(system.close)
     if trace is not None:
         assert system.turns is not None

@@ -1,10 +1,11 @@
-"""The exit trace: one line of JSON for each time a vCPU's processor came back to the hypervisor."""
+"""Files that runs write: the exit trace, one line of JSON for each time a vCPU's processor came back to the hypervisor."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from trapline.arm64.exceptions import EC
 from trapline.arm64.regs import ELR_EL2, ESR_EL2, FAR_EL2
@@ -17,6 +18,16 @@ NAMES = {int(ec): ec.name for ec in EC}
 
 TO_EL2 = ("sync", "irq", "serror")
 """Exits that are exceptions to the hypervisor; a bare machine has others, and goes on where it was."""
+
+
+def output_file(stack: ExitStack, option: str, path: Path | None) -> TextIO | None:
+    """A file that an option names, opened for writing while the stack lasts."""
+    if path is None:
+        return None
+    try:
+        return stack.enter_context(path.open("w", encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{option} {path}: {error.strerror}") from error
 
 
 class TraceWriter:
