@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -372,12 +373,14 @@ def test_steps_out_of_order_name_the_order(kvm: System) -> None:
             Restore(vm, None, state).memory()
 
 
-def test_another_processor_is_refused_by_the_name_of_the_register(kvm: System, tmp_path: Path) -> None:
-    with make(kvm) as vm:
-        vm.snapshot(tmp_path / "max")
-    named = r"vCPU 0 has ID_AA64ISAR0_EL1 0x\w+ in the snapshot"
-    with trapline.open("software", cpu="-lse") as older, pytest.raises(BadSnapshot, match=named):
-        older.restore(tmp_path / "max")
+def test_another_processor_is_refused_by_the_name_of_the_register(kvm: System) -> None:
+    with make(kvm) as vm, make(kvm) as other:
+        state = save(vm)
+        registers, name = state["vcpus"][0]["registers"], f"{arm64.reg_sysreg(3, 0, 0, 6, 0):x}"
+        registers[name] = f"{int(registers[name], 16) | 0xF << 32:x}"
+        named = r"vCPU 0 has ID_AA64ISAR0_EL1 0x\w+ in the snapshot, which this KVM does not take .its own is 0x"
+        with pytest.raises(BadSnapshot, match=named):
+            Restore(other, None, state).everything()
 
 
 def test_what_cannot_be_saved_is_said() -> None:
@@ -387,3 +390,25 @@ def test_what_cannot_be_saved_is_said() -> None:
         vm.made.append(type(vm.made[0]).of("features", 0, [int(Feature.SVE)], 5))
         with pytest.raises(NotSupported, match="SVE"):
             save(vm)
+
+
+def test_a_snapshot_of_half_a_gigabyte_with_a_fifth_of_it_touched_costs_half_a_second(kvm: System, tmp_path: Path) -> None:
+    """And a restored guest is there in a fifth of one. Processor time, of the best of three: other programs share the machine."""
+    with make(kvm, memory=512 * MiB) as vm:
+        count_up(vm)
+        answer(vm, 1)
+        for number in range(100):
+            vm.memory[0][(4 * number + 1) * MiB : (4 * number + 2) * MiB] = os.urandom(MiB)
+        spent = []
+        for _ in range(3):
+            start = process_time()
+            assert vm.snapshot(tmp_path / "large") // MiB == 100
+            spent.append(process_time() - start)
+    assert min(spent) <= 0.5
+    spent.clear()
+    for _ in range(3):
+        start = process_time()
+        with kvm.restore(tmp_path / "large") as vm:
+            answer(vm, 1)
+            spent.append(process_time() - start)
+    assert min(spent) <= 0.2

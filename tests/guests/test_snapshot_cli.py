@@ -134,6 +134,8 @@ def test_a_disk_moves_along_and_a_changed_one_is_refused(tmp_path: Path) -> None
         (("run", "--bios", "/dev/null", "--snapshot-at", "1s"), "say where"),
         (("run", "--bios", "/dev/null", "--snapshot", "f", "--snapshot-at", "100"), "100s is seconds"),
         (("run", "--bios", "/dev/null", "--deterministic", "--snapshot", "f", "--snapshot-at", "1s"), "a number of instructions"),
+        (("run", "--bios", "/dev/null", "--record", "r", "--snapshot", "f", "--snapshot-at", "1"), "a recording begins at power-on"),
+        (("run", "--bios", "/dev/null", "--machine", "bare", "--snapshot", "f", "--snapshot-at", "1s"), "no KVM is there"),
         (("restore",), "give the FILE of a snapshot, or --incoming ADDRESS"),
         (("restore", "/dev/null"), "not a snapshot"),
         (("restore", "/no/where"), "No such file"),

@@ -156,6 +156,10 @@ def snapshot_wish(options: argparse.Namespace, deterministic: bool) -> SnapshotW
         if options.snapshot is not None:
             raise BadInput("--snapshot: say when, with --snapshot-at N, 5s or TEXT; or use --control and `trapline snapshot`")
         return None
+    if getattr(options, "record", None) is not None:
+        raise BadInput("--record with --snapshot-at: a recording begins at power-on; leave one of them out")
+    if getattr(options, "machine", "virt") == "bare":
+        raise BadInput("--machine bare with --snapshot-at: no KVM is there to be asked what the machine is")
     if options.snapshot is None:
         raise BadInput("--snapshot-at: say where, with --snapshot FILE")
     if deterministic:

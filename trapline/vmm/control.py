@@ -69,9 +69,12 @@ class Control:
             finally:
                 done.set()
 
-        self.session.request(work)
+        runner = self.session.runner
+        if runner is None:
+            return {"ok": False, "text": "the machine does not run yet"}
+        runner.request(work)
         while not done.wait(1):
-            if self.session.runner is None or self.session.runner.ending is not None:
+            if runner.ending is not None and not done.is_set():
                 return {"ok": False, "text": "the machine has ended"}
         return answer
 
