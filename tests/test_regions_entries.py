@@ -7,9 +7,10 @@ import ctypes
 from tests.differential.runners import Here
 from tests.engine_machine import PAGE, Bench
 from tests.test_tier1 import Tier1, bench, registers
+from trapline.arm64.regs import ELR_EL1, ESR_EL1
 from trapline.engine.glue import DECODE_AHEAD
 from trapline.engine.state import RECORD_SIZE
-from trapline.engine.tier1.install import Texts
+from trapline.engine.tier1.install import Texts, link
 from trapline.engine.tier1.manager import Pages
 
 __all__ = ["bench"]
@@ -62,8 +63,62 @@ def test_code_that_never_ran_is_left_out(bench: Bench) -> None:
     cpu.enter()
     records = Here(bench.engine, loop & -PAGE, Texts()).records(0)
     assert records is not None
-    region = Tier1(bench).builder.explore(loop % PAGE >> 2, Pages(bench.engine, cpu, loop & -PAGE, records, Texts()).seen)
+    pages = Pages(bench.engine, cpu, loop & -PAGE, records, Texts())
+    region = Tier1(bench).builder.explore(loop % PAGE >> 2, lambda distance: pages.seen(distance)[0])
     assert region is not None
     places = {index - (loop % PAGE >> 2) for _, index in (i.place for i in region.instructions)}
     assert set(range(7)) <= places, "the loop"
     assert max(places) < 2 * DECODE_AHEAD, "what lies far behind it"
+
+
+SWITCH = """
+    loop: and x3, x2, #3
+    add x4, x9, x3, lsl #4
+    br x4
+    case0: add x2, x2, #1
+    eor x5, x5, x2
+    b next
+    nop
+    case1: add x2, x2, #3
+    eor x5, x5, x2, lsl #1
+    b next
+    nop
+    case2: add x2, x2, x1
+    eor x5, x5, x2, lsl #2
+    b next
+    nop
+    case3: sub x2, x2, #2
+    eor x5, x5, x2, lsl #3
+    b next
+    nop
+    next: subs x1, x1, #1
+    b.ne loop
+    hvc #1
+"""
+CASES = {3, 7, 11, 15}
+GUARDED, EC_BTI = 1 << 50, 0x0D
+
+
+def test_a_switch_stays_in_its_region(bench: Bench) -> None:
+    """Where branches were met to go are the cases; on a guarded page each of them is refused, as the interpreter has it."""
+    loop = bench.load(SWITCH)
+    cpu = bench.cpu(loop, x1=500, x9=loop + 12)
+    cpu.enter()
+    expected = registers(cpu)
+    tier1 = Tier1(bench)
+    region = tier1.builder.explore(0, Here(bench.engine, loop, tier1.texts).text, lambda page: CASES - {11})
+    assert region is not None and {(0, 3), (0, 7), (0, 15)} <= set(region.blocks) and (0, 11) not in region.blocks
+    region = tier1.builder.explore(0, Here(bench.engine, loop, tier1.texts).text, lambda page: CASES)
+    assert region is not None and CASES < {index for _, index in region.blocks} and region.loops
+    (linked,) = link([tier1.builder.build(region)], bench.engine.code)
+    assert linked.install(bench.engine, Here(bench.engine, loop, tier1.texts), tier1.texts) >= CASES
+    values = {"x1": 500, "x2": 0, "x3": 0, "x4": 0, "x5": 0, "x9": loop + 12}
+    bench.start(cpu, loop, **values)
+    cpu.enter()
+    assert registers(cpu) == expected
+
+    bench.tables.map(loop, loop, GUARDED)
+    bench.engine.tlbi_vmalls12e1(0)
+    bench.start(cpu, loop, **values)
+    cpu.enter()
+    assert (cpu[ESR_EL1] >> 26, cpu[ELR_EL1]) == (EC_BTI, loop + 12)

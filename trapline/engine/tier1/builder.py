@@ -19,7 +19,7 @@ from trapline.engine.stencil.extract import extract
 from trapline.engine.stencil.template import UNSUITED, Template
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.emit import RegionEmitter
-from trapline.engine.tier1.regions import Place, Region, supported
+from trapline.engine.tier1.regions import Met, Place, Region, supported
 
 WORTHWHILE = 4
 """A region of fewer instructions is not made: entering it would cost what it saves."""
@@ -50,7 +50,7 @@ class RegionBuilder:
         recording = insn.record_word(word, slot)
         return recording if supported(recording) else None
 
-    def explore(self, index: int, pages: Pages) -> Region | None:
+    def explore(self, index: int, pages: Pages, met: Met = lambda page: ()) -> Region | None:
         """The region of the instruction at `index` of page 0; None if there is nothing to gain."""
         known: dict[int, bytes | None] = {}
 
@@ -64,7 +64,7 @@ class RegionBuilder:
             word = int.from_bytes(text[4 * at : 4 * at + 4], "little")
             return (word, self._recording(word)) if word else None
 
-        region = Region((0, index), fetch)
+        region = Region((0, index), fetch, met)
         return region if region.size >= WORTHWHILE else None
 
     def text(self, region: Region) -> tuple[str, str, dict[str, object]]:

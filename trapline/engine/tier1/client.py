@@ -18,11 +18,15 @@ LIFETIME = 1000
 """Answers after which another process takes over: LLVM's pass managers leave 85 KiB behind with every region."""
 
 
+Page = tuple[bytes | None, tuple[int, ...]]
+"""A page's instructions, zeros for those that never ran, and the indices of those that were branched to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What was asked for: where the pages come from, and who gets the answer."""
 
-    page: Callable[[int], bytes | None]
+    page: Callable[[int], Page]
     deliver: Callable[[Any], None]
 
 
@@ -103,9 +107,9 @@ class RegionCompiler:
             while True:
                 kind, number, value = connection.recv()
                 if kind == "page":
-                    text = self._orders[number].page(value)
+                    text, met = self._orders[number].page(value)
                     with self._sending:
-                        self._send("text", text)
+                        self._send("text", text, met)
                 else:
                     self._orders.pop(number).deliver(value)
                     self._answers += 1
@@ -114,5 +118,5 @@ class RegionCompiler:
                 self._failed = True
 
 
-def _no_page(distance: int) -> bytes | None:
-    return None
+def _no_page(distance: int) -> Page:
+    return None, ()

@@ -86,6 +86,7 @@ class RegionEmitter:
         self._late = LateFlags(tag)
         self._dirty = self._dirty_at_entry()
         self._cycles = region.back_edges()
+        self._landings = {b.body[-1].place: [p for p in b.follows if p in region.blocks] for b in region.blocks.values()}
         self._pages = region.pages
         self._home = region.entries[0][0]
         """The page of the entries."""
@@ -239,15 +240,20 @@ class RegionEmitter:
         emit.add(f"%records{home} = load i64, ptr {line._field(EngineState.records.offset)}")
         emit.add(f"%va{home} = load i64, ptr {line._field(EngineState.page_va.offset)}")
         emit.add(f"%offset = sub i64 {emit.let('ptrtoint ptr %rec to i64')}, %records{home}")
+        jumping = {i.place[0] for i in self.region.instructions if i.is_jump}
         for k, page in enumerate(self._pages):
             name = page_name(page)
             if page != self._home:
                 emit.add(f"%va{name} = add i64 %va{home}, {(page - self._home) << 12}")
+            if page != self._home or page in jumping:
                 row = emit.let(f"lshr i64 %va{name}, 12")
                 row = emit.let(f"and i64 {row}, {(1 << ITLB_BITS) - 1}")
                 itlb = emit.let(f"load ptr, ptr {line._field(EngineState.itlb.offset)}")
                 entry = emit.let(f"getelementptr [2 x i64], ptr {itlb}, i64 {row}")
-                tag = emit.let(f"and i64 {emit.let(f'load i64, ptr {entry}')}, {~GUARDED}")
+                tag = emit.let(f"load i64, ptr {entry}")
+                emit.add(f"%unguarded{name} = icmp eq i64 {tag}, %va{name}")
+            if page != self._home:
+                tag = emit.let(f"and i64 {tag}, {~GUARDED}")
                 self._require(line, emit.let(f"icmp eq i64 {tag}, %va{name}"))
                 emit.add(f"%records{name} = load i64, ptr {line._field(ItlbEntry.records.offset, entry)}")
             emit.add(f"%at{name} = inttoptr i64 %records{name} to ptr")
@@ -418,11 +424,31 @@ class RegionEmitter:
                 line.emit.add(f"br label %{self._start(place)}")
                 line.emit.add(f"{miss}:")
                 self._lines += line.emit.lines
+        elif here.is_jump:
+            self._table(here, target, dirty)
         way = self._line("c", Recorder(_no_slot), here.place)
         self._flush(way, dirty, page=landing)  # a checked landing asks what branched, and from which page
         way._goto(target, landing, self._record(way, here.place) if landing else "%rec")
         self._lines += way.emit.lines
         self._take(way)
+
+    def _table(self, here: Instruction, target: str, dirty: set[int]) -> None:
+        """Go where a computed jump was seen to go, if it does and nobody checks how it lands, else on to the next line."""
+        line = self._line("j", Recorder(_no_slot), here.place)
+        emit, page = line.emit, here.place[0]
+        look, miss = line._label("look"), line._label("miss")
+        emit.add(f"br i1 %unguarded{page_name(page)}, label %{look}, label %{miss}")
+        emit.add(f"{look}:")
+        places = {place: f"{look}{place[1]}" for place in self._landings[here.place]}
+        cases = " ".join(f"i64 {place[1] << 2}, label %{label}" for place, label in places.items())
+        emit.add(f"switch i64 {emit.let(f'sub i64 {target}, %va{page_name(page)}')}, label %{miss} [{cases}]")
+        for place, label in places.items():
+            emit.add(f"{label}:")
+            if (here.place, place) in self._cycles:
+                self._ask(line, place, dirty)
+            emit.add(f"br label %{self._start(place)}")
+        emit.add(f"{miss}:")
+        self._lines += emit.lines
 
     # -- leaving ---------------------------------------------------------------------------------------------------------
     def _flush(self, line: Line, dirty: set[int], page: bool = True) -> None:

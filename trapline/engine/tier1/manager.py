@@ -12,9 +12,10 @@ import threading
 import time
 import weakref
 from array import array
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trapline.engine.state import (
@@ -27,7 +28,7 @@ from trapline.engine.state import (
 )
 from trapline.engine.stencil.arena import Stencils, Templates
 from trapline.engine.tier1.built import Built
-from trapline.engine.tier1.client import Order
+from trapline.engine.tier1.client import Order, Page
 from trapline.engine.tier1.install import Linked, Texts, link
 from trapline.engine.tier1.store import RegionStore
 from trapline.engine.tier1.stored import StoredRegions
@@ -106,6 +107,8 @@ class Regions:
         self._texts = Texts()
         self._counts: Counter[Spot] = Counter()
         self._hopeless: set[Spot] = set()
+        self._landings: defaultdict[int, set[int]] = defaultdict(set)
+        """Where branches on a page were met to go."""
         self._seen = [0] * 64
         self._period = PERIOD
         self._ordered: dict[Spot, int] = {}
@@ -151,16 +154,20 @@ class Regions:
 
     def _note(self, cpu: Cpu, pc: int, records: int, in_region: bool) -> None:
         spot = Spot(records, (pc & 4095) >> 2)
+        landed = records and not in_region
         linked = self.installed.get(spot)
         if linked is not None and linked.runs_at(records, spot.index):
             in_region = True  # about to be entered
         self.samples["region" if in_region else "interpreter"] += 1
+        if len(self._counts) >= SPOTS:
+            self._counts.clear()
+            self._landings.clear()
+        if landed:
+            self._landings[records].add(spot.index)
         if in_region or not records:
             return
         self._period = PERIOD
         self._pages[records] += 1
-        if len(self._counts) >= SPOTS:
-            self._counts.clear()
         self._counts[spot] += 1
         hot = self._counts[spot] >= HOT and spot not in self._hopeless
         if hot or self._stored is None or self._stored.has_news(records):
@@ -219,7 +226,7 @@ class Regions:
         if number is not None:
             self.engine.code.region_compiler.hotter(number, heat)
             return
-        pages = Pages(self.engine, cpu, va, spot.records, self._texts)
+        pages = Pages(self.engine, cpu, va, spot.records, self._texts, self._landings)
         known = self.installed.get(spot)
         if known is not None and spot.index in known.install(self.engine, pages, self._texts):
             return
@@ -249,8 +256,11 @@ class Regions:
 class Pages:
     """The code pages around one, as a vCPU has them mapped at the moment."""
 
-    def __init__(self, engine: Engine, cpu: Cpu, va: int, records: int, texts: Texts) -> None:
-        self._undecoded = engine.shared.undecoded
+    def __init__(
+        self, engine: Engine, cpu: Cpu, va: int, records: int, texts: Texts, landings: Mapping[int, Collection[int]] = MappingProxyType({})
+    ) -> None:
+        """`landings` says by records where branches were met to go."""
+        self._undecoded, self._landings = engine.shared.undecoded, landings
         self._cpu, self._va, self._texts = cpu, va, texts
         self._known: dict[int, int | None] = {0: records}
 
@@ -262,15 +272,16 @@ class Pages:
             self._known[distance] = entry.records if entry.tag & ~GUARDED == va else None
         return self._known[distance]
 
-    def seen(self, distance: int) -> bytes | None:
-        """The page's instructions, zeros in place of those that never ran."""
+    def seen(self, distance: int) -> Page:
+        """The page's instructions, zeros in place of those that never ran, and those that were branched to."""
         records = self.records(distance)
         text = None if records is None else self._texts.read(records)
         if records is None or text is None:
-            return None
+            return None, ()
         handlers = (ctypes.c_uint64 * (PAGE_INSNS * RECORD_SIZE // 8)).from_address(records)[:: RECORD_SIZE // 8]
         words = zip(memoryview(text).cast("I"), handlers, strict=True)
-        return array("I", [0 if handler == self._undecoded else word for word, handler in words]).tobytes()
+        ran = array("I", [0 if handler == self._undecoded else word for word, handler in words]).tobytes()
+        return ran, tuple(self._landings.get(records, ()))
 
 
 def _deliver(reference: weakref.ref[Regions], spot: Spot, pages: Pages, built: Built | None) -> None:

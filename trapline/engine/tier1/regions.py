@@ -22,6 +22,8 @@ EXPLORE_LIMIT = 320
 """Instructions that are looked at to find a loop."""
 ENTRY_LIMIT = 12
 """Places where a region can be entered, at most."""
+LANDING_LIMIT = 32
+"""Places where one computed jump is expected to go, at most."""
 ENDING = frozenset({"eret", "eret_auth"})
 """System operations that continue elsewhere."""
 LINK = X_OFFSET + 8 * 30
@@ -100,6 +102,11 @@ class Instruction:
             return False
         return branch.target.op == "state" and branch.target.attr == LINK
 
+    @property
+    def is_jump(self) -> bool:
+        """Whether it goes to a computed place, as a table of a `switch` says, and does not come back."""
+        return self.branch is not None and self.branch.delta is None and not self.is_call and not self.is_return
+
 
 def step(place: Place, distance: int) -> Place:
     """The place `distance` instructions further."""
@@ -139,11 +146,15 @@ Fetch = Callable[[Place], tuple[int, Recorder | None] | None]
 or where control never was."""
 
 
+Met = Callable[[int], Iterable[int]]
+"""Where the guest was met on a page: indices of instructions that were branched to."""
+
+
 class Region:
     """Blocks by their start, the entry's first."""
 
-    def __init__(self, entry: Place, fetch: Fetch) -> None:
-        self._fetch = fetch
+    def __init__(self, entry: Place, fetch: Fetch, met: Met) -> None:
+        self._fetch, self._met = fetch, met
         self.blocks: dict[Place, Block] = {}
         self._explore(entry)
         self._trim(entry)
@@ -173,9 +184,11 @@ class Region:
     def destinations(self, block: Block) -> Collection[Place]:
         """Where control goes on from a block, inside the region or not; a call goes to what it calls."""
         last = block.body[-1]
-        if last.branch is not None and last.branch.delta is None:
-            return self.returns if last.is_return else ()
-        return block.follows[:1] if last.is_call else block.follows
+        if last.is_return:
+            return self.returns
+        if last.is_call:
+            return block.follows[:1] if last.target is not None else ()
+        return block.follows
 
     def back_edges(self, entries: Collection[Place] = ()) -> set[tuple[Place, Place]]:
         """Edges, by last instruction and destination, of which every cycle in the region has one: those up a depth-first tree."""
@@ -237,9 +250,14 @@ class Region:
                 return ends.setdefault(place, End([], here.next if here.comes_back else None))
             if here.branch is not None:
                 callee = here.target if here.is_call else None
-                return ends.setdefault(place, End(here.successors, here.next if here.is_call else None, callee))
+                follows = self._landings(place[0]) if here.is_jump else here.successors
+                return ends.setdefault(place, End(follows, here.next if here.is_call else None, callee))
             place = here.next
         return None
+
+    def _landings(self, page: int) -> list[Place]:
+        """Where a computed jump may go that nothing else is known of: wherever control was met on its page."""
+        return [(page, index) for index in sorted(self._met(page))][:LANDING_LIMIT]
 
     @staticmethod
     def _block(leader: Place, lines: dict[Place, Instruction], leaders: Collection[Place], ends: dict[Place, End]) -> Block:
@@ -307,13 +325,14 @@ class Region:
         return [*block.follows, *([block.end.resume] if block.end.resume is not None else [])]
 
     def _entries(self, entry: Place) -> tuple[Place, ...]:
-        """The entry; where control comes back to after it has left; and the heads of loops, for it may leave within one."""
+        """The entry; where control comes back to after it has left; the heads of loops, for it may leave within one; cases of switches."""
         resumes = [b.end.resume for b in self.blocks.values() if b.end.resume is not None and b.end.resume in self.blocks]
         if entry not in self.blocks:
             return ()  # an instruction that is left to the interpreter
         outside = [entry, *(place for place in resumes if place not in self.returns)]
+        landings = [place for b in self.blocks.values() if b.body[-1].is_jump for place in b.follows if place in self.blocks]
         heads = [target for _, target in sorted(self.back_edges(outside))]
-        return tuple(place for place in dict.fromkeys((*outside, *heads, *resumes)) if place[0] == entry[0])[:ENTRY_LIMIT]
+        return tuple(place for place in dict.fromkeys((*outside, *heads, *landings, *resumes)) if place[0] == entry[0])[:ENTRY_LIMIT]
 
 
 REGISTERS = range(X_OFFSET, X_OFFSET + 8 * 31, 8)

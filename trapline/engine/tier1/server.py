@@ -1,14 +1,16 @@
 """The compiler's process: regions are made here, so that neither LLVM nor Python's lock stands in the guest's way.
 
-It talks over one socket. A wish is `("wish", number, heat, index)`: the region around the instruction `index` of a page.
-While it looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or
-None)`. What is worth compiling waits its turn, the hottest first, and comes back as `("built", number, Built or None)`.
-`("hotter", number, heat)` changes the order. `("stencils", number, shapes)` comes first, and is answered with `("built", number,
-templates)`. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later runs.
+It talks over one socket. A wish is `("wish", number, heat, index)`: the region around the instruction `index` of a page. While it
+looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or None, indices)`,
+the latter of the instructions that were branched to. What is worth compiling waits its turn, the hottest first, and comes back as
+`("built", number, Built or None)`. `("hotter", number, heat)` changes the order. `("stencils", number, shapes)` comes first, and is
+answered with `("built", number, templates)`. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later
+runs.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -90,16 +92,16 @@ class Server:
     def _consider(self, number: int, heat: int, index: int) -> None:
         """Find the region's extent now, while the guest's pages are at hand."""
 
-        def page(distance: int) -> bytes | None:
+        @functools.cache
+        def page(distance: int) -> tuple[bytes | None, tuple[int, ...]]:
             self._send("page", number, distance)
             while True:
                 message = self._connection.recv()
                 if message[0] == "text":
-                    text: bytes | None = message[1]
-                    return text
+                    return message[1], message[2]
                 self._meanwhile.append(message)
 
-        region = self._builder.explore(index, page)
+        region = self._builder.explore(index, lambda distance: page(distance)[0], lambda distance: page(distance)[1])
         if region is None:
             self._send("built", number, None)
             return
