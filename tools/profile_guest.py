@@ -234,7 +234,7 @@ def kind(name: str) -> str:
     """The kind of a compiled function."""
     if SHAPE.fullmatch(name):
         return "handlers"
-    return "regions" if name.startswith("region_") else "runtime"
+    return "regions" if name.startswith(("region_", "loop")) else "runtime"
 
 
 def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest: GuestSamples, watcher: Watcher, top: int) -> None:
