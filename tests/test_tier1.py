@@ -427,12 +427,14 @@ def test_a_data_page_that_is_mapped_elsewhere(bench: Bench) -> None:
     code = bench.load(
         """
         loop: ldr x2, [x5]
+        ldr x9, [x5, #8]
         add x0, x0, x2
         str x6, [x7]
         dsb ish
         tlbi vae1, x8
         dsb ish
         ldr x3, [x5]
+        ldr x10, [x5, #8]
         add x4, x4, x3
         subs x1, x1, #1
         b.ne loop

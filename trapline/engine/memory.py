@@ -56,9 +56,7 @@ class MemoryAccess:
         tlb = "%tlb"
         if access.unprivileged:
             tlb = self.emit.let(f"load ptr, ptr {self._field(EngineState.tlb_user.offset)}")
-        shifted = emit.let(f"lshr i64 {addr}, 7")
-        index = emit.let(f"and i64 {shifted}, {((1 << TLB_BITS) - 1) << 5}")
-        entry = emit.let(f"getelementptr i8, ptr {tlb}, i64 {index}")
+        entry = self._tlb_entry(addr, tlb)
         field = TlbEntry.write_tag if write else TlbEntry.read_tag
         tag = emit.let(f"load i64, ptr {self._field(field.offset, entry)}")
         if access.aligned:
@@ -72,6 +70,13 @@ class MemoryAccess:
         meta = size | (WRITE if write else 0) | (UNPRIVILEGED if access.unprivileged else 0) | (ALIGNED if access.aligned else 0)
         meta |= access.parts.bit_length() - 1 << PARTS_SHIFT
         return hit, emit.let(f"inttoptr i64 {host} to ptr"), str(meta)
+
+    def _tlb_entry(self, addr: str, tlb: str) -> str:
+        """The entry where the translation of an address would be."""
+        emit = self.emit
+        shifted = emit.let(f"lshr i64 {addr}, 7")
+        index = emit.let(f"and i64 {shifted}, {((1 << TLB_BITS) - 1) << 5}")
+        return emit.let(f"getelementptr i8, ptr {tlb}, i64 {index}")
 
     def _translate(self, addr: str, size: int, write: bool, access: fx.Access, atomic: int = 0) -> str:
         """A host pointer for the access, through the TLB or the slow path; a fault leaves the handler.

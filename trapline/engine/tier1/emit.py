@@ -153,9 +153,7 @@ class RegionEmitter:
             emit.add("%mxcsr = alloca i32")
         if self._kept:
             emit.add(f"%kept = alloca [{len(KEPT)} x i64]")
-        for cell in self._cells.numbers.values():
-            emit.lines += [f"%page{cell} = alloca i64", f"%distance{cell} = alloca i64", f"store i64 0, ptr %distance{cell}"]
-        emit.lines += self._cells.forget()
+        emit.lines += [*self._cells.variables(), *self._cells.forget()]
         self._find_pages(line)
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
@@ -266,8 +264,8 @@ class RegionEmitter:
     def _blocks(self) -> str:
         """Emit all blocks; the functions of inner loops are returned."""
         region = self.region
-        loops = [] if self._eager else [loop for loop in inner_loops(region) if self._entries(loop)]
-        inside = set().union(*loops)
+        loops = {} if self._eager else {head: loop for head, loop in inner_loops(region).items() if self._entries(loop)}
+        inside = set().union(*loops.values())
         pieces: dict[Place, list[str]] = {}
         for place, block in region.blocks.items():
             self._lines, self._apart = [], place in inside
@@ -276,23 +274,23 @@ class RegionEmitter:
         self._lines = [line for place, lines in pieces.items() if place not in inside for line in lines]
         live = live_flags(region, pieces) if loops else {}
         functions: list[str] = []
-        for number, loop in enumerate(loops):
-            entries = self._entries(loop)
+        for number, (head, loop) in enumerate(loops.items()):
             after = {p for place in loop for p in region.destinations(region.blocks[place])} & region.blocks.keys() - loop
-            flags = set().union(*(live[p] for p in entries)), set().union(*(live[p] for p in after))
-            name = f"loop{number}_{self.tag}"
+            flags = live[head], set().union(*(live[p] for p in after))
             lines = {p: pieces[p] for p in pieces if p in loop}
-            made = outline(name, lines, entries, self._start, flags, "strictfp " if self._tracks else "")
+            made = outline(f"loop{number}_{self.tag}", lines, self._start(head), flags, "strictfp " if self._tracks else "")
             functions += made.function
             self._lines += made.call
+            if self._entries(loop) != {head}:  # the turn that it begins with is run here
+                self._lines += [line for place, piece in lines.items() if place != head for line in piece]
         self._kept = bool(loops)
         return "".join(f"{line}\n" for line in functions)
 
-    def _entries(self, loop: set[Place]) -> list[Place]:
+    def _entries(self, loop: set[Place]) -> set[Place]:
         """Where control comes into a loop."""
         region = self.region
         found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)}
-        return sorted((found | set(region.entries)) & loop)
+        return (found | set(region.entries)) & loop
 
     @property
     def _away(self) -> list[str]:
@@ -322,6 +320,8 @@ class RegionEmitter:
     def _block(self, block: Block) -> None:
         self._lines.append(f"{self._start(block.start)}:")
         dirty = set(self._dirty[block.start])
+        quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
+        members = self._cells.runs.of(block, quiet)
         for instruction in block.body:
             way_out = f"out{page_name(instruction.place[0])}_{instruction.place[1]}"
             line = self._line("i", instruction.recording, instruction.place, way_out)
@@ -331,7 +331,8 @@ class RegionEmitter:
                 line.record = self._record(line, place)
                 self._flush(line, before)
 
-            branch = line.perform(flush)
+            place = instruction.place
+            branch = line.perform(flush, {number: member for (at, number), member in members.items() if at == place})
             if not self._eager and not line.closed:
                 self._late.set(line, instruction.recording)
             dirty |= self._written([instruction])

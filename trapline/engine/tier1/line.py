@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.record import FLAG_OFFSETS, Recorder
@@ -14,8 +14,10 @@ from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
 from trapline.engine.state import (
     TLB_INVALID,
     EngineState,
+    TlbEntry,
 )
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Place
+from trapline.engine.tier1.runs import Member, Runs
 
 SYSREG = EngineState.sysreg.offset
 FPCR, FPSR = (SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
@@ -31,9 +33,13 @@ RELOADED = PROMOTED.keys() - set(VECTORS)
 """What the runtime's functions may change; none of them writes vector registers."""
 RELOAD = "; reload"
 
+PAGE = 4096
 SINK = EngineState.xzr_sink.offset
 
 
+CELL, RUN = ("page", "distance"), ("origin", "limit", "reach")
+"""Names of the variables of a cell, and of a run: where its page begins, below which distance from there it is known, and the distance
+to host memory."""
 NO_PAGE = TLB_INVALID
 """What no page address with the low bits of a misaligned access equals."""
 
@@ -46,12 +52,13 @@ class Cells:
     """
 
     def __init__(self, used: bool) -> None:
-        self._used = used
+        self.used = used
         self.numbers: dict[tuple[int, bool], int] = {}
+        self.runs = Runs()
 
     def of(self, effect: fx.Effect) -> int | None:
         """The cell for a load or store; None if it has none."""
-        if not self._used or not isinstance(effect, fx.Load | fx.Store):
+        if not self.used or not isinstance(effect, fx.Load | fx.Store):
             return None
         base = _base(effect.addr)
         if base is None:
@@ -60,7 +67,15 @@ class Cells:
 
     def forget(self) -> list[str]:
         """Lines that empty all cells."""
-        return [f"store i64 {NO_PAGE}, ptr %page{cell}" for cell in self.numbers.values()]
+        return [f"store i64 {NO_PAGE}, ptr %page{cell}" for cell in self.numbers.values()] + [
+            f"store i64 0, ptr %limit{run}" for run in self.runs.numbers
+        ]
+
+    def variables(self) -> list[str]:
+        """Lines that declare what all cells consist of. A run is known where `limit` is more than an address's distance from `origin`."""
+        names = [f"{name}{cell}" for cell in self.numbers.values() for name in CELL]
+        names += [f"{name}{run}" for run in self.runs.numbers for name in RUN]
+        return [line for name in names for line in (f"%{name} = alloca i64", f"store i64 0, ptr %{name}")]
 
 
 def _base(addr: Bits) -> int | None:
@@ -93,6 +108,7 @@ class Line(Handler):
         self._eager = eager
         self._atomic = False
         self._cell: int | None = None
+        self._member: Member | None = None
         self.left = False
         """Whether the way out is used."""
         self.closed = False
@@ -165,8 +181,11 @@ class Line(Handler):
         emit = self.emit
         again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
         known = ""
-        if self._cell is not None and not access.unprivileged:
-            known = self._try_cell(self._cell, addr, size, again)
+        cell = None if access.unprivileged or self._member is not None else self._cell
+        if self._member is not None:
+            known = self._try_run(self._member, addr, again)
+        elif cell is not None:
+            known = self._try_cell(cell, addr, size, again)
         hit, fast, meta = super()._probe(addr, size, write, access)
         emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
         emit.add(f"{slow}:")
@@ -179,10 +198,10 @@ class Line(Handler):
             emit.add(f"{again}:")
             emit.add(f"br label %{join}")
         emit.add(f"{here}:")
-        if known:
+        if cell is not None:
             distance = emit.let(f"sub i64 {emit.let(f'ptrtoint ptr {fast} to i64')}, {addr}")
-            emit.add(f"store i64 {emit.let(f'and i64 {addr}, -4096')}, ptr %page{self._cell}")
-            emit.add(f"store i64 {distance}, ptr %distance{self._cell}")
+            emit.add(f"store i64 {emit.let(f'and i64 {addr}, -4096')}, ptr %page{cell}")
+            emit.add(f"store i64 {distance}, ptr %distance{cell}")
         emit.add(f"br label %{join}")
         emit.add(f"{join}:")
         more = (f", [ true, %{again} ]", f", [ {known}, %{again} ]") if known else ("", "")
@@ -201,17 +220,53 @@ class Line(Handler):
         emit.add(f"{other}:")
         return pointer
 
+    def _try_run(self, member: Member, addr: str, hit: str) -> str:
+        """As `_try_cell`, for an access of a run, whose first one looks it up."""
+        emit, run = self.emit, member.run
+        if member.first:
+            self._look_up(member, addr)
+        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr %reach{run.number}')}")
+        pointer = emit.let(f"inttoptr i64 {host} to ptr")
+        other = self._label("other")
+        emit.add(f"br i1 %known{run.number}, label %{hit}, label %{other}, !prof !0")
+        emit.add(f"{other}:")
+        return pointer
+
+    def _look_up(self, member: Member, addr: str) -> None:
+        """Find out whether all of a run is on one page that is known."""
+        emit, run = self.emit, member.run
+        number = run.number
+        quick, look, found, missed, grouped = (self._label(x) for x in ("same", "look", "found", "missed", "grouped"))
+        low = emit.let(f"add i64 {addr}, {-member.above}")
+        cases = [f"[ true, %{found} ]", f"[ false, %{missed} ]"]
+        if self._cells.used:
+            distance = emit.let(f"sub i64 {low}, {emit.let(f'load i64, ptr %origin{number}')}")
+            inside = emit.let(f"icmp ult i64 {distance}, {emit.let(f'load i64, ptr %limit{number}')}")
+            emit.add(f"br i1 {inside}, label %{quick}, label %{look}, !prof !0")
+            emit.lines += [f"{quick}:", f"br label %{grouped}", f"{look}:"]
+            cases.append(f"[ true, %{quick} ]")
+        entry = self._tlb_entry(low, "%tlb")
+        page = emit.let(f"and i64 {emit.let(f'add i64 {low}, {run.span - 1}')}, {-PAGE}")
+        tags = [(TlbEntry.write_tag if store else TlbEntry.read_tag).offset for store in sorted(run.kinds)]
+        hits = [emit.let(f"icmp eq i64 {emit.let(f'load i64, ptr {self._field(tag, entry)}')}, {page}") for tag in tags]
+        hit = hits[0] if len(hits) == 1 else emit.let(f"and i1 {hits[0]}, {hits[1]}")
+        addend = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
+        emit.lines += [f"br i1 {hit}, label %{found}, label %{missed}, !prof !0", f"{found}:"]
+        emit.lines += [f"store i64 {page}, ptr %origin{number}", f"store i64 {PAGE + 1 - run.span}, ptr %limit{number}"]
+        emit.lines += [f"store i64 {addend}, ptr %reach{number}", f"br label %{grouped}"]
+        emit.lines += [f"{missed}:", f"br label %{grouped}", f"{grouped}:", f"%known{number} = phi i1 {', '.join(cases)}"]
+
     # -- an instruction --------------------------------------------------------------------------------------------------
-    def perform(self, flush: Callable[[], None]) -> fx.Branch | None:
+    def perform(self, flush: Callable[[], None], members: Mapping[int, Member]) -> fx.Branch | None:
         """Emit effects and writes; a branch is left to the caller, its condition and target already values.
 
-        `flush` stores what differs from memory: the runtime's functions look there.
+        `flush` stores what differs from memory: the runtime's functions look there. `members` are the effects that are part of a run.
         """
         recording = self.recording
         if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
             self._check_sp()
         branch = None
-        for effect in recording.effects:
+        for number, effect in enumerate(recording.effects):
             if isinstance(effect, fx.Branch):
                 branch = effect
                 if effect.when is not None:
@@ -219,7 +274,8 @@ class Line(Handler):
                 if effect.delta is None:
                     self.emit(effect.target)
             elif in_place(effect):
-                self._cell = self._cells.of(effect)
+                self._member = members.get(number)
+                self._cell = None if self._member else self._cells.of(effect)
                 self.effect(effect)
             else:
                 for operand in getattr(effect, "args", ()):

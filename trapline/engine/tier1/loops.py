@@ -9,11 +9,11 @@ goes on; everything that leaves the region stays in the region's own function.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trapline.engine.tier1.flags import FLAGS
-from trapline.engine.tier1.line import NO_PAGE, PROMOTED, in_place
+from trapline.engine.tier1.line import CELL, NO_PAGE, PROMOTED, RUN, in_place
 from trapline.engine.tier1.regions import Block, Place, Region
 
 Lines = list[str]
@@ -22,7 +22,7 @@ LABEL = re.compile(r"^([\w.]+):")
 GOES = re.compile(r"label %([\w.]+)")
 REGISTER = re.compile(r"ptr %s(\d+)\b")
 READS, WRITES = re.compile(r"= load \S.*, ptr %s(\d+)$"), re.compile(r"^store .*, ptr %s(\d+)$")
-CELL = re.compile(r"ptr %(?:page|distance)(\d+)$")
+CELLS = re.compile(rf"ptr %((?:{'|'.join((*CELL, *RUN))})\d+)$")
 GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
@@ -32,8 +32,8 @@ KEPT = ("i8", "i64", "i64")
 
 
 # -- which ---------------------------------------------------------------------------------------------------------------
-def inner_loops(region: Region) -> list[set[Place]]:
-    """The innermost loops of a region, apart from each other; none if the region is nothing else.
+def inner_loops(region: Region) -> dict[Place, set[Place]]:
+    """The innermost loops of a region by their heads, apart from each other; none if the region is nothing else.
 
     A loop is what reaches a backward branch without passing through the branch's target.
     """
@@ -47,11 +47,11 @@ def inner_loops(region: Region) -> list[set[Place]]:
         latches = {source for source in sources if region.blocks[source].body[-1].place >= head}
         if latches:
             loops[head] = _reaching(head, latches, before)
-    found: list[set[Place]] = []
-    for loop in sorted(loops.values(), key=len):
-        if not any(loop & other for other in found) and len(loop) < len(region.blocks):
-            found.append(loop)
-    return [loop for loop in found if _exits(region, loop) <= EXITS and all(_suits(region.blocks[place]) for place in loop)]
+    found: dict[Place, set[Place]] = {}
+    for head, loop in sorted(loops.items(), key=lambda item: len(item[1])):
+        if not any(loop & other for other in found.values()) and len(loop) < len(region.blocks):
+            found[head] = loop
+    return {head: loop for head, loop in found.items() if _exits(region, loop) <= EXITS and all(_suits(region.blocks[p]) for p in loop)}
 
 
 def _exits(region: Region, loop: set[Place]) -> int:
@@ -116,12 +116,12 @@ class Loop:
 def outline(
     name: str,
     lines: Mapping[Place, Lines],
-    entries: list[Place],
-    start: Callable[[Place], str],
+    start: str,
     flags: tuple[set[int], set[int]],
     attributes: str,
 ) -> Loop:
-    """Make a function of a loop's blocks. `start` names blocks; `flags` are those it gets and those that are wanted afterwards."""
+    """Make a function of a loop's blocks. `start` is the label of its head; `flags` are those it gets and those that are wanted
+    afterwards."""
     body = [line for piece in lines.values() for line in piece]
     written = {int(found[1]) for line in body if (found := WRITES.search(line))}
     sets_flags = not written.isdisjoint(FLAGS)
@@ -134,9 +134,8 @@ def outline(
     given = sorted({value for line in body for value in GIVEN.findall(line)})
 
     head = [f"%s{offset} = alloca {PROMOTED[offset]}, align 16" for offset in sorted(touched)]
-    for cell in sorted({int(found) for line in body for found in CELL.findall(line)}):
-        head += [f"%page{cell} = alloca i64", f"%distance{cell} = alloca i64"]
-        head += [f"store i64 0, ptr %distance{cell}", f"store i64 {NO_PAGE}, ptr %page{cell}"]
+    for cell in sorted({found for line in body for found in CELLS.findall(line)}):
+        head += [f"%{cell} = alloca i64", f"store i64 {NO_PAGE if cell.startswith(CELL[0]) else 0}, ptr %{cell}"]
     head += ["%exit = alloca i32", *_state(gets, "cpu", "s", "in")]
     if sets_flags:
         head += ["%flags_kind = alloca i8", "%flags_a = alloca i64", "%flags_b = alloca i64", *_flags("kept", load=True, prefix="ff")]
@@ -147,20 +146,14 @@ def outline(
     if sets_flags:
         tail += _flags("kept", load=False, prefix="ft")
     tail += ["%number = load i32, ptr %exit", "ret i32 %number"]
-    parameters = ", ".join(["ptr %cpu", "ptr %tlb", "ptr %kept", "i32 %which", *(f"i64 %{value}" for value in given)])
-    cases = " ".join(f"i32 {k}, label %{start(place)}" for k, place in enumerate(entries[1:], 1))
-    first = f"switch i32 %which, label %{start(entries[0])} [ {cases} ]"
-    function = [f"define internal i32 @{name}({parameters}) noinline nounwind {attributes}{{", *head, first, *body, *tail, "}"]
+    parameters = ", ".join(["ptr %cpu", "ptr %tlb", "ptr %kept", *(f"i64 %{value}" for value in given)])
+    define = f"define internal i32 @{name}({parameters}) noinline nounwind {attributes}{{"
+    function = [define, *head, f"br label %{start}", *body, *tail, "}"]
 
-    call = []
-    for k, place in enumerate(entries):
-        call += [f"{start(place)}:", f"br label %{name}_{k}", f"{name}_{k}:", f"br label %{name}"]
-    call += [f"{name}:", f"%{name}_which = phi i32 " + ", ".join(f"[ {k}, %{name}_{k} ]" for k in range(len(entries)))]
-    call += _state(gets, "s", "cpu", f"{name}_in")
+    call = [f"{start}:", *_state(gets, "s", "cpu", f"{name}_in")]
     if sets_flags:
         call += _flags("kept", load=False, prefix=f"{name}_ft")
-    arguments = ", ".join(["ptr %cpu", "ptr %tlb", "ptr %kept", f"i32 %{name}_which", *(f"i64 %{value}" for value in given)])
-    call += [f"%{name}_number = call i32 @{name}({arguments})", *_state(gives, "cpu", "s", f"{name}_out")]
+    call += [f"%{name}_number = call i32 @{name}({parameters})", *_state(gives, "cpu", "s", f"{name}_out")]
     if sets_flags:
         call += _flags("kept", load=True, prefix=f"{name}_ff")
     cases = " ".join(f"i32 {k}, label %{label}" for k, label in enumerate(exits[1:], 1))
