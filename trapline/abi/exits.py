@@ -118,11 +118,11 @@ class MmioExit(Exit):
     def data(self, value: bytes | int) -> None:
         if self.is_write:
             raise AttributeError("the guest wrote this data; only a read can be answered")
-        if isinstance(value, int):
-            value = value.to_bytes(8, "little")[: self.length]
-        self._data = bytes(value)
+        length = self.length
+        data = (value.to_bytes(8, "little") if isinstance(value, int) else bytes(value)).ljust(length, b"\0")[:length]
+        self._data = data
         if self._run is not None:
-            self._run[40 : 40 + self.length] = self._data[: self.length].ljust(self.length, b"\0")
+            self._run[40 : 40 + length] = data
 
     @property
     def value(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from errno import EFAULT, EINVAL, ENOTTY
-from functools import partial
+from errno import EBADF, EFAULT, EINVAL, ENOTTY
 from typing import Any
 
 from trapline.abi.ioctl import BAD_ARGUMENT, Ioctl, bodies
@@ -54,6 +53,14 @@ def _structure_at(address: int, call: Ioctl) -> Any:
     except KvmError as error:
         raise KvmError(EFAULT, f"{call.name}: {BAD_ARGUMENT}") from error
     return call.struct.from_address(address)
+
+
+def _explain(call: Ioctl, error: KvmError) -> None:
+    """Give an error of a call's body the declared cause."""
+    cause = call.causes.get(error.errno or EINVAL)
+    if cause is None:
+        raise UndeclaredErrno(f"{call.name} failed with {error.errno}, which it does not declare") from error
+    error.strerror = f"{call.name}: {cause}"
 
 
 def arch_of(cpu: str, turns: Turns | None = None) -> Arch:
@@ -106,15 +113,23 @@ class Software:
         try:
             return body(target, argument)
         except KvmError as error:
-            cause = call.causes.get(error.errno or EINVAL)
-            if cause is None:
-                raise UndeclaredErrno(f"{call.name} failed with {error.errno}, which it does not declare") from error
-            error.strerror = f"{call.name}: {cause}"
+            _explain(call, error)
             raise
 
     def runner(self, file: int) -> Callable[[], int]:
-        """KVM_RUN of a vCPU."""
-        return partial(self.ioctl, file, KVM_RUN, 0)
+        """KVM_RUN of a vCPU, without what `ioctl` has to find out each time."""
+        self._vcpu(file)
+        body, get = self.bodies[KVM_RUN], self.system.files.get
+
+        def run() -> int:
+            try:
+                return body(get(file), 0)
+            except KvmError as error:
+                if error.errno != EBADF:
+                    _explain(KVM_RUN, error)
+                raise
+
+        return run
 
     bare_runner = runner
 

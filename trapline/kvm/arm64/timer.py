@@ -19,6 +19,7 @@ from trapline.arm64.regs import (
     CNTP_TVAL_EL0,
     CNTPCT_EL0,
     CNTPCTSS_EL0,
+    CNTV_CTL_EL0,
     CNTVOFF_EL2,
 )
 from trapline.errors import KvmError
@@ -36,6 +37,7 @@ VTIMER_LINE, PTIMER_LINE = 1, 2
 
 WORD: Final = (1 << 64) - 1
 CONTROL, COMPARE = CNTP_CTL_EL0.slot, CNTP_CVAL_EL0.slot
+VIRTUAL_CONTROL = CNTV_CTL_EL0.slot
 ENABLE, MASK, STATUS = CNTP_CTL_EL0.ENABLE.mask, CNTP_CTL_EL0.IMASK.mask, CNTP_CTL_EL0.ISTATUS.mask
 
 
@@ -127,6 +129,12 @@ def reset(vcpu: Arm64Vcpu) -> None:
 def update_lines(vcpu: Arm64Vcpu) -> None:
     """Copy the timers' outputs to the interrupt controller. Called on the vCPU's own thread."""
     _set_lines(vcpu, vcpu.cpu.timer_lines())
+
+
+def none_matters(vcpu: Arm64Vcpu) -> bool:
+    """Whether both timers are off, and were when their outputs were looked at: then there is nothing to look at, which takes longer."""
+    sysreg = vcpu.sysreg
+    return not (vcpu.timer_lines or (sysreg[CONTROL] | sysreg[VIRTUAL_CONTROL]) & ENABLE)
 
 
 def _set_lines(vcpu: Arm64Vcpu, lines: int) -> None:

@@ -289,7 +289,8 @@ class Arm64Vcpu:
         finally:
             debug.put(self)
             if self.vm.vgic is None:
-                timer.update_lines(self)
+                if not timer.none_matters(self):
+                    timer.update_lines(self)
                 self.core.run[DEVICE_IRQ_LEVEL_OFFSET] = self._device_levels()
 
     def _run(self) -> None:
