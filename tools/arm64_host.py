@@ -83,7 +83,7 @@ def files_of(top: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-def build(root: Path, command: str) -> bytes:
+def build(root: Path, command: str, files: list[Path]) -> bytes:
     """The host's initial ramdisk: Debian's Python, this tree, the guest, and an init that runs the command."""
     guest = prepare()
     archive = Cpio()
@@ -105,6 +105,8 @@ def build(root: Path, command: str) -> bytes:
         assert spec is not None and spec.submodule_search_locations
         for name, path in files_of(Path(spec.submodule_search_locations[0])):
             archive.file(f"root/{library}/{name}", path.read_bytes())
+    for path in files:
+        archive.file(f"root/{path.name}", path.read_bytes())
     archive.file("root/vmlinuz", guest.kernel.read_bytes())
     archive.file("root/guest.cpio", guest.initrd.read_bytes())
     archive.file("init", INIT.replace("{command}", command).encode(), 0o755)
@@ -116,12 +118,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="arm64_host.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timeout", type=float, default=1800, help="seconds until it is given up")
     parser.add_argument("--gic", choices=("2", "3"), default="3", help="the host's interrupt controller, and so its guests'")
+    parser.add_argument("--file", type=Path, action="append", default=[], help="put this file into /root; may be repeated")
     parser.add_argument("--print", action="store_true", help="only print QEMU's command")
     parser.add_argument("command", nargs="*", default=[GUEST_COMMAND])
     options = parser.parse_args(arguments)
     home = cache_root() / "hosts" / "arm64"
     image = home / "host.cpio"
-    write_atomically(image, build(fetch(home), " ".join(options.command)))
+    write_atomically(image, build(fetch(home), " ".join(options.command), options.file))
     machine = [word.replace("GIC", options.gic) for word in MACHINE]
     command = ["qemu-system-aarch64", *machine, "-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
     command += ["-kernel", str(prepare().kernel), "-initrd", str(image), "-append", "console=ttyAMA0 rdinit=/init loglevel=4"]

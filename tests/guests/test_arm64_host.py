@@ -18,8 +18,9 @@ pytestmark = [
 ]
 
 
-def on_the_host(*command: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", "tools.arm64_host", "--timeout", "1000", *(["--", *command] if command else [])]
+def on_the_host(*command: str, file: Path | None = None) -> subprocess.CompletedProcess[str]:
+    files = ["--file", str(file)] if file is not None else []
+    arguments = [sys.executable, "-m", "tools.arm64_host", "--timeout", "1000", *files, *(["--", *command] if command else [])]
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=1100, check=False)
 
 
@@ -36,3 +37,13 @@ def test_kvm_answers_as_the_list_says() -> None:
     """Cases about memory slots, the same on every kernel."""
     result = on_the_host("python3 -m tests.conformance --backend kvm --quiet KVM_SET_USER_MEMORY_REGION")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+def test_kvm_answers_as_the_software_machine_did(tmp_path: Path) -> None:
+    """A program's calls, guest and all, written down here and made again there."""
+    log = tmp_path / "calls.json"
+    record = [sys.executable, "-m", "trapline", "ioctls", "record", str(ROOT / "examples" / "compare_kvms.py"), str(log)]
+    subprocess.run(record, check=True, cwd=ROOT, timeout=120)
+    result = on_the_host(f"python3 -m trapline ioctls replay {log.name} --backend kvm", file=log)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert "18 calls of software on kvm: 0 were answered otherwise" in result.stdout

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import runpy
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from trapline.backends.base import Backend
 from trapline.backends.record.compare import compare as compare_backends
+from trapline.backends.record.compare import open_on
 from trapline.backends.record.difference import call_text, outcome_text
-from trapline.backends.record.log import read_log
+from trapline.backends.record.log import read_log, recorded
 from trapline.backends.record.log import replay as replay_events
 from trapline.backends.select import make_backend
 from trapline.errors import BadInput
 from trapline.turns import Turns
+from trapline.vmm.trace import output_file
 
 ENTRY = "main"
 BACKENDS = ("software", "kvm")
@@ -49,6 +52,17 @@ def show(options: argparse.Namespace) -> int:
     _, events = read_log(options.log)
     for event in events:
         print(f"{call_text(event)} {outcome_text(event)}".rstrip())
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Run a program on one backend, and log its calls."""
+    program = load_program(options.program)
+    with ExitStack() as stack:
+        backend = make_backend(options.backend, turns=Turns() if options.deterministic else None)
+        file = output_file(stack, "ioctls record", options.log)
+        assert file is not None
+        program(stack.enter_context(open_on(recorded(backend, file))))
     return 0
 
 

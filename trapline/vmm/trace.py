@@ -21,7 +21,7 @@ TO_EL2 = ("sync", "irq", "serror")
 
 
 def output_file(stack: ExitStack, option: str, path: Path | None) -> TextIO | None:
-    """A file that an option names, opened for writing while the stack lasts."""
+    """A file that an option names, opened for writing while the stack lasts. None if it names none."""
     if path is None:
         return None
     try:

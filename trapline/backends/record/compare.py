@@ -64,7 +64,7 @@ def compare(program: Program, first: Backend, second: Backend, **options: Any) -
 
 def open_on(backend: Backend) -> System:
     """The public classes for a backend's guests."""
-    if arch_of(backend) == "x86":
+    if (backend.arch if isinstance(backend, Recorder) else arch_of(backend)) == "x86":
         from trapline.backends.x86.system import X86System
 
         return X86System(backend)

@@ -71,14 +71,15 @@ class Difference:
         width = max(WIDTH, *(len(row[0]) for row in rows))
         yield f"  {title:{width + 2}} {self.names[0]:{WIDTH}} {self.names[1]}"
         for where, mine, other in rows:
-            yield f"    {where:{width}} {mine:{WIDTH}} {other}{'' if mine == other else '   <--' if title == 'registers' else ''}"
+            mark = "   <--" if title == "registers" and mine != other and "-" not in (mine, other) else ""
+            yield f"    {where:{width}} {mine:{WIDTH}} {other}{mark}"
         yield ""
 
 
 def is_shown(name: str, mine: str, other: str) -> bool:
     """Whether a register is worth a line: it differs, or is one of the general ones and not zero."""
     general = name in REGISTER_IDS or name.removeprefix("regs.") in GENERAL
-    return mine != other or (general and mine != "0x0")
+    return (mine != other and "-" not in (mine, other)) or (general and {mine, other} != {"0x0"} and {mine, other} != {"0x0", "-"})
 
 
 class Differs(TraplineError):

@@ -44,6 +44,9 @@ PLAIN_BYTES = 64
 ROOM = 64 << 10
 """Bytes that no call writes more of, whatever its number encodes."""
 
+ANSWERS = ("data", "value")
+"""Fields of exits that are for userspace to set when the guest reads."""
+
 DECODERS = {"arm64": exits.decode_exit, "x86": x86_exits.decode_exit}
 NAMES = {reg_id: name for name, reg_id in REGISTER_IDS.items()}
 
@@ -73,8 +76,9 @@ def plain(value: Any) -> Any:
 
 
 def exit_to_data(exit: Exit) -> dict[str, Any]:
-    """An exit by its class and the fields that a match statement would see."""
-    names: tuple[str, ...] = getattr(type(exit), "__match_args__", ())
+    """An exit by its class and the fields that a match statement would see, but for what it asks userspace for: nobody has set that."""
+    asks = not getattr(exit, "is_write", getattr(exit, "is_out", True))
+    names = [name for name in getattr(type(exit), "__match_args__", ()) if not (asks and name in ANSWERS)]
     return {"class": type(exit).__name__, **{name: plain(getattr(exit, name)) for name in names}}
 
 
