@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from trapline.errors import NotSupported
 from trapline.ui.bench.machine import TRAPLINE, Side, Start, boot
 
 Cost = dict[str, float]
@@ -24,6 +25,7 @@ COUNT_LOOP = (0xF100_0442, 0x8B02_0063, 0xCA03_0064, 0x54FF_FFA1, 0xB940_0001, 0
 """SUBS X2, X2, #1; ADD X3, X3, X2; EOR X4, X0, X3; B.NE to the first: a loop of four. Then LDR W1, [X0], an exit, and B to the first."""
 LOOP_LENGTH = 4
 WARM_EXITS, WARM_TURNS = 20, 1_000_000
+BATCH, LIVES, LEAST_BATCHES = 2000, 20, 7
 WORK = (1_000_000, 10_000_000, 100_000_000)
 CPUS = (1, 2, 4, 8)
 MEMORY = (128, 512, 2048, 8192)
@@ -57,6 +59,51 @@ def mmio(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
     """Microseconds of CPU time of one MMIO read, from the guest to a Python handler and back."""
     times = [run_bare(MMIO_LOOP, 0, MMIO_ROUNDS) / MMIO_ROUNDS * 1e6 for _ in range(runs)]
     return [{"microseconds": statistics.median(times)}]
+
+
+def calls(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """CPU time of calls on the software machine, in the best of several batches."""
+    import trapline
+    from trapline.abi.caps import Cap
+    from trapline.abi.system import KVM_CHECK_EXTENSION, KVM_GET_API_VERSION
+    from trapline.abi.vcpu import KVM_GET_MP_STATE
+
+    with trapline.open("software") as kvm, kvm.create_vm() as vm:
+        vcpu, ioctl, state = vm.create_vcpu(), kvm.backend.ioctl, KVM_GET_MP_STATE.make()
+
+        def life() -> None:
+            with kvm.create_vm() as other:
+                other.create_vcpu()
+
+        return [{
+            "KVM_GET_API_VERSION, us": best(lambda: ioctl(kvm.file, KVM_GET_API_VERSION, 0), BATCH, runs) * 1e6,
+            "KVM_CHECK_EXTENSION, us": best(lambda: ioctl(vm.file, KVM_CHECK_EXTENSION, Cap.USER_MEMORY), BATCH, runs) * 1e6,
+            "KVM_GET_MP_STATE, us": best(lambda: ioctl(vcpu.file, KVM_GET_MP_STATE, state), BATCH, runs) * 1e6,
+            "VM with a vCPU, ms": best(life, LIVES, runs) * 1e3,
+        }]  # fmt: skip
+
+
+def best(body: Callable[[], object], count: int, runs: int) -> float:
+    """CPU seconds of one call in the fastest batch of `count`."""
+    times = []
+    for _ in range(max(runs, LEAST_BATCHES)):
+        start = time.thread_time()
+        for _ in range(count):
+            body()
+        times.append((time.thread_time() - start) / count)
+    return min(times)
+
+
+def kvm_exits(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
+    """CPU time of one exit of the host's KVM, handled in C and in Python; nothing where that cannot be measured."""
+    from trapline.ui.bench.exits import exit_rate
+
+    try:
+        rate = exit_rate()
+    except NotSupported as reason:
+        print(f"  kvm-exits: {reason}", file=sys.stderr)
+        return []
+    return [{"C, us": rate.c * 1e6, "Python, us": rate.python * 1e6, "% of C's rate": 100 * rate.c / rate.python}]
 
 
 def work(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
@@ -105,6 +152,8 @@ def cold(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
 MEASURES: dict[str, Callable[[list[Side], Start, int], list[Cost]]] = {
     "cold": cold,
     "mmio": mmio,
+    "calls": calls,
+    "kvm-exits": kvm_exits,
     "work": work,
     "cpus": cpus,
     "memory-size": memory_size,
@@ -116,4 +165,5 @@ def measure(into: dict[str, list[Cost]], names: list[str], sides: list[Side], pl
     for name in names:
         if name in MEASURES:
             print(f"  {name}", file=sys.stderr)
-            into[name] = MEASURES[name](sides, plain, runs)
+            if lines := MEASURES[name](sides, plain, runs):
+                into[name] = lines

@@ -83,6 +83,8 @@ OTHER_ROWS = {
     SMP: ("2 CPUs against 1: total throughput of the integer mix, at least", 1.8),
     "cold": ("boot with an empty cache", None),
     "mmio": ("MMIO exit to a Python handler and back", None),
+    "calls": ("KVM calls that do no work, and a VM with one vCPU made and closed", None),
+    "kvm-exits": ("exits of the host's /dev/kvm to Python and to C", None),
     "work": ("cost of 1, 10 and 100 million instructions", None),
     "cpus": ("boot with 1, 2, 4 and 8 CPUs", None),
     "memory-size": ("boot with 128 MiB to 8 GiB", None),
