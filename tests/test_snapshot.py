@@ -23,6 +23,7 @@ from trapline.backends.snapshot.format import ALIGNMENT, HEADER, Snapshot
 from trapline.backends.snapshot.restore import Restore
 from trapline.backends.snapshot.state import complete, save
 from trapline.errors import BadInput, BadSnapshot, NotSupported, SnapshotOrder
+from trapline.vmm.statehash import state_hash
 
 RAM = 0x4000_0000
 MiB = 1 << 20
@@ -195,6 +196,38 @@ def test_stored_registers_of_policies_come_back(kvm: System) -> None:
         second.sysregs["S3_0_C15_C*_*"] = storage()
         second.sysregs.load_state(state)
         assert second.sysregs.state() == state
+
+
+def test_a_deterministic_vm_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Saved every few thousand instructions, each time into a new KVM."""
+
+    def go_on(system: System, vm: Vm, until: int) -> None:
+        system.stop_at(until)
+        while not isinstance(exit := vm.vcpus[0].run(), IntrExit):
+            assert isinstance(exit, MmioExit) and system.turns is not None
+            exit.data = system.turns.retired & 0xFF
+        system.stop_at(None)
+
+    program = COUNT_UP.replace("again:", "again:\nmrs x6, s3_3_c2_c4_0\neor x5, x5, x6\nmrs x6, s3_3_c14_c0_2")  # RNDR, CNTVCT_EL0
+    points = [0, 1, 7, 1000, 3333, 20_000, 20_001, 61_000, 150_000, 200_007]
+    found = []
+    for trips in (points[:1], points[:-1]):
+        system = trapline.open(deterministic=True, seed=3)
+        vm = make(system)
+        load(vm, program, x2=RAM + 0x1000, x4=UART)
+        for number, until in enumerate(trips):
+            go_on(system, vm, until)
+            vm.snapshot(tmp_path / f"{number}")
+            vm.close()
+            system.close()
+            system = trapline.open(deterministic=True)
+            vm = system.restore(tmp_path / f"{number}")
+        go_on(system, vm, points[-1])
+        assert system.turns is not None
+        found.append((system.turns.retired, system.turns.now, vm.vcpus[0].regs.dump(), vm.vcpus[0].regs.x5, state_hash(vm)))
+        vm.close()
+        system.close()
+    assert found[0] == found[1]
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------------------

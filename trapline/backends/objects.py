@@ -92,7 +92,7 @@ class Device(KvmFile):
         """Write an attribute. An int is passed as `width` bytes."""
         set_attr(self.vm.backend, self.file, group, attr, value, width)
         if (group, attr) in SET_ONCE or (group, None) in SET_ONCE:
-            self.vm.made.append(Made.of("device attribute", self.vm.devices.index(self), int(group), int(attr), value, width))
+            self.vm.note(Made.of("device attribute", self.vm.devices.index(self), int(group), int(attr), value, width))
 
     def get_attr(self, group: int, attr: int, size: int = 8) -> int:
         """Read an attribute of `size` bytes. Some attributes take input too: that is 0 here."""
@@ -130,6 +130,11 @@ class VmBase(KvmFile, Generic[V]):
         self.made: list[Made] = []
         """How the VM came to be what it is, in order: what a snapshot repeats to make another like it."""
 
+    def note(self, step: Made) -> None:
+        """A step of the VM's making was taken. What is done again, as a vCPU's reset is, made it what it is the first time."""
+        if step.what == "device" or step not in self.made:
+            self.made.append(step)
+
     def check_extension(self, cap: int) -> int:
         """0 if this VM lacks the capability, else 1 or the number it stands for."""
         return self.backend.ioctl(self.file, KVM_CHECK_EXTENSION, int(cap))
@@ -141,7 +146,7 @@ class VmBase(KvmFile, Generic[V]):
         for index, value in enumerate(args):
             request.args[index] = value
         result = self.backend.ioctl(self.file, KVM_ENABLE_CAP, request)
-        self.made.append(Made.of("capability", int(cap), *args))
+        self.note(Made.of("capability", int(cap), *args))
         return result
 
     def add_memory(
@@ -156,7 +161,7 @@ class VmBase(KvmFile, Generic[V]):
             slot = next(number for number in range(len(used) + 1) if number not in used)
         memory = GuestMemory(self, slot, guest_phys_addr, size, flags, host, stored)
         self.memory.append(memory)
-        self.made.append(Made.of("memory", slot))
+        self.note(Made.of("memory", slot))
         return memory
 
     def set_user_memory_region(self, slot: int, flags: int, guest_phys_addr: int, size: int, userspace_addr: int) -> None:
@@ -209,7 +214,7 @@ class VmBase(KvmFile, Generic[V]):
         self.backend.ioctl(self.file, KVM_CREATE_DEVICE, request)
         device = Device(self, request.fd, kind)
         self.devices.append(device)
-        self.made.append(Made.of("device", int(kind)))
+        self.note(Made.of("device", int(kind)))
         return device
 
     def irq_line(self, irq: int, level: int) -> None:
@@ -308,7 +313,7 @@ class Vm(VmBase[Vcpu]):
     def set_smccc_filter(self, base: int, count: int, action: int) -> None:
         """Say who serves `count` SMCCC functions from `base` (`SmcccAction`), before the VM runs."""
         set_attr(self.backend, self.file, *smccc_filter(base, count, action))
-        self.made.append(Made.of("SMCCC filter", base, count, int(action)))
+        self.note(Made.of("SMCCC filter", base, count, int(action)))
 
     def writable_masks(self) -> list[int]:
         """Which bits of which ID registers can be set: a mask for each (op1 0, 1, 3; CRm 0 to 7; op2 0 to 7)."""
@@ -317,7 +322,7 @@ class Vm(VmBase[Vcpu]):
     def set_counter_offset(self, offset: int) -> None:
         """Let both of the guest's counters lag behind the host's by `offset`, once and for all."""
         self.backend.ioctl(self.file, KVM_ARM_SET_COUNTER_OFFSET, CounterOffset(offset, 0))
-        self.made.append(Made.of("counter offset"))
+        self.note(Made.of("counter offset"))
 
     def answers(self, exit: Exit, vcpu: Vcpu) -> bool:
         """Whether a policy or the VM's identity has answered an exit, so that nobody else has to."""
@@ -330,7 +335,7 @@ class Vm(VmBase[Vcpu]):
         vcpu_id = len(self.vcpus) if id is None else id
         vcpu = Vcpu(self, self.backend.ioctl(self.file, KVM_CREATE_VCPU, vcpu_id), vcpu_id)
         self.vcpus.append(vcpu)
-        self.made.append(Made.of("vCPU", vcpu_id))
+        self.note(Made.of("vCPU", vcpu_id))
         if features is not None:
             vcpu.init({arm64.Feature.PSCI_0_2, *self._vcpu_features, *features})
             if self._identity is not None:

@@ -261,7 +261,7 @@ class VcpuBase(KvmFile):
     def set_attr(self, group: int, attr: int, value: int | bytes, width: int = 4) -> None:
         """Write an attribute of the vCPU (`arm64.VcpuGroup`); an int is passed as `width` bytes."""
         set_attr(self._backend, self.file, group, attr, value, width)
-        self.vm.made.append(Made.of("vCPU attribute", self.id, int(group), int(attr), value, width))
+        self.vm.note(Made.of("vCPU attribute", self.id, int(group), int(attr), value, width))
 
     def get_attr(self, group: int, attr: int, size: int = 4) -> int:
         """Read an attribute of the vCPU."""
@@ -333,7 +333,7 @@ class Vcpu(VcpuBase):
         for feature in chosen:
             request.features[feature // 32] |= 1 << feature % 32
         self._ioctl(self.file, arm64.KVM_ARM_VCPU_INIT, request)
-        self.vm.made.append(Made.of("features", self.id, chosen, target))
+        self.vm.note(Made.of("features", self.id, chosen, target))
 
     def get_one_reg(self, reg_id: int) -> int:
         """The value of the register with this id."""

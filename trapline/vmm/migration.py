@@ -17,6 +17,7 @@ source then. It never runs on both sides: the destination starts it only when it
 
 from __future__ import annotations
 
+import mmap
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,8 @@ RANGE: Final = Struct("<IQQ")
 MOST_ROUNDS: Final = 30
 DOWNTIME_SECONDS: Final = 0.3
 """What is allowed unless the user says otherwise."""
+
+PAGES_OF_HOST: Final = mmap.PAGESIZE // PAGE
 
 Say = Callable[[str], None]
 
@@ -97,7 +100,8 @@ class DirtyPages:
                 ours, self.machine.ram.written = self.machine.ram.written or set(), set()
         found = []
         for memory in self.logged:
-            ranges = self.vm.get_dirty_ranges(memory.slot, memory.size // PAGE)
+            logged = self.vm.get_dirty_ranges(memory.slot, memory.size // mmap.PAGESIZE)  # KVM's pages are the host's
+            ranges = [(first * PAGES_OF_HOST, count * PAGES_OF_HOST) for first, count in logged]
             if memory is self.machine.memory and ours:
                 ranges = _join({page for first, count in ranges for page in range(first, first + count)} | ours)
             found.append((memory, ranges))

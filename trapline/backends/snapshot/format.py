@@ -201,13 +201,18 @@ class Snapshot:
         return document
 
     def _parts(self) -> list[Part]:
-        parts = [Part(*row) for row in self.document["memory"]]
-        for part in parts:
-            inside = ALIGNMENT <= part.offset and part.offset + part.size <= self._memory_end and not part.offset % ALIGNMENT
-            known = all(0 <= first and 0 < count and first + count <= part.size // PAGE for first, count, _ in part.ranges)
-            if not inside or not known:
-                raise self._bad(f"memory slot {part.slot} is said to lie where it cannot")
-        return parts
+        try:
+            parts = [Part(*row) for row in self.document["memory"]]
+            return [self._checked(part) for part in parts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._bad(f"the machine's description is not one of format {FORMAT}: {error!r}") from error
+
+    def _checked(self, part: Part) -> Part:
+        inside = ALIGNMENT <= part.offset and part.offset + part.size <= self._memory_end and not part.offset % ALIGNMENT
+        known = all(0 <= first and 0 < count and first + count <= part.size // PAGE for first, count, _ in part.ranges)
+        if not inside or not known:
+            raise self._bad(f"memory slot {part.slot} is said to lie where it cannot")
+        return part
 
     def verify(self) -> None:
         """Read all memory and compare it with its checksums; BadSnapshot names the first address that is wrong."""

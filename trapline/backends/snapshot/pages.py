@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import re
 from collections.abc import Iterable, Iterator
 
@@ -47,7 +48,9 @@ def touched(memory: GuestMemory) -> Iterator[Range]:
 
 
 def _present(address: int, count: int) -> bytes | None:
-    """A byte for each page from an address on: 1 if this process has it. None where the host does not say."""
+    """A byte for each page from an address on: 1 if this process has it. None where the host does not say, or has larger pages."""
+    if mmap.PAGESIZE != PAGE:
+        return None
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as file:
             file.seek(address // PAGE * ENTRY_BYTES)
