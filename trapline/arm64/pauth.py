@@ -8,6 +8,8 @@ and FEAT_FPAC; without those a failed check leaves a non-canonical pointer.
 
 from __future__ import annotations
 
+from typing import Any
+
 from trapline.arm64.exceptions import current_sctlr, current_tcr
 from trapline.arm64.qarma import qarma
 from trapline.arm64.regs import TABLE
@@ -100,12 +102,6 @@ def pac_mask(cpu: Ptr[CpuState], tcr: u64, upper: u64, ignored: u64) -> u64:
     size = tcr >> (T1SZ if upper != 0 else u64(T0SZ)) & 63
     if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
         size = unusual_size(cpu, tcr, upper, size)
-    return mask_of(size, upper, ignored)
-
-
-@native
-def mask_of(size: u64, upper: u64, ignored: u64) -> u64:
-    """`pac_mask` where addresses have 64 - `size` bits."""
     return (ONES << (64 - size)) & (BELOW_TOP_BYTE if ignored >> upper & 1 != 0 else u64(ONES)) & ~SIGN
 
 
@@ -117,18 +113,36 @@ def is_enabled(cpu: Ptr[CpuState], key: u64) -> u1:
 
 @native
 def usual_mask(cpu: Ptr[CpuState], key: u64, pointer: u64) -> u64:
-    """`pac_mask` under EL1's registers for an address of usual size and plain FEAT_PAuth with our own algorithm; 0 where that is not so.
+    """`pac_mask` if the key is enabled in EL1&0 and the algorithm is our own, with plain FEAT_PAuth; 0 where that is not so, or not noted.
 
     Pointers are signed and checked in every function of a kernel, nearly always under these circumstances.
     """
+    return cpu.pac_masks[2 * key | pointer >> 55 & 1] if is_noted(cpu) else u64(0)
+
+
+@native
+def is_noted(cpu: Ptr[CpuState]) -> u1:
+    """Does what `note_masks` noted last hold?"""
+    if cpu.regime != REGIME_EL1 or cpu.pac_controls[0] != cpu.sysreg[SCTLR_EL1.slot]:
+        return False
+    return cpu.pac_controls[1] == cpu.sysreg[TCR_EL1.slot] and cpu.pac_controls[2] == cpu.sysreg[ID_AA64ISAR1_EL1.slot]
+
+
+@native
+def note_masks(cpu: Ptr[CpuState]) -> None:
+    """Note what `usual_mask` wants, of every key and both address ranges, and under which values of registers it holds."""
+    sctlr = cpu.sysreg[SCTLR_EL1.slot]
     tcr = cpu.sysreg[TCR_EL1.slot]
-    upper = pointer >> 55 & 1
-    size = tcr >> (upper << 4) & 63
-    if cpu.regime != REGIME_EL1 or cpu.sysreg[ID_AA64ISAR1_EL1.slot] & (API.mask | APA.mask) != PLAIN:
-        return 0
-    if size < MIN_SIZE_OFFSET or size > MAX_SIZE_OFFSET:
-        return 0
-    return mask_of(size, upper, ignored_top_bytes(tcr, key >= 2))
+    isar1 = cpu.sysreg[ID_AA64ISAR1_EL1.slot]
+    cpu.pac_controls[0] = sctlr
+    cpu.pac_controls[1] = tcr
+    cpu.pac_controls[2] = isar1
+    for key in range(GENERIC):
+        for upper in range(2):
+            mask: u64 = 0
+            if sctlr & ENABLES[key] != 0 and isar1 & (API.mask | APA.mask) == PLAIN:
+                mask = pac_mask(cpu, tcr, upper, ignored_top_bytes(tcr, key >= 2))
+            cpu.pac_masks[2 * key | upper] = mask
 
 
 @native
@@ -138,14 +152,14 @@ def pac_add(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     sign: u64 = mask | SIGN if pointer & SIGN != 0 else u64(0)
     if mask == 0 or pointer & (mask | SIGN) != sign:
         return pac_add_any(cpu, key, pointer, modifier)
-    if cpu.sysreg[SCTLR_EL1.slot] & ENABLES[key] == 0:
-        return pointer
     return pointer & ~mask | mix(cpu, key, pointer, modifier) & mask
 
 
 @native(seldom=True)
 def pac_add_any(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """`pac_add` under any circumstances, of any pointer."""
+    if cpu.regime == REGIME_EL1 and not is_noted(cpu):
+        note_masks(cpu)
     if not is_enabled(cpu, key):
         return pointer
     tcr = current_tcr(cpu)
@@ -173,12 +187,14 @@ def pac_auth(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     plain = pointer | mask if pointer & SIGN != 0 else pointer & ~mask
     if mask == 0 or (mix(cpu, key, plain, modifier) ^ pointer) & mask != 0:
         return pac_auth_any(cpu, key, pointer, modifier)
-    return plain if cpu.sysreg[SCTLR_EL1.slot] & ENABLES[key] != 0 else pointer
+    return plain
 
 
 @native(seldom=True)
 def pac_auth_any(cpu: Ptr[CpuState], key: u64, pointer: u64, modifier: u64) -> u64:
     """`pac_auth` under any circumstances, of any pointer."""
+    if cpu.regime == REGIME_EL1 and not is_noted(cpu):
+        note_masks(cpu)
     if not is_enabled(cpu, key):
         return pointer
     tcr = current_tcr(cpu)
@@ -217,3 +233,20 @@ def pac_strip(cpu: Ptr[CpuState], pointer: u64, is_data: u1) -> u64:
 def pac_generic(cpu: Ptr[CpuState], value: u64, modifier: u64) -> u64:
     """The 64 bits of which PACGA keeps the upper half."""
     return compute_pac(cpu, GENERIC, value, modifier) & 0xFFFF_FFFF_0000_0000
+
+
+KEYS = ("ia", "ib", "da", "db")
+
+
+def _for_key(function: Any, key: int) -> Any:
+    """`pac_add` or `pac_auth` with a key that is known when it is compiled."""
+
+    @native(name=f"{function.name}_{KEYS[key]}")
+    def with_key(cpu: Ptr[CpuState], pointer: u64, modifier: u64) -> u64:
+        return function(cpu, key, pointer, modifier)
+
+    return with_key
+
+
+PAC_ADD, PAC_AUTH = ([_for_key(function, key) for key in range(GENERIC)] for function in (pac_add, pac_auth))
+"""By number of the key."""

@@ -32,6 +32,8 @@ class CpuState(ctypes.Structure):
     `x[31]` always reads zero and is never written: writes to XZR go to `xzr_sink`, so that no instruction needs a test for
     register 31. `sp` is the stack pointer selected by PSTATE.SP; the selected entry of `sp_el` is stale meanwhile.
 
+    `pac_controls` and `pac_masks` are a note that pauth.py makes for itself.
+
     Three fields are about the machine around the PE: `el2` says who is at EL2 (EL2_OUTSIDE and so on), `regime` which translation
     regime the current exception level uses (REGIME_EL1 and so on; kept by the engine), and `regions` where physical memory is
     (arm64/memory.py).
@@ -63,6 +65,8 @@ class CpuState(ctypes.Structure):
         ("el2", c_uint8),
         ("regime", c_uint8),
         ("regions", c_uint64),
+        ("pac_controls", c_uint64 * 3),
+        ("pac_masks", c_uint64 * 8),
         ("sysreg", c_uint64 * (SYSREG_SLOTS + BANK_SLOTS)),
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from trapline.arm64.insn import insn
-from trapline.arm64.pauth import pac_add, pac_auth, pac_failed, pac_generic, pac_strip
+from trapline.arm64.pauth import PAC_ADD, PAC_AUTH, pac_failed, pac_generic, pac_strip
 from trapline.bits import Bits, const
 
 ENABLE_BITS = (31, 30, 27, 13)
@@ -37,7 +37,7 @@ def enabled(cpu: Any, key: int) -> Bits:
 def authenticate(cpu: Any, key: int, pointer: Bits, modifier: Bits | int) -> Bits:
     """Auth() with the trap, as part of a branch or load."""
     check_trap(cpu, enabled(cpu, key))
-    result = cpu.query(pac_auth, const(key, 64), pointer, modifier if isinstance(modifier, Bits) else const(modifier, 64))
+    result = cpu.query(PAC_AUTH[key], pointer, modifier if isinstance(modifier, Bits) else const(modifier, 64))
     if "FPACCOMBINE" in cpu.machine:
         require(cpu, key, result)
     return result
@@ -51,9 +51,9 @@ def require(cpu: Any, key: int, result: Bits) -> None:
 def sign_or_authenticate(cpu: Any, register: Any, i: Any, modifier: Bits | int) -> None:
     """PAC<key> or AUT<key> of a register."""
     check_trap(cpu, enabled(cpu, i.key))
-    operation = pac_auth if i.auth else pac_add
+    operation = (PAC_AUTH if i.auth else PAC_ADD)[i.key]
     modifier = modifier if isinstance(modifier, Bits) else const(modifier, 64)
-    result = cpu.query(operation, const(i.key, 64), cpu.X(register), modifier)
+    result = cpu.query(operation, cpu.X(register), modifier)
     if i.auth and "FPAC" in cpu.machine:
         require(cpu, i.key, result)
     cpu.set_X(register, result)
