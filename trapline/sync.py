@@ -9,6 +9,7 @@ Locks carry their documentation: what they protect, and which lock is to be held
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -334,7 +335,10 @@ class World:
     def run_delay(self) -> int:
         """For how many nanoseconds the running task was ready to run, in all, while others had the processor; 0 if the host can't say."""
         try:
-            with open("/proc/thread-self/schedstat", "rb") as file:
-                return int(file.read().split()[1])
+            file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)  # `open` takes five times as long
+            try:
+                return int(os.read(file, 100).split()[1])
+            finally:
+                os.close(file)
         except (OSError, IndexError, ValueError):
             return 0
