@@ -74,27 +74,21 @@ class Jit:
 
     def compile(self, ir: str, speed: int = 2) -> bytes:
         """Optimise and compile a module to an object file."""
-        module = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n' + ir)
-        module.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=speed)
         options.loop_vectorization = options.slp_vectorization = False
-        builder = llvm.create_pass_builder(self._machine, options)
-        builder.getModulePassManager().run(module, builder)
-        return self._machine.emit_object(module)
+        return self._compile(ir, self._machine, options)
 
     def compile_in_haste(self, ir: str) -> bytes:
         """Compile a module without making its code good, in a third of the time."""
-        machine = _machine("pic", level=0)
-        module = llvm.parse_assembly(f'target triple = "{machine.triple}"\n' + ir)
-        builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=0))
-        builder.getModulePassManager().run(module, builder)
-        return machine.emit_object(module)
+        return self._compile(ir, _machine("pic", level=0), llvm.create_pipeline_tuning_options(speed_level=0))
 
     def compile_absolute(self, ir: str) -> bytes:
         """Compile a module whose undefined symbols are absolute values."""
-        machine = _machine("static")
+        return self._compile(ir, _machine("static"), llvm.create_pipeline_tuning_options(speed_level=2))
+
+    @staticmethod
+    def _compile(ir: str, machine: llvm.TargetMachine, options: llvm.PipelineTuningOptions) -> bytes:
         module = llvm.parse_assembly(f'target triple = "{machine.triple}"\n' + ir)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         return machine.emit_object(module)
@@ -108,6 +102,7 @@ class Jit:
         passes.add_instruction_combine_pass()
         passes.add_simplify_cfg_pass()
         passes.add_new_gvn_pass()
+        passes.add_jump_threading_pass()
         passes.add_instruction_combine_pass()
         passes.add_simplify_cfg_pass()
         passes.add_dead_store_elimination_pass()

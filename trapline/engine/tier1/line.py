@@ -193,7 +193,8 @@ class Line(Handler):
         found = emit.let(f"call i64 @trapline_fill(ptr %cpu, i64 {addr}, i32 {meta})")
         ok = emit.let(f"icmp ne i64 {found}, 0")
         pointer = emit.let(f"inttoptr i64 {found} to ptr")
-        emit.add(f"br label %{join}")
+        self.left = True
+        emit.add(f"br i1 {ok}, label %{join}, label %{self._way_out}")
         if known:
             emit.add(f"{again}:")
             emit.add(f"br label %{join}")
@@ -204,9 +205,8 @@ class Line(Handler):
             emit.add(f"store i64 {distance}, ptr %distance{cell}")
         emit.add(f"br label %{join}")
         emit.add(f"{join}:")
-        more = (f", [ true, %{again} ]", f", [ {known}, %{again} ]") if known else ("", "")
-        either = emit.let(f"phi i1 [ true, %{here} ], [ {ok}, %{slow} ]{more[0]}")
-        return either, emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more[1]}"), meta
+        more = f", [ {known}, %{again} ]" if known else ""
+        return "true", emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more}"), meta
 
     def _try_cell(self, cell: int, addr: str, size: int, hit: str) -> str:
         """Go to `hit` with the pointer that is returned if an aligned access is on the page of the last one, else on to the TLB."""
