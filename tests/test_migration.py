@@ -27,7 +27,8 @@ from trapline.errors import BadInput, BadSnapshot
 from trapline.vmm.board import RAM_BASE, UART, MiB
 from trapline.vmm.channel import HEADER, Channel, Lost, connect, listen
 from trapline.vmm.machine import Config, Machine, Software
-from trapline.vmm.migration import DirtyPages, _join
+from trapline.vmm.migration import DirtyPages, Emigration, _join
+from trapline.vmm.runloop import Runner
 from trapline.vmm.snapshot import SavedMachine, describe, save
 
 # ---- devices ----------------------------------------------------------------------------------------------------------------------
@@ -176,6 +177,17 @@ def test_what_the_guest_and_what_devices_write_is_sent_again(machine: Machine) -
         assert {99, 100, 200} | set(range(flag_page, flag_page + 64)) == pages
         assert not any(ranges for _, ranges in dirty.take()), "once"
     assert machine.ram.written is None
+
+
+def test_a_deterministic_machine_does_not_move(tmp_path: Path, ends: tuple[Channel, socket.socket]) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(tiny.build(tiny.SILENT))
+    config = Config(kernel=kernel, memory=4 * MiB)
+    with trapline.open(deterministic=True) as kvm:
+        made = Machine(kvm, config, Software.read(config), [], lambda data: None)
+        with pytest.raises(BadInput, match="a deterministic machine cannot be migrated"):
+            Emigration(Runner(made), [], ends[0], 1.0)
+        made.close()
 
 
 def test_pages_join_to_ranges() -> None:

@@ -17,6 +17,7 @@ from trapline.abi.exits import DebugExit, Exit, IntrExit, MmioExit, NisvExit, Sy
 from trapline.backends.memory import GuestMemory
 from trapline.backends.objects import Device, System, Vm
 from trapline.backends.select import open_system as open
+from trapline.backends.snapshot.format import Snapshot
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import KvmError, TraplineError
 
@@ -30,6 +31,7 @@ __all__ = [
     "KvmError",
     "MmioExit",
     "NisvExit",
+    "Snapshot",
     "SysregExit",
     "System",
     "SystemEvent",

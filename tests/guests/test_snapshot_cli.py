@@ -87,8 +87,9 @@ def test_a_text_on_the_console_saves_and_ends_the_machine(tmp_path: Path) -> Non
         again.say(b"d")  # the line that began before goes on
         again.expect(b"go on with: trapline restore")
         assert again.end() == 0
-    with Conversation(path, command="restore") as last:
+    with Conversation(path, "--snapshot", path, "--snapshot-at", "never", command="restore") as last:
         finish(last)
+        assert b"nothing was saved: the machine ended before 'never' came" in last.seen
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])

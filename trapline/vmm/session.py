@@ -68,6 +68,8 @@ class Session:
             while True:
                 ending = self._run_machine(self.machine, deadline)
                 if ending.outcome is not Outcome.RESET or not self.config.reboot:
+                    if self.snapshot is not None and ending.outcome is not Outcome.SAVED:
+                        print(f"trapline: nothing was saved: the machine ended before {self.snapshot.at!r} came", file=sys.stderr)
                     return ending
                 self.machine = self._make_machine()
 
