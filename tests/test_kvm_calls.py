@@ -14,6 +14,7 @@ import trapline.backends.software as software
 from tests.fake_engine import mmio, open_fake
 from trapline.abi import arm64, system, vcpu, vm
 from trapline.abi.caps import Cap
+from trapline.abi.memory import KVM_PRE_FAULT_MEMORY
 from trapline.abi.tables import calls
 from trapline.errors import KvmError
 from trapline.host.user import AddressSpace, copy_from_user, copy_to_user
@@ -340,3 +341,16 @@ def test_address_space_sees_changes() -> None:
     libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 0)
     assert code_of(space.fault_in, address, False) == errno.EFAULT
     assert code_of(space.fault_in, 0x10000, False) == errno.EFAULT
+
+
+def test_memory_that_was_mapped_ahead_does_not_fault(kvm) -> None:
+    machine = kvm.create_vm()
+    memory = machine.add_memory(0x4000_0000, 4 << 20)
+    cpu = machine.create_vcpu()
+    mmu = kvm.backend.system.files.get(cpu.file).arch.vm.mmu
+    assert mmu.mapped(memory.guest_phys_addr) == 0
+    cpu.ioctl(KVM_PRE_FAULT_MEMORY, gpa=memory.guest_phys_addr, size=3 << 20)
+    assert mmu.mapped(memory.guest_phys_addr) == 2 << 20, "a block, because the memory begins on one"
+    assert mmu.mapped(memory.guest_phys_addr + (4 << 20) - 0x1000) == 0x1000
+    memory.close()
+    assert mmu.mapped(0x4000_0000) == 0

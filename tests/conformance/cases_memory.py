@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from errno import EEXIST, EFAULT, EINVAL
+from errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOEXEC
 
 from tests.conformance.frame import GENERIC, PAGE, Case, Cases, Trial
 from tests.conformance.guest import DATA, NOWHERE
 from trapline.abi.caps import Cap
 from trapline.abi.exits import MmioExit
+from trapline.abi.memory import KVM_PRE_FAULT_MEMORY as PRE_FAULT
 from trapline.abi.memory import KVM_SET_USER_MEMORY_REGION2 as SET2
 from trapline.abi.vcpu import KVM_RUN
+from trapline.abi.vm import KVM_GET_DIRTY_LOG, MemoryFlag
 from trapline.abi.vm import KVM_SET_USER_MEMORY_REGION as SET
-from trapline.abi.vm import MemoryFlag
 
 case = Cases(__name__)
 LOG, READONLY, MEMFD = MemoryFlag.LOG_DIRTY_PAGES, MemoryFlag.READONLY, MemoryFlag.GUEST_MEMFD
@@ -203,3 +204,63 @@ def _hole(t: Trial):
     t.program(("store", DATA, 1))
     yield
     t.run()
+
+
+# --- KVM_PRE_FAULT_MEMORY ---------------------------------------------------------------------------------------------------------
+
+AHEAD = Cap.PRE_FAULT_MEMORY
+
+
+def ahead(t: Trial, gpa: int = DATA, size: int = 4 * PAGE, flags: int = 0) -> tuple[int, int]:
+    """Make the call on the first vCPU; what it says is left."""
+    t(PRE_FAULT, on=t.vcpu, gpa=gpa, size=size, flags=flags)
+    return t.last.gpa, t.last.size
+
+
+for flag in (1, 1 << 63):
+    case(PRE_FAULT, EINVAL, f"flag {flag:#x}", lambda t, flag=flag: ahead(t, flags=flag), needs=AHEAD)
+case(PRE_FAULT, EINVAL, "an address within a page", lambda t: ahead(t, gpa=DATA + 8), needs=AHEAD)
+case(PRE_FAULT, EINVAL, "a size that is no pages", lambda t: ahead(t, size=PAGE + 1), needs=AHEAD)
+case(PRE_FAULT, EINVAL, "nothing", lambda t: ahead(t, size=0), needs=AHEAD)
+case(PRE_FAULT, EINVAL, "a range that wraps", lambda t: ahead(t, gpa=TOP - PAGE, size=2 * PAGE), needs=AHEAD)
+case(PRE_FAULT, EINVAL, "up to the end of addresses", lambda t: ahead(t, gpa=TOP - PAGE, size=PAGE), needs=AHEAD)
+case(
+    PRE_FAULT,
+    EINVAL,
+    "a flag on a vCPU that was never initialised",
+    lambda t: t(PRE_FAULT, on=t.add_vcpu(0, init=False), flags=1),
+    needs=AHEAD,
+)
+case(PRE_FAULT, ENOEXEC, "not initialised", lambda t: t(PRE_FAULT, on=t.add_vcpu(0, init=False), gpa=DATA, size=PAGE), needs=AHEAD)
+case(PRE_FAULT, ENOENT, "no slot", lambda t: ahead(t, gpa=NOWHERE), needs=AHEAD)
+
+
+@case.of(PRE_FAULT, 0, "a slot", needs=AHEAD)
+def _all_of_it(t: Trial):
+    t.region()
+    yield
+    assert ahead(t) == (DATA + 4 * PAGE, 0)
+    assert ahead(t) == (DATA + 4 * PAGE, 0)  # which is mapped now
+
+
+@case.of(PRE_FAULT, 0, "more than a slot: as far as it goes", needs=AHEAD)
+def _as_far_as_it_goes(t: Trial):
+    t.region()
+    yield
+    assert ahead(t, DATA + PAGE, 8 * PAGE) == (DATA + 4 * PAGE, 5 * PAGE)
+
+
+@case.of(PRE_FAULT, EFAULT, "nothing behind the slot", needs=AHEAD)
+def _nothing_behind(t: Trial):
+    t.region(hva=1 << 44)
+    yield
+    ahead(t)
+
+
+@case.of(PRE_FAULT, 0, "is no write", needs=AHEAD)
+def _no_write(t: Trial):
+    t.region(flags=LOG)
+    yield
+    ahead(t)
+    t(KVM_GET_DIRTY_LOG, slot=0, dirty_bitmap=t.bitmap())
+    assert t.bits() == 0

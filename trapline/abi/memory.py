@@ -218,6 +218,7 @@ def KVM_CREATE_GUEST_MEMFD(vm, memfd):  # type: ignore[no-untyped-def]
     cap=Cap.PRE_FAULT_MEMORY,
     EINVAL="flags are set, or the range is empty, unaligned or wraps",
     ENOENT="the range begins outside the memory slots",
+    ENOEXEC="the vCPU was never initialised",
     EINTR="a signal came before anything was done",
     EOPNOTSUPP="the vCPU's way of translating cannot be prepared",
 )

@@ -118,5 +118,11 @@ class ArchVcpu(Protocol):
     def register_ids(self) -> list[int]:
         """All register ids."""
 
+    def map_ahead(self, gpa: int) -> int:
+        """Map what a read of this page would have mapped, and say how many bytes from there on are mapped now.
+
+        KvmError(ENOENT) where no slot is, EFAULT where no memory is behind it, ENOEXEC for a vCPU that cannot run yet.
+        """
+
     def destroy(self) -> None:
         """The vCPU is gone."""

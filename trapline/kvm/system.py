@@ -38,6 +38,7 @@ CAPABILITIES: Mapping[int, int] = MappingProxyType(
         Cap.DESTROY_MEMORY_REGION_WORKS: 1,
         Cap.JOIN_MEMORY_REGIONS_WORKS: 1,
         Cap.READONLY_MEM: 1,
+        Cap.PRE_FAULT_MEMORY: 1,
         Cap.NR_MEMSLOTS: MAX_SLOTS,
         Cap.ONE_REG: 1,
         Cap.MP_STATE: 1,

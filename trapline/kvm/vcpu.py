@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trapline.abi.arm64 import reg_bytes
 from trapline.abi.exits import IMMEDIATE_EXIT_OFFSET, DirtyRingFull, IntrExit, encode_exit
 from trapline.abi.ioctl import implements
+from trapline.abi.memory import KVM_PRE_FAULT_MEMORY, PreFaultMemory
 from trapline.abi.vcpu import (
     KVM_GET_MP_STATE,
     KVM_GET_ONE_REG,
@@ -37,6 +38,8 @@ from trapline.sync import Bits, Lock, current_task
 if TYPE_CHECKING:
     from trapline.kvm.memslots import Memslot
     from trapline.kvm.vm import Vm
+
+ADDRESSES = (1 << 64) - 1
 
 
 class Vcpu:
@@ -133,6 +136,26 @@ def _run_interruptibly(vcpu: Vcpu, signals: Interruptions) -> None:
         vcpu.arch.run()
     finally:
         signals.call = None
+
+
+@implements(KVM_PRE_FAULT_MEMORY)
+def pre_fault_memory(vcpu: Vcpu, memory: PreFaultMemory) -> int:
+    """Map a range piece by piece, as reads of the guest's would. The structure says what is left; only the first piece can fail."""
+    wanted = memory.size
+    if memory.flags or (memory.gpa | wanted) % PAGE_SIZE or (memory.gpa + wanted) & ADDRESSES <= memory.gpa:
+        raise KvmError(EINVAL)
+    with vcpu.mutex:
+        try:
+            while memory.size:
+                if vcpu.signal:
+                    raise KvmError(EINTR)
+                done = min(memory.size, vcpu.arch.map_ahead(memory.gpa))
+                memory.gpa += done
+                memory.size -= done
+        except KvmError:
+            if memory.size == wanted:
+                raise
+    return 0
 
 
 @implements(KVM_SET_SIGNAL_MASK)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from trapline.arm64.regs import VTCR_EL2, VTTBR_EL2
 from trapline.host.user import AddressSpace
-from trapline.kvm.arm64.pagetable import BLOCK_SIZE, PAGE_SIZE, READ, WRITE, Stage2
+from trapline.kvm.arm64.pagetable import BLOCK_SIZE, PAGE_SIZE, READ, VALID, WRITE, Stage2, level_shift
 from trapline.kvm.memslots import Memslot, SlotSet
 from trapline.kvm.stats import Counters
 from trapline.sync import Lock
@@ -111,6 +111,13 @@ class Mmu:
             if writable:
                 mark_dirty(slot, page)
         return Fault.MAPPED
+
+    def mapped(self, ipa: int) -> int:
+        """How many bytes from an address on one translation covers; 0 if there is none."""
+        with self.lock:
+            descriptor, level = self.tables.leaf(ipa)
+        size = 1 << level_shift(level)
+        return size - ipa % size if descriptor & VALID else 0
 
     @staticmethod
     def _block_fits(slot: Memslot, page: int, hva: int, area_start: int, area_end: int) -> bool:

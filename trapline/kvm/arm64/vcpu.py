@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from errno import EINTR, EINVAL, EIO, ENOEXEC
+from errno import EINTR, EINVAL, EIO, ENOENT, ENOEXEC
 from typing import TYPE_CHECKING, Any, Final
 
 from trapline.abi.arm64 import REG_PC, Feature
@@ -264,6 +264,19 @@ class Arm64Vcpu:
         """KVM_GET_REG_LIST."""
         self.require_initialized()
         return onereg.list_ids(self)
+
+    def map_ahead(self, gpa: int) -> int:
+        """The part of KVM_PRE_FAULT_MEMORY that is stage 2's."""
+        if not self.initialized:
+            raise KvmError(ENOEXEC)
+        core, mmu = self.core, self.vm.mmu
+        while not (mapped := mmu.mapped(gpa)):
+            slots = core.vm.memslots.active
+            slot = slots.find(gpa)
+            if slot is None:
+                raise KvmError(ENOENT)
+            mmu.handle_fault(slots, slot, gpa, False, False, core.mark_dirty)
+        return mapped
 
     def set_pin(self, number: int, level: bool) -> None:
         """Drive the IRQ (0) or FIQ (1) pin, when userspace is the interrupt controller."""
