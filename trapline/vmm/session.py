@@ -19,10 +19,10 @@ from trapline.vmm.board import MiB
 from trapline.vmm.console import STDIN, InputThread, Keyboard, Output, RawTerminal
 from trapline.vmm.machine import Config, Machine, Software
 from trapline.vmm.runloop import Ending, Outcome, Runner
-from trapline.vmm.snapshot import SavedMachine, save_to
 
 if TYPE_CHECKING:
     from trapline.bare.machine import BareSystem  # brings the engine with it
+    from trapline.vmm.snapshot import SavedMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,8 @@ class Session:
 
     def save(self, path: Path) -> str:
         """Save the machine, which stands still; what happened in one line."""
+        from trapline.vmm.snapshot import save_to  # most runs do without
+
         assert self.machine is not None
         start = time.monotonic()
         size = save_to(path, self.machine, self.disks, **self.more_state())
