@@ -39,7 +39,7 @@ from trapline.backends.record.compare import Compared, compare
 from trapline.backends.record.difference import Difference
 from trapline.backends.record.log import read_log, recorded, replay
 from trapline.backends.software import Software
-from trapline.errors import BadInput, KvmError
+from trapline.errors import BadInput, KvmError, Timeout
 from trapline.turns import Turns
 from trapline.ui.cli import main
 
@@ -426,3 +426,25 @@ def test_calls_by_hand_are_recorded_too(tmp_path: Path) -> None:
             assert vm.ioctl(KVM_CHECK_EXTENSION, int(Cap.USER_MEMORY)) == 1
 
     assert not any(differences(log_of(by_hand, tmp_path / "log", Software()), Software()))
+
+
+def test_where_a_guest_is_interrupted_is_chance(tmp_path: Path) -> None:
+    def kicked(kvm: System) -> None:
+        with kvm.create_vm() as vm:
+            ram = vm.add_memory(RAM, 2 << 20)
+            ram[0 : 4 * len(COUNTS)] = b"".join(word.to_bytes(4, "little") for word in COUNTS)
+            vcpu = vm.create_vcpu()
+            vcpu.regs.pc, vcpu.regs.x0, vcpu.regs.x3 = RAM, DEVICE, RAM + 0x1000
+            with pytest.raises(Timeout):
+                vcpu.run(timeout=0.2)
+            assert vcpu.regs.x2
+            vcpu.set_one_reg(0x6030_0000_0010_0000 | 2 * 4, 1)  # X4: enough
+            vcpu.run()
+
+    path = log_of(kicked, tmp_path / "log", Software())
+    assert '"errno":"EINTR"' in path.read_text()
+    assert all(one is None or one.what[0][0] == "exit.data" for one in differences(path, Software())), "only how far it has counted"
+
+
+COUNTS = (0x9100_0442, 0xF900_0062, 0xB4FF_FFC4, 0xB900_0002, 0x17FF_FFFC)
+"""Counts X2 up and stores it at X3 until X4 is not zero; then tells the device."""

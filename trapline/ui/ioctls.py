@@ -29,7 +29,7 @@ def replay(options: argparse.Namespace) -> int:
     header, events = read_log(options.log)
     backend = open_backend(options.backend or header["backend"], header)
     calls = differing = 0
-    for difference in replay_events(header, events, backend, options.patience):
+    for difference in replay_events(header, events, backend, options.patience, options.memory):
         calls += 1
         if difference is not None:
             differing += 1

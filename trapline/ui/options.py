@@ -204,6 +204,8 @@ def add_ioctl_commands(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("log", type=Path, metavar="FILE")
     replay.add_argument("--backend", choices=BACKENDS[1:], default="", help="which KVM (the one that was recorded)")
     replay.add_argument("--keep-going", action="store_true", help="report all differences, not only the first")
+    no_memory = "do not compare guest memory: a guest that looks at the time writes it down"
+    replay.add_argument("--no-memory", dest="memory", action="store_false", help=no_memory)
     replay.add_argument("--patience", type=seconds, default=30.0, metavar="SECONDS", help="limit for each KVM_RUN (30)")
     show = actions.add_parser("show", help="print a log as text")
     show.add_argument("log", type=Path, metavar="FILE")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ class Differs(TraplineError):
         self.difference = difference
 
 
-def differences(mine: Event, other: Event, arch: str) -> list[tuple[str, str, str]]:
+def differences(mine: Event, other: Event, arch: str, parts: Iterable[str] = COMPARED) -> list[tuple[str, str, str]]:
     """What two events of one call do not have in common: where, and each side's value. Files and addresses are each side's own."""
     call = find_call(mine["call"], arch)
     own: set[str] = set()
@@ -99,7 +99,7 @@ def differences(mine: Event, other: Event, arch: str) -> list[tuple[str, str, st
     if call is not None and call.struct is not None:
         own |= {f"out.{name}" for name in fields_that_mean(call.struct, Meaning.MADE)}
     found: list[tuple[str, str, str]] = []
-    for part in COMPARED:
+    for part in parts:
         if part == "state" and not (part in mine and part in other):
             continue
         _compare(found, part, mine.get(part), other.get(part))

@@ -79,10 +79,12 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     return event
 
 
-def replay(header: dict[str, Any], events: Iterator[Event], backend: Backend, patience: float = PATIENCE) -> Iterator[Difference | None]:
+def replay(
+    header: dict[str, Any], events: Iterator[Event], backend: Backend, patience: float = PATIENCE, memory: bool = True
+) -> Iterator[Difference | None]:
     """Make the calls of a log again on a backend: for each whether it went otherwise. Close the generator to end it early."""
     names = (f"{header['backend']} (log)", backend.name)
-    replayer = Replayer(backend, header["arch"], names, patience=patience)
+    replayer = Replayer(backend, header["arch"], names, patience=patience, memory=memory)
     try:
         for event in events:
             difference = replayer.step(event)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from trapline.abi.caps import Cap
@@ -15,7 +16,7 @@ from trapline.abi.struct import PAGE, Meaning, Structure
 from trapline.abi.values import argument_from_data, fields_that_mean, number_from_data, pointers
 from trapline.abi.vcpu import KVM_RUN
 from trapline.backends.base import Backend
-from trapline.backends.record.difference import Difference, differences
+from trapline.backends.record.difference import COMPARED, Difference, differences
 from trapline.backends.record.events import Event, find_call, unpack
 from trapline.backends.record.recorder import Recorder, kind_of_file
 from trapline.errors import BadInput, KvmError
@@ -33,8 +34,14 @@ HISTORY = 6
 class Replayer:
     """Makes the calls of one process's events, in order, and says which are answered otherwise."""
 
-    def __init__(self, backend: Backend, arch: str, names: tuple[str, str], *, state: bool = False, patience: float = PATIENCE) -> None:
-        """`arch`: of the machine that the events are of. `names` are for reports: the recorded side's and this one's."""
+    def __init__(
+        self, backend: Backend, arch: str, names: tuple[str, str], *, state: bool = False, patience: float = PATIENCE, memory: bool = True
+    ) -> None:
+        """`arch`: of the machine that the events are of. `names` are for reports: the recorded side's and this one's.
+
+        `memory`: whether to compare guest memory. A guest that looks at the time writes it down somewhere.
+        """
+        self._parts = [part for part in COMPARED if memory or part != "memory"]
         self.arch = arch
         self.names = names
         self.patience = patience
@@ -50,6 +57,8 @@ class Replayer:
         """What the argument of the present call is made of."""
         self._eventfds: dict[int, int] = {}
         self._own: Event = {}
+        self._interrupted: set[int] = set()
+        """Files of vCPUs whose last run was interrupted."""
         self._recent: deque[Event] = deque(maxlen=HISTORY)
 
     def _made(self, event: Event) -> None:
@@ -65,13 +74,25 @@ class Replayer:
         if call is None:
             raise BadInput(f"{event['call']} is no call of {self.arch}'s KVM")
         self._call(event, call)
-        found = differences(event, self._own, self.arch)
+        found = differences(event, self._own, self.arch, self._comparable(event))
         difference = None
         if found:
             states = event.get("state", {}), self.state(event["fd"]) if event["kind"] == "vcpu" else {}
             difference = Difference(self.count, self.arch, self.names, (event, self._own), states, tuple(self._recent), found)
         self._recent.append(event)
         return difference
+
+    def _comparable(self, event: Event) -> Iterable[str]:
+        """What can be compared: where the guest was when its run was interrupted is chance, until it next leaves by itself."""
+        file = event["fd"]
+        if event.get("errno") == "EINTR":
+            self._interrupted.add(file)
+        if file not in self._interrupted:
+            return self._parts
+        if event["call"] == KVM_RUN.name and "exit" in event:
+            self._interrupted.discard(file)
+            return [part for part in COMPARED if part != "memory"]
+        return ("result", "errno")
 
     def state(self, file: int) -> dict[str, str]:
         """The registers of the vCPU that had this file when it was recorded."""
