@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -28,16 +29,25 @@ OTHERS = (
 )  # fmt: skip
 
 
+COMPARISONS = (
+    "cmp {x}, {x}", "cmp {w}, {w}", "cmp {x}, #{imm}", "subs {w}, {w}, #{imm}", "subs {x}, {x}, {x}, asr #{shift}", "negs {w}, {w}",
+)  # fmt: skip
+SIGNED = ("ge", "lt", "gt", "le")
+
+
+def filled(text: str, rng: random.Random, conditions: Sequence[str]) -> str:
+    """An instruction with random operands."""
+    while re.search(r"{[xw]}", text):
+        text = text.replace("{x}", f"x{rng.randrange(4, 14)}", 1).replace("{w}", f"w{rng.randrange(4, 14)}", 1)
+    text = text.replace("{imm}", str(rng.randrange(4096))).replace("{shift}", str(rng.randrange(31)))
+    return text.replace("{nzcv}", str(rng.randrange(16))).replace("{cond}", rng.choice(conditions))
+
+
 def loop(rng: random.Random) -> str:
     """A loop over a table of addresses at x3, x0 times."""
     lines = ["loop: ldr x1, [x3, x0, lsl #3]"]
     for k in range(14):
-        text = rng.choice(SETTERS if rng.randrange(2) else OTHERS)
-        while "{" in text:
-            text = text.replace("{x}", f"x{rng.randrange(4, 14)}", 1).replace("{w}", f"w{rng.randrange(4, 14)}", 1)
-            text = text.replace("{imm}", str(rng.randrange(4096))).replace("{shift}", str(rng.randrange(31)))
-            text = text.replace("{nzcv}", str(rng.randrange(16))).replace("{cond}", rng.choice(CONDITIONS))
-            text = text.replace("{label}", f"l{k}")
+        text = filled(rng.choice(SETTERS if rng.randrange(2) else OTHERS), rng, CONDITIONS).replace("{label}", f"l{k}")
         lines.append(text)
         if f"l{k}" in text:
             lines += ["add x5, x5, x4", f"l{k}:"]
@@ -52,7 +62,17 @@ def nested(rng: random.Random) -> str:
     return f"outer: ands x16, x16, x2, ror #1\n{inner}\n{after}\nmov x0, x15\nsub x2, x2, #1\ncbnz x2, outer\nhvc #1"
 
 
-@pytest.mark.parametrize("make", [loop, nested])
+def signed(rng: random.Random) -> str:
+    """A loop of comparisons, and of what asks for their outcome, with something else that sets flags between them or not."""
+    lines = ["loop: ldr x1, [x3, x0, lsl #3]"]
+    for _ in range(14):
+        between = rng.choice(("", "eor {x}, {x}, {x}", rng.choice(SETTERS)))
+        parts = (rng.choice(COMPARISONS), between, "cset {x}, {cond}", "add x5, x5, {x}", "csel {x}, {x}, {x}, {cond}")
+        lines += [filled(part, rng, SIGNED) for part in parts if part]
+    return "\n".join([*lines, "sub x0, x0, #1", "cbnz x0, loop", "hvc #1"])
+
+
+@pytest.mark.parametrize("make", [loop, nested, signed])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int, make: Callable[[random.Random], str]) -> None:
     rng = random.Random(seed)

@@ -29,7 +29,7 @@ from trapline.engine.state import (
     ItlbEntry,
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
-from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Line, in_place, page_name
+from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Comparison, Line, in_place, page_name
 from trapline.engine.tier1.loops import KEPT, inner_loops, live_flags, outline
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
 
@@ -322,9 +322,11 @@ class RegionEmitter:
         dirty = set(self._dirty[block.start])
         quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
         members = self._cells.runs.of(block, quiet)
+        compared: Comparison | None = None
         for instruction in block.body:
             way_out = f"out{page_name(instruction.place[0])}_{instruction.place[1]}"
             line = self._line("i", instruction.recording, instruction.place, way_out)
+            line.compared = compared
             before = set(dirty)
 
             def flush(line: Line = line, before: set[int] = before, place: Place = instruction.place) -> None:
@@ -333,6 +335,7 @@ class RegionEmitter:
 
             place = instruction.place
             branch = line.perform(flush, {number: member for (at, number), member in members.items() if at == place})
+            compared = line.compared
             if not self._eager and not line.closed:
                 self._late.set(line, instruction.recording)
             dirty |= self._written([instruction])

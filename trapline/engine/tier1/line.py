@@ -18,6 +18,7 @@ from trapline.engine.state import (
 )
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Place
 from trapline.engine.tier1.runs import Member, Runs
+from trapline.engine.tier1.signed import N, V, subtraction, tests
 
 SYSREG = EngineState.sysreg.offset
 FPCR, FPSR = (SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
@@ -42,6 +43,10 @@ CELL, RUN = ("page", "distance"), ("origin", "limit", "reach")
 to host memory."""
 NO_PAGE = TLB_INVALID
 """What no page address with the low bits of a misaligned access equals."""
+
+
+Comparison = tuple[int, str, str]
+"""Numbers that were subtracted to set the flags: their width, and their names."""
 
 
 class Cells:
@@ -109,6 +114,8 @@ class Line(Handler):
         self._atomic = False
         self._cell: int | None = None
         self._member: Member | None = None
+        self.compared: Comparison | None = None
+        """What N and V are about before the instruction, and after it what they are about then."""
         self.left = False
         """Whether the way out is used."""
         self.closed = False
@@ -263,6 +270,10 @@ class Line(Handler):
         `flush` stores what differs from memory: the runtime's functions look there. `members` are the effects that are part of a run.
         """
         recording = self.recording
+        if self.compared is not None:
+            for node in tests(recording):
+                width, a, b = self.compared
+                self.emit.set(node, self.emit.let(f"icmp sge i{width} {a}, {b}"))
         if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
             self._check_sp()
         branch = None
@@ -285,6 +296,10 @@ class Line(Handler):
                     self.closed = True
                     return None
                 self.emit.add(RELOAD)
+                self.compared = None
+        if any(w.offset in (N, V) for w in recording.writes):
+            numbers = subtraction(recording)
+            self.compared = (numbers[0].width, self.emit(numbers[0]), self.emit(numbers[1])) if numbers else None
         self._commit()
         self.left |= self.emit.declined
         return branch

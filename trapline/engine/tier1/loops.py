@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from trapline.arm64 import effects as fx
+from trapline.bits.to_llvm import leaves
 from trapline.engine.tier1.flags import FLAGS
 from trapline.engine.tier1.line import CELL, NO_PAGE, PROMOTED, RUN, in_place
-from trapline.engine.tier1.regions import Block, Place, Region
+from trapline.engine.tier1.regions import REGISTERS, Block, Place, Region
 
 Lines = list[str]
 
@@ -27,16 +29,20 @@ GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
 """Ways out of a loop at most: with more of them it is likely to be a part of a larger loop, and to be left again and again."""
+FEW = 9
+"""Registers of the guest's that the host has enough of its own for, besides what a region needs itself."""
 KEPT = ("i8", "i64", "i64")
 """What a loop remembers of its flags (`LateFlags`), 8 bytes apart."""
 
 
 # -- which ---------------------------------------------------------------------------------------------------------------
 def inner_loops(region: Region) -> dict[Place, set[Place]]:
-    """The innermost loops of a region by their heads, apart from each other; none if the region is nothing else.
+    """The innermost loops of a region by their heads, apart from each other; none if the region is nothing else, or has registers enough.
 
     A loop is what reaches a backward branch without passing through the branch's target.
     """
+    if len(_registers(region)) <= FEW:
+        return {}
     before: dict[Place, set[Place]] = {}
     for place, block in region.blocks.items():
         for following in region.destinations(block):
@@ -52,6 +58,14 @@ def inner_loops(region: Region) -> dict[Place, set[Place]]:
         if not any(loop & other for other in found.values()) and len(loop) < len(region.blocks):
             found[head] = loop
     return {head: loop for head, loop in found.items() if _exits(region, loop) <= EXITS and all(_suits(region.blocks[p]) for p in loop)}
+
+
+def _registers(region: Region) -> set[object]:
+    """The general registers that a region uses."""
+    writes = [w for i in region.instructions for w in i.recording.writes]
+    accesses = [e for i in region.instructions for e in i.recording.effects if isinstance(e, fx.Load | fx.Store)]
+    read = {leaf.attr for leaf in leaves([*(w.value for w in writes), *(e.addr for e in accesses)])}
+    return (read | {w.offset for w in writes}) & set(REGISTERS)
 
 
 def _exits(region: Region, loop: set[Place]) -> int:
