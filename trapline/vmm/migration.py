@@ -47,6 +47,7 @@ MOST_ROUNDS: Final = 30
 DOWNTIME_SECONDS: Final = 0.3
 """What is allowed unless the user says otherwise."""
 
+ZEROES: Final = bytes(MOST_PAGES * PAGE)
 PAGES_OF_HOST: Final = mmap.PAGESIZE // PAGE
 
 Say = Callable[[str], None]
@@ -215,7 +216,7 @@ class Emigration:
         """A range as it is at this moment. Copied first: the guest may write it while it is sent, and the checksum has to hold."""
         data = memory[first * PAGE : (first + count) * PAGE]
         head = RANGE.pack(memory.slot, first, count)
-        if any(data):
+        if data != ZEROES[: len(data)]:
             self.channel.send(b"PAGE", head, data)
         else:
             self.channel.send(b"ZERO", head)
