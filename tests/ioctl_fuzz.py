@@ -455,8 +455,10 @@ class Fuzzer:
         """A call succeeded: files that it made are used, or closed if there are enough."""
         if call is vm.KVM_CREATE_VCPU:
             self.adopt_vcpu(machine, result)
-        elif call is vm.KVM_CREATE_DEVICE and not argument.flags & vm.CREATE_DEVICE_TEST:
-            machine.devices.append(argument.fd)
+        elif call is vm.KVM_CREATE_DEVICE:
+            request = vm.CreateDevice.from_address(argument) if isinstance(argument, int) else argument
+            if not request.flags & vm.CREATE_DEVICE_TEST:
+                machine.devices.append(request.fd)
         elif call is system.KVM_CREATE_VM or call is stats.KVM_GET_STATS_FD:
             if call is stats.KVM_GET_STATS_FD:
                 self.backend.read(result, 1 << 16, self.numbers.choice((0, 24, 1 << 20)))
