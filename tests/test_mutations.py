@@ -43,7 +43,7 @@ MUTATIONS = (
              ("test_engine.py::test_code_that_a_guest_rewrites[ic iallu]", "test_engine.py::test_code_that_a_guest_rewrites[ic ialluis]")),
     Mutation("generation", CODEMAP, "store64(generation, load64(generation) + 1)", "store64(generation, load64(generation))",
              ("test_tier1.py::test_a_region_whose_code_changed_is_not_entered",)),
-    Mutation("leave-regions", CODEMAP, "store8(shared.cpus[k] + POLL_SAMPLE, 1)", NOTHING,
+    Mutation("leave-regions", CODEMAP, "store8(shared.cpus[k] + POLL_LEAVE, 1)", NOTHING,
              ("test_tier1.py::test_a_region_that_another_vcpu_patches",)),
     Mutation("stencils", "engine/stencil/assemble.py", "if load64(a.records - PAGE_HEADER + PAGE_GENERATION) == a.generation:",
              "if done == 0:", ("test_stencils.py::test_code_that_changes_while_it_is_assembled_is_not_run",)),

@@ -10,7 +10,7 @@ from trapline.bits.native import Ptr, addressof, cas64, fence, load64, native, s
 from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, EngineState, Shared
 
 RESET_LOCK = Shared.reset_lock.offset
-POLL_SAMPLE = EngineState.poll_sample.offset
+POLL_LEAVE = EngineState.poll_leave.offset
 HASH = 0x9E37_79B9_7F4A_7C15
 
 
@@ -107,7 +107,7 @@ def reset_line(shared: Ptr[Shared], host: u64, line: u64) -> None:
 def leave_regions(shared: Ptr[Shared]) -> None:
     """Have every vCPU leave the region that it is in: compiled code changed, and only records are looked at again."""
     for k in range(shared.cpu_count):
-        store8(shared.cpus[k] + POLL_SAMPLE, 1)
+        store8(shared.cpus[k] + POLL_LEAVE, 1)
 
 
 @native

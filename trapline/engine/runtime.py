@@ -116,6 +116,7 @@ def service(cpu: Ptr[EngineState]) -> None:
     if cpu.poll_sample != 0:
         take_sample(cpu)
     cpu.in_region = 0
+    cpu.poll_leave = 0
     if cpu.poll_check != 0:
         cpu.poll_check = cpu.poll_check - 1
         if cpu.poll_check == 0:

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,6 +27,7 @@ from trapline.engine.cache import ObjectCache
 from trapline.engine.haste import linger
 from trapline.engine.stencil.arena import store
 from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.regions import Region
 from trapline.engine.tier1.store import RegionStore
 
@@ -124,9 +126,17 @@ class Server:
                 store(self._cache, shapes, book)
                 self._send("built", asked, book)
             if wish is not None:
-                built = self._builder.build(wish.region)
-                self._store.add(built)
-                self._send("built", number, built)
+                self._send("built", number, self._build(wish.region))
+
+    def _build(self, region: Region) -> Built | None:
+        """Compile and store a region; None if it turns out that it cannot be: the interpreter goes on with it then."""
+        try:
+            built = self._builder.build(region)
+        except Exception:  # whatever it is, the other regions are still wanted
+            traceback.print_exc()
+            return None
+        self._store.add(built)
+        return built
 
 
 def main() -> None:
