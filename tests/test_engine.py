@@ -27,6 +27,7 @@ from trapline.arm64.regs import (
 )
 from trapline.engine.cpu import NS_PER_TICK
 from trapline.engine.state import PAGE_BYTES
+from trapline.engine.timers import Timers
 
 SYNC_FROM_SPX = 0x100 + 4
 """The number that the vector for a synchronous exception from the current level, with SP_ELx, passes to HVC."""
@@ -247,6 +248,26 @@ def test_a_timer_that_was_set_from_outside_interrupts_a_running_guest(bench: Ben
             helper.join(20)
             assert not helper.is_alive(), "the clock did not ring"
         assert [cpu.timer_lines() for cpu in cpus] == [1, 1]
+
+
+def test_a_timer_that_is_due_before_there_is_a_clock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = bench.cpu(bench.load("spin: b spin"))
+    due = time.monotonic_ns() // NS_PER_TICK + 62_500 * 50
+    plain = Timers._start
+
+    def start(timers: Timers) -> None:
+        plain(timers)
+        while time.monotonic_ns() // NS_PER_TICK <= due:
+            pass
+
+    monkeypatch.setattr(Timers, "_start", start)
+    cpu[HCR_EL2] = int(HCR_EL2(RW=1, IMO=1, FMO=1))
+    cpu[CNTV_CVAL_EL0] = due - cpu[CNTVOFF_EL2] & (1 << 64) - 1
+    cpu[CNTV_CTL_EL0] = 1
+    helper = threading.Thread(target=cpu.enter, daemon=True)
+    helper.start()
+    helper.join(20)
+    assert not helper.is_alive() and cpu.timer_lines() == 1
 
 
 def test_a_full_code_arena_starts_afresh(bench: Bench) -> None:

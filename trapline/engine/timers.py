@@ -37,6 +37,7 @@ class Timers:
             if self._stop is None:
                 self._start()
         self._entry.set_alarm(cpu.address)
+        cpu.state.poll_timer = 1  # it may be due by now, and then no clock rings
 
     def close(self) -> None:
         """Stop the thread."""
