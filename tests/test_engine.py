@@ -31,6 +31,9 @@ from trapline.engine.timers import Timers
 
 SYNC_FROM_SPX = 0x100 + 4
 """The number that the vector for a synchronous exception from the current level, with SP_ELx, passes to HVC."""
+IRQ_FROM_SPX = 0x100 + 5
+"""The same for an interrupt."""
+IRQ_MASKED = 1 << 7
 PTE_UXN = 1 << 54
 VA = 0x12_3456_7000
 """A virtual address that is no host address."""
@@ -355,3 +358,30 @@ def test_pan_of_executable_pages(bench: Bench) -> None:
         cpu[SCTLR_EL1] |= int(SCTLR_EL1(EPAN=epan))
         cpu.enter()
         assert (hvc_number(cpu) == SYNC_FROM_SPX) == faults, (epan, at)
+
+
+def test_an_interrupt_is_taken_where_a_branch_lands_whether_or_not_its_page_is_known(bench: Bench) -> None:
+    """A machine that was restored knows no pages, and must go on exactly as the one that was saved."""
+    target = bench.load("add x0, x0, #1\nadd x0, x0, #1\nadd x0, x0, #1\nhvc #2")
+    code = bench.load("msr s3_0_c4_c0_0, x10\nmsr s3_0_c4_c0_1, x11\neret\nback: br x9")
+    cpu = bench.cpu(code, x9=target)
+    for known in (False, True):
+        bench.start(cpu, code, x0=0, x9=target, x10=EL1H_MASKED & ~IRQ_MASKED, x11=code + 12)
+        cpu[HCR_EL2] |= int(HCR_EL2(VI=1, IMO=1))
+        cpu.enter()
+        assert (hvc_number(cpu), cpu[ELR_EL1], cpu.state.x[0]) == (IRQ_FROM_SPX, target, 0), f"known: {known}"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_waits_does_not_interrupt_an_instruction_that_runs_again(bench: Bench, restarts: bool) -> None:
+    """An abort that the guest does not know of comes between: exclusives hold, and the interrupt waits for the branch."""
+    data = bench.memory.page()
+    bench.tables.map(data, data)
+    code = bench.load("stxr w0, x1, [x2]\nmov x3, #1\nb next\nnext: hvc #2")
+    cpu = bench.cpu(code, x0=7, x2=data, pstate=EL1H_MASKED & ~IRQ_MASKED)
+    cpu[HCR_EL2] |= int(HCR_EL2(VI=1, IMO=1))
+    state = cpu.state
+    state.excl_valid, state.excl_addr, state.excl_size, state.restarts = 1, data, 8, restarts
+    cpu.enter()
+    assert hvc_number(cpu) == IRQ_FROM_SPX
+    assert (cpu[ELR_EL1] - code, state.x[0], state.x[3]) == ((12, 0, 1) if restarts else (0, 7, 0))

@@ -93,9 +93,18 @@ go:
   ret void
 }}
 
+; A branch that missed: what waits is served, as it is where one hits.
 define {CC} void @trapline_goto({PROTOTYPE}) {{
   {pc_at}
   store i64 %aux, ptr %pc_at
+  %pending_at = getelementptr i8, ptr %cpu, i64 {_field("poll_kick")}
+  %pending = load volatile i64, ptr %pending_at
+  %nothing = icmp eq i64 %pending, 0
+  br i1 %nothing, label %go, label %serve
+serve:
+  call void @trapline_service(ptr %cpu)
+  br label %go
+go:
   {resume}
 }}
 

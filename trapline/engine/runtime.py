@@ -382,7 +382,8 @@ def begin(cpu: Ptr[EngineState]) -> None:
     """The hypervisor's ERET: go to the guest's state in ELR_EL2 and SPSR_EL2."""
     unfold_sp(cpu)
     exception_return(cpu)
-    cpu.excl_valid = 0
+    if cpu.restarts == 0:
+        cpu.excl_valid = 0
     start(cpu)
 
 
@@ -398,7 +399,9 @@ def start(cpu: Ptr[EngineState]) -> None:
     cpu.poll_timer = 1
     alarmed: u1 = cpu.el2 != EL2_OUTSIDE or cpu.virtual_time != 0 or set_alarm(cpu)
     continue_(cpu)
-    service(cpu)
+    if cpu.restarts == 0:
+        service(cpu)
+    cpu.restarts = 0
     if not alarmed and cpu.exit_code == Exit.NONE and next_count(cpu) != NEVER:
         cpu.exit_code = Exit.TIMER
 

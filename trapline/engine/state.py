@@ -153,7 +153,8 @@ class EngineState(CpuState):
 
     The handlers of a counting engine increment `icount` and leave the guest before an instruction that finds it at `stop`. `turns`
     says that YIELD and WFE end the turn of a vCPU that shares its host thread with others. `random` is where the random numbers of a
-    vCPU in virtual time have got to.
+    vCPU in virtual time have got to. `restarts`: the next run begins with an instruction again that took an abort the guest does not
+    know of, and what waits then waits for a branch, as it would if there had been no abort.
     """
 
     _fields_ = [
@@ -169,6 +170,7 @@ class EngineState(CpuState):
         ("poll_spare", c_uint8),
         ("fp_disabled", c_uint32),
         ("in_region", c_uint32),
+        ("restarts", c_uint32),
         ("exit_code", c_uint32),
         ("running", c_uint32),
         ("result", c_uint64),

@@ -74,6 +74,7 @@ class TurnCpu(Cpu):
     def instruction_restarts(self) -> None:
         """The abort that ended the last run was none of the guest's business: the instruction counts when it runs again."""
         self.state.icount -= 1
+        self.state.restarts = 1
         self.turns.take_back()
 
     def aim(self) -> None:
