@@ -198,15 +198,16 @@ def test_regions_are_found_by_the_code_they_were_made_from(tmp_path: Path) -> No
 HASTY = """
 import time
 from tests.engine_machine import Bench, hvc_number
-from trapline.engine.haste import DECODER, improve
+from trapline.engine.haste import DECODER
 from trapline.engine.shapes import QUICK
+from trapline.engine.tier1.builder import RegionBuilder
 bench = Bench()
 cpu = bench.cpu(bench.load("mov x0, #5\\nloop: add x1, x1, x0\\nsubs x0, x0, #1\\nb.ne loop\\nhvc #7"), x1=0)
 cpu.enter()
 assert (cpu.state.x[1], hvc_number(cpu)) == (15, 7)
 code = bench.engine.code
 print(code.shapes.compiled, sum(name.endswith(QUICK) for name in code.cache.names()))
-improve(code.cache, code.compiler, code.jit, time.monotonic() + 60)
+RegionBuilder(code.features, code.cache).improve(time.monotonic() + 60)
 bench.engine.close()
 """
 

@@ -13,6 +13,7 @@ from trapline.arm64.record import Recorder
 from trapline.bits.to_llvm import declare_intrinsics
 from trapline.engine.cache import ObjectCache
 from trapline.engine.compiler import Compiler, slot
+from trapline.engine.haste import improve
 from trapline.engine.jit import Jit
 from trapline.engine.shapes import NATIVE
 from trapline.engine.stencil.extract import extract
@@ -94,6 +95,10 @@ class RegionBuilder:
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
         entries = tuple(index for _, index in region.entries)
         return Built(tag, entries, tuple(region.pages), words, tuple(sorted(natives)), code)
+
+    def improve(self, deadline: float) -> None:
+        """Make good code of what was made in haste, until `deadline` in `time.monotonic()` seconds."""
+        improve(self._cache, self._compiler, self._jit, deadline)
 
     def _keep(self, natives: dict[str, Any]) -> None:
         """Have native functions in the cache."""

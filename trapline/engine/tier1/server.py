@@ -82,7 +82,7 @@ class Server:
             self._deadline = time.monotonic() + linger()
             self._changed.notify()
         worker.join()
-        self._builder.improve(self._cache, time.monotonic() + IMPROVING * linger())
+        self._builder.improve(time.monotonic() + IMPROVING * linger())
 
     def _send(self, *message: object) -> None:
         try:
