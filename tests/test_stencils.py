@@ -95,6 +95,23 @@ def test_a_kick_ends_a_loop(bench: Bench) -> None:
     assert not thread.is_alive()
 
 
+def test_a_kick_ends_a_loop_after_a_page_that_was_gone(bench: Bench) -> None:
+    """A page can be forgotten before it is assembled. It was what came first that decided where all code looks for kicks."""
+    code = bench.load(SPIN)
+    cpu = spinning(bench, code)
+    assembler = Assembler(bench)
+    records = Here(assembler.engine, code & -PAGE, assembler.texts).records(0)
+    assert records is not None
+    for _ in range(2):  # the first asks for templates
+        assert assembler.stencils.assemble(records, lambda records: None) == 0
+    assembler.page(code)
+    assert assembler.runs(code)
+    thread = entered(cpu)
+    cpu.kick()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 def test_a_loop_that_another_vcpu_patches(bench: Bench) -> None:
     """The branch that closes the loop becomes a NOP while the loop runs, as a static key of Linux does."""
     code = bench.load(SPIN + "\nhvc #1")

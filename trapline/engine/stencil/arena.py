@@ -105,7 +105,7 @@ class Stencils:
         self._start = base + -base % PAGE
         self._end = base + ARENA & -PAGE
         protect(self._start, self._end - self._start, NOTHING)
-        self._next = self._first = self._start
+        self._next = self._first = self._start + PAGE  # the page before has the jumps to the glue
         self._assembly = Assembly()
         self._text = ctypes.create_string_buffer(PAGE)
         self._places = (ctypes.c_uint64 * PAGE_INSNS)()
@@ -168,19 +168,19 @@ class Stencils:
     def _ready(self) -> bool:
         """Whether there is what all code needs; the compiler's process sends it with the first templates."""
         assembly, templates = self._assembly, self._engine.code.templates
-        if assembly.records:
+        if assembly.templates:  # set last
             return True
         if not templates.special:
             self._ask([0])
             return False
         jit = self._engine.code.jit
-        protect(self._next, PAGE, WRITING)
+        protect(self._start, PAGE, WRITING)
+        at = self._start
         for field in ("poll", "goto", "landing"):
             name = "trapline_goto_landing" if field == "landing" else f"trapline_{field}"
-            setattr(assembly, field, self._next)
-            self._next += _lay_far(templates.special[SPECIAL["far"]], self._next, jit.address(name))
+            setattr(assembly, field, at)
+            at += _lay_far(templates.special[SPECIAL["far"]], at, jit.address(name))
         protect(self._start, PAGE, RUNNING)
-        self._next = self._first = self._start + PAGE
         assembly.leave, assembly.slow = (templates.special[SPECIAL[name]] for name in ("leave", "slow_"))
         assembly.text, assembly.places = ctypes.addressof(self._text), ctypes.addressof(self._places)
         assembly.missing = ctypes.addressof(self._missing)
