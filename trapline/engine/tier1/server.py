@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +32,7 @@ from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.regions import Region
 from trapline.engine.tier1.store import RegionStore
 
-NICENESS, AFTERWARDS = 5, 19
+NICENESS, AFTERWARDS = 10, 19
 """Compiling yields to the guest where there are not enough processors for both, and to everything when the guest is gone."""
 IMPROVING = 3
 """How much longer than on regions it works on good code for what was made in haste: every start gains from that."""
@@ -77,7 +78,7 @@ class Server:
                     self._wishes[number].heat = rest[0]
         except (EOFError, ConnectionError):
             pass
-        os.nice(AFTERWARDS - NICENESS)
+        step_back(AFTERWARDS)
         with self._changed:
             self._deadline = time.monotonic() + linger()
             self._changed.notify()
@@ -139,9 +140,17 @@ class Server:
         return built
 
 
+def step_back(niceness: int, autogroup: Path = Path("/proc/self/autogroup")) -> None:
+    """Have this process, the leader of its session, yield to others; where sessions share processors fairly (sched(7), "The autogroup
+    feature"), what counts is the session's niceness."""
+    os.setpriority(os.PRIO_PGRP, 0, max(niceness, os.nice(0)))  # all its threads
+    with suppress(OSError):
+        autogroup.write_text(str(niceness))
+
+
 def main() -> None:
     """Arguments: file descriptor of the socket, directory of the object cache; the features come first over the socket."""
-    os.nice(NICENESS)
+    step_back(NICENESS)
     sys.setswitchinterval(0.0005)
     connection = Connection(int(sys.argv[1]))
     path = Path(sys.argv[2])
