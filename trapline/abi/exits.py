@@ -89,6 +89,7 @@ class Exit:
 
 _REASON = Struct("<I")
 MMIO_LAYOUT = Struct("<Q8sIB")
+MMIO_DATA_OFFSET = UNION_OFFSET + 8
 
 
 class MmioExit(Exit):
@@ -119,10 +120,13 @@ class MmioExit(Exit):
         if self.is_write:
             raise AttributeError("the guest wrote this data; only a read can be answered")
         length = self.length
-        data = (value.to_bytes(8, "little") if isinstance(value, int) else bytes(value)).ljust(length, b"\0")[:length]
+        if isinstance(value, int):
+            data = value.to_bytes(8, "little")[:length]
+        else:
+            data = bytes(value).ljust(length, b"\0")[:length]
         self._data = data
         if self._run is not None:
-            self._run[40 : 40 + length] = data
+            self._run[MMIO_DATA_OFFSET : MMIO_DATA_OFFSET + length] = data
 
     @property
     def value(self) -> int:
@@ -352,10 +356,17 @@ DEBUG_HSR_HIGH_VALID = 1
 """Bit of kvm_run.flags: the upper half of the syndrome is valid."""
 
 
+_new = object.__new__
+
+
 def decode_mmio(run: Any) -> Exit:
     """The device access that a vCPU's shared memory holds."""
-    phys_addr, data, length, is_write = MMIO_LAYOUT.unpack_from(run, UNION_OFFSET)
-    return MmioExit(phys_addr, data[:length], length, bool(is_write), run)
+    exit: MmioExit = _new(MmioExit)  # most exits are such, and the call of __init__ takes as long as all this
+    exit.phys_addr, data, exit.length, is_write = MMIO_LAYOUT.unpack_from(run, UNION_OFFSET)
+    exit._data = data[: exit.length]
+    exit.is_write = is_write != 0
+    exit._run = run
+    return exit
 
 
 def _decode_debug(run: Any) -> Exit:

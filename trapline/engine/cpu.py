@@ -38,6 +38,8 @@ class Cpu:
         self.index = index
         self.state = EngineState.from_buffer(map_far(ctypes.sizeof(EngineState), huge=True))
         self.address = ctypes.addressof(self.state)
+        self._argument = ctypes.c_uint64(self.address)
+        """The same, ready to be passed."""
         self._sysreg = self.state.sysreg
         self._entry = engine.entry
         self.state.shared = engine.shared_address
@@ -62,7 +64,7 @@ class Cpu:
 
     def enter(self) -> EngineExit:
         """Return from EL2 to the guest (ELR_EL2, SPSR_EL2) and run it until the next exception to EL2."""
-        entry, address, state, engine = self._entry, self.address, self.state, self.engine
+        entry, address, state, engine = self._entry, self._argument, self.state, self.engine
         state.running = 1
         if engine.paused:
             engine.wait_for_others(self)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from errno import EFAULT, ENOSYS
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from trapline.abi.exits import EXIT_REASON_OFFSET, MMIO_LAYOUT, UNION_OFFSET, Ldst64bExit, MmioExit, NisvExit, encode_exit
+from trapline.abi.exits import (
+    EXIT_REASON_OFFSET,
+    MMIO_DATA_OFFSET,
+    MMIO_LAYOUT,
+    UNION_OFFSET,
+    Ldst64bExit,
+    MmioExit,
+    NisvExit,
+    encode_exit,
+)
 from trapline.arm64.regs import FAR_EL2, HPFAR_EL2
 from trapline.errors import KvmError
 from trapline.kvm.arm64 import inject
@@ -35,30 +43,33 @@ if TYPE_CHECKING:
     from trapline.kvm.arm64.vcpu import Arm64Vcpu
 
 HOST_IPA_LIMIT: Final = 48
+PAGE_NUMBER: Final = 0xFFF_FFFF_FFF0
+"""HPFAR_EL2: bits 51 to 12 of an address from bit 4 on."""
 PAGE_OFFSET: Final = 0xFFF
 NISV_ISS: Final = 0x1FF_FFFF & ~FSC_MASK
 MMIO_REASON: Final = MmioExit.reason
 FAR, HPFAR = FAR_EL2.slot, HPFAR_EL2.slot
 NOT_PENDING: Final = -1
-REASON: Final = Struct("<I")
+REASON: Final = EXIT_REASON_OFFSET // 4
+DATA: Final = MMIO_DATA_OFFSET // 8
+"""Where in `run32` and `run64`."""
 INSTRUCTION: Final = int(EC.IABT_LOWER)
 DEVICE_MASK: Final = 0x3F << EC_SHIFT | ISV | LST_MASK | CM | S1PTW | FSC_TYPE_MASK
 DEVICE_VALUE: Final = EC.DABT_LOWER << EC_SHIFT | ISV | FSC_TRANSLATION
 """A data abort with a valid syndrome, by an ordinary load or store, because nothing is mapped."""
 
+SIZE_MASKS: Final = (0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
+"""The data of an access of 1, 2, 4 and 8 bytes."""
+
 LST_FAULTS: Final = range(0x04, 0x10)
 """Fault status codes with which the load/store type field means something."""
 
 
-def fault_ipa(hpfar: int) -> int:
-    """The page address that HPFAR_EL2 reports."""
-    return (hpfar & 0xFFF_FFFF_FFF0) << 8
-
-
 def handle_abort(vcpu: Arm64Vcpu, esr: int) -> bool:
     """An instruction or data abort from the guest. True to go on in the guest, False when kvm_run holds an exit."""
-    far = vcpu.sysreg[FAR]
-    ipa = fault_ipa(vcpu.sysreg[HPFAR]) | far & PAGE_OFFSET
+    sysreg = vcpu.sysreg
+    far = sysreg[FAR]
+    ipa = (sysreg[HPFAR] & PAGE_NUMBER) << 8 | far & PAGE_OFFSET
     slots = vcpu.core.vm.memslots.active
     slot = slots.find(ipa)
     if slot is None and esr & DEVICE_MASK == DEVICE_VALUE and not ipa >> vcpu.vm.ipa_bits:
@@ -125,7 +136,7 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
     register = esr >> SRT_SHIFT & 31
     vgic, core = vcpu.vm.vgic, vcpu.core
     if esr & WNR:
-        value = vcpu.x[register] & (1 << 8 * size) - 1
+        value = vcpu.x[register] & SIZE_MASKS[esr >> SAS_SHIFT & 3]
         if vgic is not None and vgic.contains(ipa):
             vgic.mmio(vcpu, ipa, True, size, value)
             return _written(vcpu)
@@ -138,11 +149,11 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
     else:
         if vgic is not None and vgic.contains(ipa):
             core.stats.mmio_exit_kernel += 1
-            _load(vcpu, esr, size, vgic.mmio(vcpu, ipa, False, size))
+            _load(vcpu, esr, vgic.mmio(vcpu, ipa, False, size))
             return True
         MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, b"", size, 0)
     core.stats.mmio_exit_user += 1
-    REASON.pack_into(core.run, EXIT_REASON_OFFSET, MMIO_REASON)
+    core.run32[REASON] = MMIO_REASON
     vcpu.pending_mmio = esr
     return False
 
@@ -160,17 +171,16 @@ def complete_mmio(vcpu: Arm64Vcpu) -> None:
     if esr & WNR:
         inject.skip_instruction(vcpu)
     else:
-        size = 1 << (esr >> SAS_SHIFT & 3)
-        _load(vcpu, esr, size, int.from_bytes(vcpu.core.run[40 : 40 + size], "little"))
+        _load(vcpu, esr, vcpu.core.run64[DATA])
 
 
-def _load(vcpu: Arm64Vcpu, esr: int, size: int, value: int) -> None:
+def _load(vcpu: Arm64Vcpu, esr: int, data: int) -> None:
     """Put loaded data into the register, extended as the instruction says, and go to the next instruction."""
     register = esr >> SRT_SHIFT & 31
     if register != 31:
-        bits = 8 * size
-        value &= (1 << bits) - 1
-        if esr & SSE and value >> bits - 1:
-            value |= -1 << bits
+        mask = SIZE_MASKS[esr >> SAS_SHIFT & 3]
+        value = data & mask
+        if esr & SSE and value > mask >> 1:
+            value |= ~mask
         vcpu.x[register] = value & (0xFFFF_FFFF_FFFF_FFFF if esr & SF else 0xFFFF_FFFF)
     inject.skip_instruction(vcpu)

@@ -42,7 +42,7 @@ VECTOR_SAME_SP0, VECTOR_SAME_SPX, VECTOR_LOWER, VECTOR_LOWER32 = 0x000, 0x200, 0
 SYNCHRONOUS, SERROR = 0x000, 0x180
 
 ELR, SPSR = ELR_EL2.slot, SPSR_EL2.slot
-SKIP_KEEPS: Final = 0xFFFF_FFFF & ~(BTYPE | SS)
+SKIP_CLEARS: Final = BTYPE | SS
 ENTRY_CLEARS: Final = M_MASK | DAIF | BTYPE | SSBS | IL_BIT | SS | UAO | TCO
 
 
@@ -50,7 +50,8 @@ def skip_instruction(vcpu: Arm64Vcpu) -> None:
     """The instruction was emulated: go to the next one. Clears BTYPE and completes a software step, as executing it would."""
     sysreg = vcpu.sysreg
     sysreg[ELR] += 4
-    sysreg[SPSR] &= SKIP_KEEPS
+    if (spsr := sysreg[SPSR]) & SKIP_CLEARS:
+        sysreg[SPSR] = spsr & ~SKIP_CLEARS
 
 
 def in_el0(vcpu: Arm64Vcpu) -> bool:

@@ -187,6 +187,7 @@ class Arm64Vcpu:
         if self.vm.flags.any() & flags.WRITABLE_IMP_ID_REGS:
             hcr = hcr.replace(TID1=1)
         sysreg[HCR] = hcr
+        self.pins_shown = 0
         sysreg[HCRX_EL2.slot] = HCRX_EL2(MSCEn=1)
         sysreg[CPTR_EL2.slot] = CPTR_EL2.reset_value()
         sysreg[VPIDR_EL2.slot] = self.vm.id_values()[MIDR_EL1.encoding]
@@ -285,8 +286,8 @@ class Arm64Vcpu:
             self.pins = self.pins | bit if level else self.pins & ~bit
         self.kick()
 
-    pins = 0
-    """Asserted pins, as bits of HCR_EL2."""
+    pins = pins_shown = 0
+    """Asserted pins, as bits of HCR_EL2, and those that are set there."""
 
     # --- running -------------------------------------------------------------------------------------------------------------
 
@@ -336,7 +337,9 @@ class Arm64Vcpu:
                     self.in_guest = False
                     encode_exit(core.run, IntrExit())  # userspace, which is the interrupt controller, has to see this
                     raise KvmError(EINTR)
-                sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | self.pins
+                if self.pins != self.pins_shown:
+                    self.pins_shown = pins = self.pins
+                    sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | pins
             kind = (cpu.enter if pmu is None or not pmu.running else pmu.enter)().kind
             self.in_guest = False
             stats.exits += 1
