@@ -13,6 +13,7 @@ import pytest
 from trapline.errors import BadInput
 from trapline.ui.bench import machine as machine_module
 from trapline.ui.bench.__main__ import merged, rounded
+from trapline.ui.bench.costs import work_lines
 from trapline.ui.bench.guest import COMPILER, build_binary, ramdisk, script, source_files
 from trapline.ui.bench.machine import PEERS, TRAPLINE, Failed, Machine, Sample, Side, Start, boot, command
 from trapline.ui.bench.plot import draw
@@ -210,6 +211,19 @@ def test_a_machine_runs_lines_and_reads_results(fake_side: Side) -> None:
     assert (sample.seconds, sample.work, sample.unit, sample.check) == (2.5, 12, "round", "beef")
     ended = machine.finish()
     assert ended.seconds > 0 and ended.resident > 1
+
+
+def test_the_memory_of_a_side_is_not_that_of_the_suite(fake_side: Side) -> None:
+    mine = b"x" * (200 << 20)  # a process's peak would begin with its parent's
+    machine = Machine(fake_side, PLAIN)
+    machine.wait_for(machine_module.READY, 30)
+    assert 1 < machine.finish().resident < len(mine) / 2**20 / 2
+
+
+def test_what_is_one_off_is_told_apart() -> None:
+    lines = work_lines([(1_000_000, 0.0025), (10_000_000, 0.0115), (100_000_000, 0.1015)])  # 1.5 ms, and 1 ns each
+    assert [round(line["of these one-off"], 6) for line in lines] == [1.5, 1.5, 1.5]
+    assert [round(line["million/s"]) for line in lines] == [400, 870, 985]
 
 
 def test_a_machine_that_dies_or_never_comes_up_fails(fake_side: Side, monkeypatch: pytest.MonkeyPatch) -> None:

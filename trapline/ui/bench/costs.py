@@ -108,11 +108,25 @@ def kvm_exits(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
 
 def work(sides: list[Side], plain: Start, runs: int) -> list[Cost]:
     """CPU time of so many instructions of a loop: what is constant and what grows."""
-    lines = []
-    for count in WORK:
-        seconds = statistics.median(run_bare(COUNT_LOOP, count // LOOP_LENGTH, 1) for _ in range(runs))
-        lines.append({"million instructions": count / 1e6, "milliseconds": seconds * 1e3, "million/s": count / seconds / 1e6})
-    return lines
+    return work_lines([(count, statistics.median(run_bare(COUNT_LOOP, count // LOOP_LENGTH, 1) for _ in range(runs))) for count in WORK])
+
+
+def work_lines(measured: list[tuple[int, float]]) -> list[Cost]:
+    """The table of instructions and their seconds, with what is left of each time at the rate by which the last two differ.
+
+    That is the start: the call, and the turns of the loop until its compiled code is entered.
+    """
+    (fewer, less), (more, longer) = measured[-2:]
+    rate = (longer - less) / (more - fewer)
+    return [
+        {
+            "million instructions": count / 1e6,
+            "milliseconds": seconds * 1e3,
+            "of these one-off": max(0.0, seconds - count * rate) * 1e3,
+            "million/s": count / seconds / 1e6,
+        }
+        for count, seconds in measured
+    ]
 
 
 def boots(sides: list[Side], starts: list[tuple[str, float, Start]], runs: int) -> list[Cost]:

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from trapline.mapping import LIBC
 
 QEMU = "qemu-system-aarch64"
 BOOTED = re.compile(rb"BOOT-OK")
@@ -20,12 +23,15 @@ READY = re.compile(rb"^READY\b")
 BEGIN = re.compile(rb"^BEGIN (\S+)")
 BENCH = re.compile(rb"^BENCH (\S+) unit=(\S+) work=(\d+) ns=(\d+) check=([0-9a-f]+)")
 DONE = re.compile(rb"^DONE (\d+)")
+NUMBER = re.compile(rb"^\d+$")
 
 BOOT_LIMIT = 300
 PROGRAM_LIMIT = 200
+START_LIMIT = 20
 """Seconds after which a side counts as stuck."""
 HELPERS_PERIOD = 0.5
 MEMORY_MIB = 512
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,21 @@ class Sample:
     helpers: float = 0.0
 
 
+SIDE = 'echo $$; exec "$@"'
+LAUNCHER = 'exec 3<&0; sh -c "$0" side "$@" <&3 3<&- &'
+"""Shell lines that start a side; the first line of its output is its process's number."""
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Be the parent of processes whose own parent ends."""
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 class Failed(RuntimeError):
     """A side did not boot, got stuck, or ended badly."""
 
@@ -127,20 +148,29 @@ class Machine:
         self.side = side
         self._started = time.monotonic()
         self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            command(side, start), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
-        )
-        self._clock = ~self._process.pid << 3 | 2  # the clock of a process's CPU time: complement of its number, kind "scheduler"
         self._lines: list[bytes] = []
         self._rest = b""
         self._tail = b""
-        self._helpers = Helpers(self._process.pid)
         self._ended = False
+        self.returncode = 0
+        self._launch(command(side, start), environment)
+        self._clock = ~self.pid << 3 | 2  # the clock of a process's CPU time: complement of its number, kind "scheduler"
+        self._helpers = Helpers(self.pid)
 
-    @property
-    def pid(self) -> int:
+    def _launch(self, words: list[str], environment: dict[str, str] | None) -> None:
+        """Start the side as the child of a shell that ends at once, and adopt it.
+
+        What a process is said to have held at most begins with what its parent held when it was made. Ours is more than a side needs.
+        """
+        with adopting():
+            launcher = subprocess.Popen(
+                ["sh", "-c", LAUNCHER, SIDE, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
+            )
+            launcher.wait()
+        assert launcher.stdin is not None and launcher.stdout is not None
+        self._input, self._output = launcher.stdin, launcher.stdout
+        self.pid = int(self.wait_for(NUMBER, START_LIMIT)[0])
         """Number of the side's process."""
-        return self._process.pid
 
     def wait_for(self, what: re.Pattern[bytes], limit: float) -> re.Match[bytes]:
         """Read the console until a line matches."""
@@ -153,10 +183,9 @@ class Machine:
 
     def run(self, line: str, limit: float = PROGRAM_LIMIT) -> Sample:
         """Have the guest's shell run a line that reports a result."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(line.encode() + b"\n")
+            self._input.flush()
         except OSError as error:
             raise self._failure("no longer listens") from error
         self.wait_for(BEGIN, limit)
@@ -169,21 +198,20 @@ class Machine:
 
     def finish(self, limit: float = BOOT_LIMIT) -> Sample:
         """Let the machine run to its end: seconds and CPU seconds of its whole life, memory."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._input.close()
         deadline = time.monotonic() + limit
         while self._more(deadline):
             self._lines.clear()
             self._helpers.look()
         cpu, resident = self._reap()
-        if self._process.returncode:
-            raise self._failure(f"ended with status {self._process.returncode}")
+        if self.returncode:
+            raise self._failure(f"ended with status {self.returncode}")
         return Sample(time.monotonic() - self._started, cpu, resident=resident, helpers=self._helpers.resident)
 
     def kill(self) -> None:
         """End it at once."""
         if not self._ended:
-            os.kill(self._process.pid, signal.SIGKILL)  # Popen.kill might reap it, and with it what it used
+            os.kill(self.pid, signal.SIGKILL)
             self._reap()
 
     def _cpu(self) -> float:
@@ -196,14 +224,13 @@ class Machine:
         """Take in what the console says next; Failed at the deadline or at its end."""
         if not self._more(deadline):
             self._reap()
-            raise self._failure(f"its console ended, status {self._process.returncode}")
+            raise self._failure(f"its console ended, status {self.returncode}")
 
     def _more(self, deadline: float) -> bool:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], max(0, deadline - time.monotonic()))
+        ready, _, _ = select.select([self._output], [], [], max(0, deadline - time.monotonic()))
         if not ready:
             raise self._failure("stuck")
-        data = os.read(self._process.stdout.fileno(), 65536)
+        data = os.read(self._output.fileno(), 65536)
         self._tail = (self._tail + data)[-600:]
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._lines += lines
@@ -211,8 +238,8 @@ class Machine:
 
     def _reap(self) -> tuple[float, float]:
         """Wait for the process: CPU seconds and peak resident MiB."""
-        _, status, usage = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        _, status, usage = os.wait4(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(status)
         self._ended = True
         return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 

@@ -85,7 +85,7 @@ OTHER_ROWS = {
     "mmio": ("MMIO exit to a Python handler and back", None),
     "calls": ("KVM calls that do no work, and a VM with one vCPU made and closed", None),
     "kvm-exits": ("exits of the host's /dev/kvm to Python and to C", None),
-    "work": ("cost of 1, 10 and 100 million instructions", None),
+    "work": ("cost of 1, 10 and 100 million instructions; one-off is what the rate between the last two leaves", None),
     "cpus": ("boot with 1, 2, 4 and 8 CPUs", None),
     "memory-size": ("boot with 128 MiB to 8 GiB", None),
 }
