@@ -9,17 +9,16 @@ from trapline.abi.ioctl import Ioctl
 from trapline.abi.text import call_text
 from trapline.abi.vcpu import KVM_RUN
 from trapline.backends.base import Backend
+from trapline.backends.front import Front
 from trapline.backends.record.events import DECODERS, arch_of
 from trapline.errors import KvmError
 
 
-class Traced:
+class Traced(Front):
     """Passes everything on to another backend, and each call as a line of text to `write`. A KVM_RUN's line ends with its exit."""
 
     def __init__(self, inner: Backend, write: Callable[[str], object]) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.turns = inner.turns
+        super().__init__(inner)
         self._write = write
         self._decode = DECODERS[arch_of(inner)]
         self._runs: dict[int, Any] = {}
@@ -60,15 +59,6 @@ class Traced:
 
         return traced
 
-    bare_runner = runner
-
-    def entering(self, file: int) -> None:
-        """Each run of `runner` says so itself, where it matters."""
-
-    def run_failure(self) -> KvmError:
-        """Failures raise KvmError."""
-        return self.inner.run_failure()
-
     def close(self, file: int) -> None:
         """Close a file."""
         self._runs.pop(file, None)
@@ -86,11 +76,3 @@ class Traced:
         ring = self.inner.map_ring(file, size)
         self._write(f"mmap(dirty ring of {file}) = {size:#x} bytes")
         return ring
-
-    def read(self, file: int, size: int, offset: int) -> bytes:
-        """Read a file of statistics."""
-        return self.inner.read(file, size, offset)
-
-    def kick(self, file: int) -> None:
-        """Interrupt a vCPU."""
-        self.inner.kick(file)

@@ -16,6 +16,7 @@ from trapline.abi.struct import PAGE, Meaning, Structure
 from trapline.abi.values import argument_to_data, fields_that_mean, number_to_data, pointers, tail_bytes
 from trapline.abi.vcpu import KVM_RUN
 from trapline.backends.base import Backend
+from trapline.backends.front import Front
 from trapline.backends.record.events import DECODERS, ROOM, Event, arch_of, exit_to_data, pack, state_of
 from trapline.backends.record.memory import GuestPages, SharedWords, readable
 from trapline.errors import KvmError, NotSupported
@@ -63,16 +64,14 @@ class Argument:
     """What addresses in it lead to: path, address and content."""
 
 
-class Recorder:
+class Recorder(Front):
     """Passes everything on to another backend, and an event of each call to `write`, after the call.
 
     With `state`, events of calls on vCPUs tell all of the vCPU's registers, but for those that change by themselves.
     """
 
     def __init__(self, inner: Backend, write: Callable[[Event], object], *, state: bool = False) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.turns = inner.turns
+        super().__init__(inner)
         self.arch = arch_of(inner)
         self.files: dict[int, FileBook] = {}
         self._write = write
@@ -236,15 +235,6 @@ class Recorder:
         run = self.inner.runner(file)
         return lambda: self._record(file, KVM_RUN, 0, run)
 
-    bare_runner = runner
-
-    def entering(self, file: int) -> None:
-        """Each run of `runner` says so itself, where it matters."""
-
-    def run_failure(self) -> KvmError:
-        """Failures raise KvmError."""
-        return self.inner.run_failure()
-
     def close(self, file: int) -> None:
         """Close a file."""
         self.files.pop(file, None)
@@ -264,14 +254,6 @@ class Recorder:
         self.files[file].vm.rings.append(SharedWords(ring))
         self._write({"map": file, "ring": size})
         return ring
-
-    def read(self, file: int, size: int, offset: int) -> bytes:
-        """Read a file of statistics. Nobody expects the same of two runs."""
-        return self.inner.read(file, size, offset)
-
-    def kick(self, file: int) -> None:
-        """Interrupt a vCPU. Its event is what KVM_RUN then says."""
-        self.inner.kick(file)
 
 
 def kind_of_file(number: int) -> str | None:
