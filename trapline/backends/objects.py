@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from trapline.abi import arm64
 from trapline.abi.arm64_vm import KVM_ARM_SET_COUNTER_OFFSET, CounterOffset
@@ -117,6 +117,10 @@ class Device(KvmFile):
 
 class VmBase(KvmFile, Generic[V]):
     """What virtual machines of all architectures share: memory slots, devices, vCPUs of the type `V`."""
+
+    architecture: ClassVar[str] = "arm64"
+    type = 0
+    """What KVM_CREATE_VM was told."""
 
     def __init__(self, system: System, file: int) -> None:
         self.system = system
@@ -240,6 +244,20 @@ class VmBase(KvmFile, Generic[V]):
         flags = 0 if devid is None else MSI_VALID_DEVID
         return bool(self.backend.ioctl(self.file, KVM_SIGNAL_MSI, Msi(address & 0xFFFF_FFFF, address >> 32, data, flags, devid or 0)))
 
+    def snapshot(self, path: str | os.PathLike[str], **more: Any) -> int:
+        """Write the VM's state and memory to a file that `System.restore` makes a VM of; how many bytes of memory it took.
+
+        No vCPU may be running (SnapshotOrder), and every exit must have been answered. `more` are plain values to keep in the file,
+        for `Snapshot.document`. What userspace gave the VM and holds itself (eventfds, routing, coalesced zones, logging) is not in it.
+        """
+        from trapline.backends.snapshot import format  # only for those who take snapshots
+        from trapline.backends.snapshot.architectures import ARCHITECTURES
+
+        turns = self.system.turns
+        state = ARCHITECTURES[self.architecture].save(self)
+        document = {"vm": state, "turns": None if turns is None else turns.save(), **more}
+        return format.write(Path(path), [memory for memory in self.memory if memory.slot >= 0], document)
+
     def close(self) -> None:
         """Close the VM and all it holds."""
         if self.file < 0:
@@ -283,18 +301,6 @@ class Vm(VmBase[Vcpu]):
     def has_sysregs(self) -> bool:
         """Whether `sysregs` was used."""
         return self._sysregs is not None
-
-    def snapshot(self, path: str | os.PathLike[str], **more: Any) -> int:
-        """Write the VM's state and memory to a file that `System.restore` makes a VM of; how many bytes of memory it took.
-
-        No vCPU may be running (SnapshotOrder), and every exit must have been answered. `more` are plain values to keep in the file,
-        for `Snapshot.document`. What userspace gave the VM and holds itself (eventfds, routing, coalesced zones, logging) is not in it.
-        """
-        from trapline.backends.snapshot import format, state  # only for those who take snapshots
-
-        turns = self.system.turns
-        document = {"vm": state.save(self), "turns": None if turns is None else turns.save(), **more}
-        return format.write(Path(path), [memory for memory in self.memory if memory.slot >= 0], document)
 
     def identify(
         self, midr: int | None = None, revidr: int | None = None, aidr: int | None = None, others: Iterable[tuple[int, int, int]] = ()
@@ -349,6 +355,9 @@ class Vm(VmBase[Vcpu]):
 
 class System(KvmFile):
     """KVM itself: what /dev/kvm answers."""
+
+    architecture: ClassVar[str] = "arm64"
+    """Of the VMs that it makes."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend

@@ -8,16 +8,16 @@ from typing import Any
 
 from trapline.abi.caps import Cap
 from trapline.backends.made import Made
-from trapline.backends.objects import System, Vm
+from trapline.backends.objects import System
+from trapline.backends.snapshot.architectures import ARCHITECTURES
 from trapline.backends.snapshot.format import Snapshot
-from trapline.backends.snapshot.restore import Restore
 from trapline.errors import BadSnapshot, KvmError
 
 
 class Rebuild:
     """Repeats the steps on a new VM, whose memory is the snapshot's."""
 
-    def __init__(self, vm: Vm, snapshot: Snapshot) -> None:
+    def __init__(self, vm: Any, snapshot: Snapshot) -> None:
         self.vm = vm
         self.snapshot = snapshot
 
@@ -60,6 +60,12 @@ class Rebuild:
         """The processors' names."""
         self.vm.identify(midr, revidr, aidr, [(each[0], each[1], each[2]) for each in others])
 
+    def msr_filter(self, default: int, ranges: list[list[Any]]) -> None:
+        """Which MSRs the guest may access."""
+        from trapline.backends.x86.msr_filter import Range
+
+        self.vm.set_msr_filter(*(Range(*each) for each in ranges), default=default)
+
     def _vcpu(self, vcpu_id: int) -> Any:
         return next(vcpu for vcpu in self.vm.vcpus if vcpu.id == vcpu_id)
 
@@ -80,14 +86,23 @@ STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
         "identity": Rebuild.identity,
         "SMCCC filter": lambda made, base, count, action: made.vm.set_smccc_filter(base, count, action),
         "counter offset": lambda made: None,  # restored with the counters
+        "irqchip": lambda made: made.vm.create_irqchip(),
+        "interval timer": lambda made, speaker: made.vm.create_pit(speaker=speaker),
+        "missed ticks": lambda made, reinject: made.vm.reinject_ticks(reinject),
+        "TSS address": lambda made, address: made.vm.set_tss_addr(address),
+        "identity map address": lambda made, address: made.vm.set_identity_map_addr(address),
+        "MSR filter": Rebuild.msr_filter,
     }
 )
 """By the names that `Made` steps have."""
 
 
-def restore(system: System, snapshot: Snapshot) -> Vm:
+def restore(system: System, snapshot: Snapshot) -> Any:
     """A new VM in the state of a snapshot, ready to run."""
     state = snapshot.document["vm"]
+    architecture = state.get("architecture", "arm64")
+    if architecture != system.architecture:
+        raise BadSnapshot(f"{snapshot.path}: it is of an {architecture} VM, and this KVM makes {system.architecture} ones")
     vm = system.create_vm(state["type"])
     try:
         made = Rebuild(vm, snapshot)
@@ -95,7 +110,7 @@ def restore(system: System, snapshot: Snapshot) -> Vm:
             made.repeat(Made.from_plain(row))
         if system.turns is not None and snapshot.document.get("turns") is not None:
             system.turns.load(snapshot.document["turns"])
-        Restore(vm, snapshot, state).everything()
+        ARCHITECTURES[architecture].restore(vm, snapshot, state).everything()
     except BaseException:
         vm.close()
         raise

@@ -1,18 +1,17 @@
-"""Putting a saved state into a VM, step by step in the one order that works."""
+"""Putting a saved state into an arm64 VM, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from trapline.abi.arm64 import KVM_SET_VCPU_EVENTS, REG_PTIMER_CNT, REG_TIMER_CNT, DeviceType, VcpuEvents
 from trapline.abi.vcpu import MpState
-from trapline.backends.objects import Vm
 from trapline.backends.snapshot import gic
-from trapline.backends.snapshot.format import Snapshot
+from trapline.backends.snapshot.order import Ordered
 from trapline.backends.vcpu import Vcpu
-from trapline.errors import BadSnapshot, KvmError, SnapshotOrder
+from trapline.errors import KvmError
 
 COUNTERS: Final = (REG_PTIMER_CNT, REG_TIMER_CNT)
 WORD: Final = (1 << 64) - 1
@@ -28,58 +27,17 @@ WHY: Mapping[str, str] = MappingProxyType(
 )
 """The steps in order, and why each comes before those after it."""
 
-ORDER: Final = ", ".join(WHY)
 
+class Restore(Ordered):
+    """Restores an arm64 VM."""
 
-class Restore:
-    """Restores a VM that was made like the saved one and has not run. `everything()`, or the steps in order.
-
-    Out of order they raise SnapshotOrder. BadSnapshot if this KVM does not take what the other one had.
-    """
-
-    def __init__(self, vm: Vm, snapshot: Snapshot | None, state: dict[str, Any]) -> None:
-        """`snapshot`: where to take memory from; None if it is in place."""
-        self.vm = vm
-        self.snapshot = snapshot
-        self.state = state
-        self._done: list[str] = []
-
-    def everything(self) -> None:
-        """All steps."""
-        for step in WHY:
-            getattr(self, step)()
-
-    def _step(self, name: str) -> None:
-        steps = list(WHY)
-        if name in self._done:
-            raise SnapshotOrder(f"restoring: {name} was restored already. The order: {ORDER}, each once")
-        missing = [step for step in steps[: steps.index(name)] if step not in self._done]
-        if missing:
-            reasons = " and ".join(f"{step} ({WHY[step]})" for step in missing)
-            raise SnapshotOrder(f"restoring: {name} comes after {reasons}. The order: {ORDER}, the first run")
-        if any(vcpu.has_run for vcpu in self.vm.vcpus):
-            raise SnapshotOrder(f"restoring: {name} comes before the first run, and this VM has run. The order: {ORDER}, the first run")
-        self._done.append(name)
-
-    def memory(self) -> None:
-        """Contents of memory slots that were not made from the snapshot; a VM of `rebuild` has them already."""
-        self._step("memory")
-        if self.snapshot is None:
-            return
-        for memory in self.vm.memory:
-            if memory.slot >= 0 and memory.stored is None:
-                part = self.snapshot.part(memory.slot)
-                if (part.guest_phys_addr, part.size) != (memory.guest_phys_addr, memory.size):
-                    raise self._bad(f"memory slot {memory.slot} is at {part.guest_phys_addr:#x} there, here at {memory.guest_phys_addr:#x}")
-                self.snapshot.read_into(part, memory)
+    why = WHY
 
     def vcpus(self) -> None:
         """Registers, but for the counters, and what is pending and on."""
         self._step("vcpus")
-        saved = self.state["vcpus"]
-        if [each["id"] for each in saved] != [vcpu.id for vcpu in self.vm.vcpus]:
-            raise self._bad(f"it has vCPUs {[each['id'] for each in saved]}, this VM {[vcpu.id for vcpu in self.vm.vcpus]}")
-        for vcpu, each in zip(self.vm.vcpus, saved, strict=True):
+        self._check_vcpus()
+        for vcpu, each in zip(self.vm.vcpus, self.state["vcpus"], strict=True):
             self._registers(vcpu, {int(reg_id, 16): int(value, 16) for reg_id, value in each["registers"].items()})
             if each["serror"] is not None:
                 events = VcpuEvents()  # type: ignore[call-arg]
@@ -153,9 +111,6 @@ class Restore:
                         group, attr, _, value = write
                         what = f"attribute {attr:#x} of group {group} of the in-kernel device of type {device.kind} = {value:#x}"
                         raise self._bad(f"this KVM refuses {what}: {error.cause}") from error
-
-    def _bad(self, what: str) -> BadSnapshot:
-        return BadSnapshot(f"{self.snapshot.path if self.snapshot is not None else 'the incoming machine'}: {what}")
 
 
 def name_of(reg_id: int) -> str:

@@ -1,4 +1,4 @@
-"""What a VM is at a moment, as plain values: its vCPUs' registers and its interrupt controllers. Memory is not part of it."""
+"""What an arm64 VM is at a moment, as plain values: its vCPUs' registers and its interrupt controllers. Memory is not part of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trapline.abi.exits import IntrExit
 from trapline.backends.made import Made
 from trapline.backends.objects import Vm
 from trapline.backends.snapshot import gic
-from trapline.backends.vcpu import Vcpu
+from trapline.backends.vcpu import Vcpu, VcpuBase
 from trapline.errors import KvmError, NotSupported, SnapshotOrder
 
 UNSAVABLE = {Feature.SVE: "SVE", Feature.HAS_EL2: "nested virtualisation", Feature.EL1_32BIT: "AArch32"}
@@ -30,6 +30,7 @@ def save(vm: Vm) -> dict[str, Any]:
     check_savable(vm)
     settle(vm)
     return {
+        "architecture": "arm64",
         "type": vm.type,
         "made": [step.plain() for step in vm.made],
         "devices": [save_device(vm, index) for index in range(len(vm.devices))],
@@ -61,7 +62,7 @@ def settle(vm: Vm) -> None:
     gic.settle(vm)
 
 
-def complete(vcpu: Vcpu) -> None:
+def complete(vcpu: VcpuBase) -> None:
     """Let KVM do the rest of the access that the vCPU's last exit was for; a vCPU that never ran has none."""
     if not vcpu.has_run:
         return

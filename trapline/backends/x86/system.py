@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from trapline.abi.system import KVM_CREATE_VM
 from trapline.abi.x86_msr import (
@@ -20,16 +22,27 @@ from trapline.backends.x86.vm import X86Vm
 from trapline.errors import NotSupported
 from trapline.x86_64.cpuid import Cpuid
 
+if TYPE_CHECKING:
+    from trapline.backends.snapshot.format import Snapshot
+
 
 class X86System(System):
     """KVM of an x86 host: makes x86 virtual machines."""
+
+    architecture = "x86_64"
 
     def create_vm(self, type: int = 0, *, cpu: str | None = None, **features: bool) -> X86Vm:  # type: ignore[override]
         """Make a VM. There are no features to ask for by name, and CPUs differ by CPUID, which each vCPU is given."""
         if cpu is not None or any(features.values()):
             raise NotSupported("x86 VMs have no CPU or features by name: give `create_vcpu` another CPUID")
-        vm = X86Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type))
+        vm = X86Vm(self, self.backend.ioctl(self.file, KVM_CREATE_VM, type), type)
         self._vms.add(vm)
+        return vm
+
+    def restore(self, snapshot: Snapshot | str | os.PathLike[str]) -> X86Vm:  # type: ignore[override]
+        """A new VM in the state that `X86Vm.snapshot` wrote."""
+        vm: Any = super().restore(snapshot)
+        assert isinstance(vm, X86Vm)
         return vm
 
     @cached_property

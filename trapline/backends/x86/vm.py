@@ -10,6 +10,7 @@ from trapline.abi import x86_vm
 from trapline.abi.caps import Cap
 from trapline.abi.vm import KVM_CREATE_VCPU
 from trapline.abi.x86_msr import KVM_X86_SET_MSR_FILTER, MSR_FILTER_DEFAULT_ALLOW, MsrExitReason
+from trapline.backends.made import Made
 from trapline.backends.objects import VmBase
 from trapline.backends.x86.msr_filter import Range, filter_argument
 from trapline.backends.x86.vcpu import X86Vcpu
@@ -26,10 +27,12 @@ DEFAULT = Cpuid()
 class X86Vm(VmBase[X86Vcpu]):
     """A virtual x86 machine: memory slots, vCPUs, and what of a PC's chips KVM emulates."""
 
+    architecture = "x86_64"
     system: X86System
 
-    def __init__(self, system: X86System, file: int) -> None:
+    def __init__(self, system: X86System, file: int, type: int = 0) -> None:
         super().__init__(system, file)
+        self.type = type
         self.xsave_size = self.check_extension(Cap.XSAVE2)
 
     def create_vcpu(self, id: int | None = None, features: Iterable[int] | None = (), *, cpuid: Cpuid | None = DEFAULT) -> X86Vcpu:
@@ -42,6 +45,7 @@ class X86Vm(VmBase[X86Vcpu]):
         vcpu_id = len(self.vcpus) if id is None else id
         vcpu = X86Vcpu(self, self.ioctl(KVM_CREATE_VCPU, vcpu_id), vcpu_id)
         self.vcpus.append(vcpu)
+        self.note(Made.of("vCPU", vcpu_id))
         if cpuid is not None:
             vcpu.cpuid = self.system.supported_cpuid if cpuid is DEFAULT else cpuid
         return vcpu
@@ -51,6 +55,7 @@ class X86Vm(VmBase[X86Vcpu]):
     def create_irqchip(self) -> None:
         """Make PICs, an IOAPIC and local APICs in the kernel; before any vCPU."""
         self.ioctl(x86_vm.KVM_CREATE_IRQCHIP)
+        self.note(Made.of("irqchip"))
 
     def split_irqchip(self, ioapic_pins: int = x86_vm.IOAPIC_PINS) -> None:
         """Make local APICs in the kernel and leave PICs and IOAPIC to userspace; before any vCPU."""
@@ -59,6 +64,7 @@ class X86Vm(VmBase[X86Vcpu]):
     def create_pit(self, *, speaker: bool = False) -> None:
         """Make an interval timer in the kernel; after `create_irqchip`. With `speaker` port 0x61 too."""
         self.ioctl(x86_vm.KVM_CREATE_PIT2, x86_vm.PitConfig(x86_vm.PIT_SPEAKER_DUMMY if speaker else 0))
+        self.note(Made.of("interval timer", speaker))
 
     def get_irqchip(self, chip: x86_vm.IrqchipId) -> Any:
         """The state of a PIC (`PicState`) or the IOAPIC (`IoapicState`)."""
@@ -90,6 +96,7 @@ class X86Vm(VmBase[X86Vcpu]):
         """Whether ticks of the interval timer that the guest missed are made up for."""
         control = x86_vm.ReinjectControl(int(value))
         self.ioctl(x86_vm.KVM_REINJECT_CONTROL, ctypes.addressof(control))
+        self._note_latest(Made.of("missed ticks", value))
 
     @property
     def clock(self) -> x86_vm.ClockData:
@@ -112,10 +119,12 @@ class X86Vm(VmBase[X86Vcpu]):
     def set_tss_addr(self, address: int) -> None:
         """Three pages of guest physical addresses that some hosts need for real mode."""
         self.ioctl(x86_vm.KVM_SET_TSS_ADDR, address)
+        self._note_latest(Made.of("TSS address", address))
 
     def set_identity_map_addr(self, address: int) -> None:
         """One page of guest physical addresses that some hosts need for real mode; before any vCPU."""
         self.ioctl(x86_vm.KVM_SET_IDENTITY_MAP_ADDR, x86_vm.Address(address))
+        self._note_latest(Made.of("identity map address", address))
 
     def user_space_msrs(self, reasons: int = MsrExitReason.INVAL | MsrExitReason.UNKNOWN | MsrExitReason.FILTER) -> None:
         """Let MSR accesses that fail for one of these reasons leave as RdmsrExit and WrmsrExit instead of raising #GP.
@@ -123,6 +132,8 @@ class X86Vm(VmBase[X86Vcpu]):
         Switch it on before a filter, and off (0) after: an access is judged by what is set when it happens.
         """
         self.enable_cap(Cap.X86_USER_SPACE_MSR, int(reasons))
+        self.made = [step for step in self.made if (step.what, *step.arguments[:1]) != ("capability", Cap.X86_USER_SPACE_MSR)]
+        self.note(Made.of("capability", int(Cap.X86_USER_SPACE_MSR), int(reasons)))
 
     def set_msr_filter(self, *ranges: Range, default: int = MSR_FILTER_DEFAULT_ALLOW) -> None:
         """Replace the MSR filter as a whole: the first range that judges an access decides, else `default`.
@@ -131,3 +142,10 @@ class X86Vm(VmBase[X86Vcpu]):
         the default that allows, there is no filter.
         """
         self.ioctl(KVM_X86_SET_MSR_FILTER, filter_argument(ranges, default))
+        rows = [[each.base, each.count, sorted(map(int, each.allowed)), int(each.kinds)] for each in ranges]
+        self._note_latest(Made.of("MSR filter", default, rows))
+
+    def _note_latest(self, step: Made) -> None:
+        """A step of which the last one counts."""
+        self.made = [other for other in self.made if other.what != step.what]
+        self.note(step)
