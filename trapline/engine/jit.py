@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import platform
 from pathlib import Path
 
 import llvmlite
@@ -60,6 +61,40 @@ def _choose_passes() -> None:
     llvm.set_option("", f"-unroll-threshold={PEELED}")
 
 
+CODE_ROOM, DATA_ROOM = 128 << 20, 32 << 20
+"""Bytes for code, and each for constants and data. LLVM's memory manager maps twice as many, which cost nothing until they are used; what
+does not fit goes where the host puts it."""
+X86 = ("x86_64", "AMD64")
+SECTION_HEADERS, COUNT_OF_HEADERS, HEADER_SIZE = 0x28, 0x3C, 64
+"""Of an ELF file: where it says where its section headers are, and how many; the size of one."""
+TYPE, FLAGS, ALIGNMENT = slice(4, 8), slice(8, 16), slice(48, 56)
+"""Of a section header."""
+SHT_PROGBITS, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
+
+
+def _room(machine: llvm.TargetMachine) -> bytes:
+    """An object whose sections ask for so large an alignment that LLVM's memory manager maps far more than they need, and keeps it.
+
+    It has a place for code, one for constants and one for data, and takes more from the host piece by piece. Each piece goes to
+    whatever gap it fits in: in a process with much other memory that may be more than 2 GiB away from where the rest of the same object
+    is, and then linking ends the process. (Threads alone do that: every one has a stack and a heap of its own.)
+    """
+    text = """
+        @trapline_constants = constant [4 x i64] [i64 1, i64 2, i64 3, i64 4]
+        @trapline_data = global i64 1
+        define void @trapline_code() {
+          ret void
+        }"""
+    data = bytearray(machine.emit_object(llvm.parse_assembly(f'target triple = "{machine.triple}"{text}')))
+    first, count = int.from_bytes(data[SECTION_HEADERS : SECTION_HEADERS + 8], "little"), data[COUNT_OF_HEADERS]
+    for number in range(count):
+        header = memoryview(data)[first + number * HEADER_SIZE :][:HEADER_SIZE]
+        flags = int.from_bytes(header[FLAGS], "little")
+        if flags & SHF_ALLOC and int.from_bytes(header[TYPE], "little") == SHT_PROGBITS:
+            header[ALIGNMENT] = (CODE_ROOM if flags & SHF_EXECINSTR else DATA_ROOM).to_bytes(8, "little")
+    return bytes(data)
+
+
 class Jit:
     """Compiles IR and loads objects into this process."""
 
@@ -71,6 +106,8 @@ class Jit:
         empty = llvm.parse_assembly(f'target triple = "{self._machine.triple}"\n')
         self._engine = llvm.create_mcjit_compiler(empty, self._machine)
         self._objects: list[object] = []
+        if platform.machine() in X86:
+            self.load(_room(self._machine))
 
     def compile(self, ir: str, speed: int = 2) -> bytes:
         """Optimise and compile a module to an object file."""
