@@ -79,6 +79,9 @@ class FakeEngine:
     def drop_code(self, host_addr: int, size: int) -> None:
         self.flushes.append(("code", host_addr, size))
 
+    def close(self) -> None:
+        pass
+
 
 def open_fake() -> tuple[System, FakeEngine]:
     """A software KVM over a fake machine."""

@@ -411,3 +411,28 @@ def test_a_register_set_by_userspace_changes_translation_at_once(kvm: System) ->
             assert int.from_bytes(exit.data, "little") == expected
     finally:
         guest.close()
+
+
+@pytest.mark.parametrize("kvm_first", [False, True])
+def test_the_threads_of_a_machine_end_with_its_last_file(kvm_first: bool) -> None:
+    """Whichever is closed last; and whoever still holds the objects."""
+    before = set(threading.enumerate())
+    system = System(Software())
+    vm = system.create_vm()
+    ram = vm.add_memory(RAM, MB)
+    code = program("mov x0, #100\nmsr cntv_tval_el0, x0\nmov x0, #1\nmsr cntv_ctl_el0, x0\nisb\nmov x1, #0x9000000\nstr w0, [x1]")
+    ram[0 : len(code)] = code
+    vcpu = vm.create_vcpu()
+    vcpu.regs.pc = RAM
+    while not isinstance(vcpu.run(), MmioExit):
+        pass
+    names = {"trapline-profiler", "trapline-tier1", "trapline-timers"}
+    made = [thread for thread in threading.enumerate() if thread not in before and thread.name in names]
+    assert {thread.name for thread in made} == names
+    first, second = (system, vm) if kvm_first else (vm, system)
+    first.close()
+    assert all(thread.is_alive() for thread in made)
+    second.close()
+    for thread in made:
+        thread.join(10)
+        assert not thread.is_alive(), thread.name

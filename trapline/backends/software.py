@@ -141,8 +141,10 @@ class Software:
         return KvmError(EINVAL)
 
     def close(self, file: int) -> None:
-        """Close a file."""
+        """Close a file; with the last one the machine's threads end."""
         self.system.files.close(file)
+        if not len(self.system.files):
+            self.system.arch.close()
 
     def map_run(self, file: int) -> Any:
         """The vCPU's shared memory itself."""

@@ -39,6 +39,10 @@ class FileTable:
         except KeyError:
             raise KvmError(EBADF) from None
 
+    def __len__(self) -> int:
+        """How many files are open."""
+        return len(self._files)
+
     def close(self, number: int) -> None:
         """Close a file."""
         with self._lock:

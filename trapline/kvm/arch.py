@@ -32,6 +32,9 @@ class Arch(Protocol):
     def create_vm(self, vm: Vm, kind: int) -> ArchVm:
         """The architecture's part of a new VM; KvmError(EINVAL) for a type it cannot make."""
 
+    def close(self) -> None:
+        """Nobody has a file of this KVM any more: end what runs by itself."""
+
 
 class ArchVm(Protocol):
     """The architecture's part of a VM."""

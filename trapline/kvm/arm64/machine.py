@@ -76,6 +76,9 @@ class Engine(Protocol):
     def tlbi_ipas2e1is(self, vmid: int, ipa: int, size: int) -> None:
         """Forget translations of a range of intermediate physical addresses."""
 
+    def close(self) -> None:
+        """Stop its threads; no processor runs."""
+
 
 class Vmids:
     """VM identifiers: no two VMs that exist share one, so their translations cannot mix in a TLB."""
@@ -166,6 +169,10 @@ class Arm64:
 
         features = features if features is not None else Features()
         return cls(SoftwareEngine(features, turns=turns), features, turns)
+
+    def close(self) -> None:
+        """Nobody will run anything here again."""
+        self.engine.close()
 
     def counter(self) -> int:
         """The system counter, CNTPCT_EL0."""
