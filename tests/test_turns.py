@@ -125,3 +125,83 @@ def test_yield_and_wfe_end_the_turn_only_if_somebody_waits_for_it() -> None:
 
     turns.run([lambda: run(0), lambda: run(1)])
     assert entries == [0, 1, 0, 0, 1, 0], "each leaves the guest when it gives way, and comes back to a new turn"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_abort_that_the_guest_does_not_know_of_leaves_no_event_behind(restarts: bool) -> None:
+    """The hypervisor's ERET sets the event register, but where the instruction runs again WFE has to wait as it would have."""
+    bench, turns = deterministic_bench()
+    first, second = bench.cpu(bench.load("wfe\nhvc #1")), bench.cpu(bench.load("nop\nhvc #2"))
+    kinds: list[str] = []
+
+    def wait() -> None:
+        first.state.restarts, first.state.turns = restarts, 1
+        kinds.append(first.enter().kind)
+
+    turns.run([wait, second.enter])
+    assert kinds == ["irq" if restarts else "sync"], "its turn ends, or it goes on"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_whether_others_wait_is_asked_when_the_guest_could_tell(restarts: bool) -> None:
+    """An abort in between, which only a restored machine takes, does not ask anew: meanwhile somebody's deadline may have come."""
+    bench, turns = deterministic_bench()
+    first = bench.cpu(bench.load("yield\nhvc #1"))
+    kinds: list[str] = []
+
+    def give_way() -> None:
+        first.state.restarts, first.state.turns = restarts, 0
+        kinds.append(first.enter().kind)
+
+    turns.run([give_way, lambda: None])
+    assert kinds == ["sync" if restarts else "irq"]
+
+
+def test_the_end_of_a_turn_answers_a_kick() -> None:
+    """The hypervisor gets the processor back without the kick, and looks for what is wanted: no second exit follows."""
+    bench, turns = deterministic_bench()
+    first = bench.cpu(bench.load("again: add x0, x0, #1\nb again"), x0=0)
+    kinds: list[str] = []
+    turns.trace = lambda cpu, kind: kinds.append(kind)
+
+    def spin() -> None:
+        for _ in range(3):
+            assert first.enter().kind == "irq"
+
+    turns.run([spin, first.kick])
+    assert (kinds, turns.retired) == (["irq", "irq"], 2 * QUANTUM)
+
+
+def test_what_is_done_before_a_round_precedes_every_turn_and_a_stopped_machine_does_nothing() -> None:
+    turns, story = Turns(), []
+    turns.on_round = lambda: story.append("round")
+
+    def work(name: str) -> None:
+        for _ in range(2):
+            turns.spend(turns.budget())
+            story.append(name)
+            turns.pass_on()
+
+    turns.stop_at = 4 * QUANTUM
+    turns.run([lambda: work("a"), lambda: work("b")])
+    assert story == ["round", "a", "b", "round", "a", "b"]
+
+
+def test_a_task_that_waits_again_after_a_save_is_asleep_in_what_was_saved() -> None:
+    """One that was woken for nothing, and had not had its turn yet."""
+    turns = Turns()
+    queue = turns.wait_queue("q")
+
+    def sleeper() -> None:
+        queue.prepare()
+        queue.wait()
+        assert turns.waits_again() == turns.freezing
+
+    def worker() -> None:
+        turns.spend(QUANTUM)
+        queue.wake()
+        turns.pass_on()
+
+    turns.freeze_at = QUANTUM
+    turns.run([sleeper, worker])
+    assert turns.save()["asleep"] == [0]

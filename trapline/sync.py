@@ -306,8 +306,6 @@ class World:
 
     clock: Clock
     random: Random
-    freezing = False
-    """Tasks are being stopped so that the world can be saved: what they were waiting for, others like them will wait for."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -331,6 +329,10 @@ class World:
 
     def keep(self, name: str, get: Callable[[], int], set: Callable[[int], None]) -> None:
         """A number that belongs to the state of a world that can be saved: which this one cannot."""
+
+    def waits_again(self) -> bool:
+        """Asked by a task whose wait has ended without what it waited for: whether whoever goes on from here will wait for it."""
+        return False
 
     def run_delay(self) -> int:
         """For how many nanoseconds the running task was ready to run, in all, while others had the processor; 0 if the host can't say."""

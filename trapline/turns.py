@@ -77,11 +77,15 @@ class Turns(World):
         self.outside: Outside = Nobody(self)
         self.freeze_at: int | None = None
         """When so many instructions have retired and every task has had its turn, stop as by `stop_at`, to be saved."""
+        self.freezing = False
+        """That has come, and tasks are being stopped."""
         self.asleep: list[int] = []
         """Which tasks slept then; and of those that `run` is given, which have to fall asleep again before time goes on."""
         self.stop_at: int | None = None
         """When so many instructions have retired `on_stop` is called, which sees to it that none follows."""
         self.on_stop: Callable[[], None] = lambda: None
+        self.on_round: Callable[[], None] = lambda: None
+        """Called before each round, in which every task has a turn. What it asks of the tasks they have done when the round ends."""
         self.trace: Callable[[Any, str], None] | None = None
         """Called after each run of a vCPU's processor, with the processor and the kind of its exit."""
         self._sources: dict[str, Source] = {}
@@ -189,6 +193,12 @@ class Turns(World):
         self.exits += 1
         self._left -= instructions
 
+    def waits_again(self) -> bool:
+        """Whether the current task's wait ended for no other reason than that the machine is being saved. It counts as asleep then."""
+        if self.freezing and self._current is not None and self._current.number not in self.asleep:
+            self.asleep.append(self._current.number)
+        return self.freezing
+
     def take_back(self) -> None:
         """The last instruction did not retire after all: it will run again, and it makes no difference when that has to be."""
         self.retired -= 1
@@ -225,14 +235,16 @@ class Turns(World):
 
     def run(self, bodies: Sequence[Callable[[], object]]) -> None:
         """Run tasks to their ends, in turns. What one of them raises, or the outside, ends all."""
-        self._tasks = [Task(self, body) for body in bodies]
+        self._tasks = [Task(self, number, body) for number, body in enumerate(bodies)]
         try:
             self._lull()
             while self._tasks:
                 if self.freeze_at is not None and self.retired >= self.freeze_at and not self.freezing:
                     self.freezing = True
-                    self.asleep = [number for number, task in enumerate(self._tasks) if not task.ready()]
+                    self.asleep = [task.number for task in self._tasks if not task.ready()]
                     self.stop_at = self.retired
+                if not self._stopped():
+                    self.on_round()
                 if not any([self._turn(task) for task in list(self._tasks)]) and self._tasks:
                     self._idle(None)
         finally:
@@ -267,8 +279,11 @@ class Turns(World):
             self._tasks.remove(task)
         return True
 
+    def _stopped(self) -> bool:
+        return self.stop_at is not None and self.retired >= self.stop_at
+
     def _between(self) -> None:
-        if self.stop_at is not None and self.retired >= self.stop_at:
+        if self._stopped():
             self.on_stop()  # this is no end of a turn that another run would have: nothing else may happen here
             return
         self.outside.between_turns()
@@ -287,10 +302,11 @@ class Turns(World):
 class Task:
     """One task: its greenlet, and while it sleeps what it waits for."""
 
-    def __init__(self, turns: Turns, body: Callable[[], object]) -> None:
+    def __init__(self, turns: Turns, number: int, body: Callable[[], object]) -> None:
         from greenlet import getcurrent, greenlet
 
         self.turns = turns
+        self.number = number
         self.hub: greenlet = getcurrent()
         self.greenlet: greenlet = greenlet(body)
         self.queue: TurnQueue | None = None

@@ -379,11 +379,17 @@ def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
 
 @native
 def begin(cpu: Ptr[EngineState]) -> None:
-    """The hypervisor's ERET: go to the guest's state in ELR_EL2 and SPSR_EL2."""
+    """The hypervisor's ERET: go to the guest's state in ELR_EL2 and SPSR_EL2.
+
+    It clears the exclusive monitor and sets the event register, unless the guest is to go on as if it had never left (`restarts`).
+    """
     unfold_sp(cpu)
+    event = cpu.event
     exception_return(cpu)
     if cpu.restarts == 0:
         cpu.excl_valid = 0
+    else:
+        cpu.event = event
     start(cpu)
 
 

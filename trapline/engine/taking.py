@@ -120,13 +120,16 @@ def attention_wanted(cpu: Ptr[EngineState]) -> u1:
 
 @native
 def settle(cpu: Ptr[EngineState], code: u32) -> None:
-    """After an exception was taken: at a hypervisor's EL2 the run ends with this exit code, else go on at the new level."""
-    cpu.excl_valid = 0
+    """After an exception was taken: at a hypervisor's EL2 the run ends with this exit code, else go on at the new level.
+
+    The exclusive monitor of a run that ends is for `begin` to clear, which knows whether the guest will have noticed anything.
+    """
     cpu.step_state = 0
     if cpu.el == 2 and cpu.el2 == EL2_OUTSIDE:
         fold_sp(cpu)
         cpu.exit_code = code
     else:
+        cpu.excl_valid = 0
         refresh(cpu)
 
 

@@ -55,11 +55,13 @@ class TurnCpu(Cpu):
         budget = turns.budget()
         if not budget:
             turns.pass_on()
+            state.poll_kick = 0  # whoever wants this PE to come back is about to get it
             return False
         self._set_clock()
         self._start = state.icount
         self._end = state.icount + budget
-        state.turns = turns.others_wait()
+        if not state.restarts:
+            state.turns = turns.others_wait()
         self.aim()
         return True
 

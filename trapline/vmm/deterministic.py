@@ -68,8 +68,6 @@ class Inbox:
         """Nothing will come any more."""
         self.deadline: float | None = None
         """When the run is to end with Timeout, in `time.monotonic()` seconds."""
-        self.watch: Callable[[], None] = lambda: None
-        """Called before every turn."""
         self.posted: deque[tuple[str, bytes]] = deque()
         self.arrived = threading.Event()
 
@@ -86,7 +84,6 @@ class Inbox:
     def between_turns(self) -> None:
         """Deliver what was posted."""
         self.check_time()
-        self.watch()
         while self.posted:
             self.deliver_posted(*self.posted.popleft())
 
@@ -130,7 +127,7 @@ class TurnRunner(Runner):
         self.turns = machine.turns
         self.inbox = inbox
         self.watch_at = self.work + WATCH_WORK
-        self.inbox.watch = self.watch
+        self.turns.on_round = self.watch
         self.turns.on_stop = lambda: self.end(Ending(Outcome.SAVED if self.turns.freezing else Outcome.STOPPED))
 
     def state(self) -> dict[str, Any]:

@@ -204,7 +204,6 @@ class Replayer(Inbox):
                 self.turns.advance_to(event["time"])
             else:
                 self.posted.append((event["post"], event["data"].encode("latin-1")))
-        self.watch()
         while self.posted:
             self.deliver(*self.posted.popleft())
         if not self.events:

@@ -110,7 +110,9 @@ def gicv3(vm: Vm, device: Device) -> Iterator[Write]:
     for offset in (GICD_IIDR, GICD_CTLR, GICD_STATUSR):
         yield from read.word(dist, offset)
     for name in names:
-        for offset in (*GICR_LPI_TABLES, GICR_CTLR, GICR_STATUSR):
+        # Any write makes the tables' registers say something of caches: zero is what was never written, nor is it to be now.
+        yield from (write for offset in GICR_LPI_TABLES for write in read.word(redist, name | offset) if write[-1])
+        for offset in (GICR_CTLR, GICR_STATUSR):
             yield from read.word(redist, name | offset)
         for row in BEFORE_LEVELS:
             yield from read.fields(redist, name | SGI_FRAME, row, range(PRIVATE))

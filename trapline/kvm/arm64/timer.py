@@ -126,6 +126,12 @@ def reset(vcpu: Arm64Vcpu) -> None:
     sysreg[CNTVOFF_EL2.slot] = vcpu.vm.timer.offset
 
 
+def first_run(vcpu: Arm64Vcpu) -> None:
+    """Userspace may have restored an interrupt controller to which another machine's timers were connected: lower what they raised."""
+    vcpu.timer_lines = VTIMER_LINE | PTIMER_LINE
+    _set_lines(vcpu, 0)
+
+
 def update_lines(vcpu: Arm64Vcpu) -> None:
     """Copy the timers' outputs to the interrupt controller. Called on the vCPU's own thread."""
     _set_lines(vcpu, vcpu.cpu.timer_lines())
@@ -153,9 +159,9 @@ def _set_lines(vcpu: Arm64Vcpu, lines: int) -> None:
 
 
 def virtual_deadline(vcpu: Arm64Vcpu, count: int) -> int:
-    """When the guest's virtual counter reaches `count`, in host monotonic nanoseconds."""
-    now, virtual = vcpu.vm.machine.world.clock.now(), vcpu.vm.timer.count()
-    return now + max(0, count - virtual) * vcpu.vm.machine.tick_ns
+    """When the guest's virtual counter reaches `count`, in host monotonic nanoseconds. Whenever it is asked, the answer is the same."""
+    timer, machine = vcpu.vm.timer, vcpu.vm.machine
+    return (machine.counter() + max(0, count - timer.count())) * machine.tick_ns
 
 
 # --- the physical timer of a guest whose counter is not the machine's: its registers trap ------------------------------------

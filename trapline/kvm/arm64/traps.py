@@ -33,7 +33,7 @@ def _wfx(vcpu: Arm64Vcpu, esr: int) -> bool:
     else:
         vcpu.core.stats.wfi_exit_stat += 1
         woken = vcpu.wait_for_interrupt(timer.virtual_deadline(vcpu, vcpu.x[esr >> WFX_RN_SHIFT & 31]) if esr & WFX_TIMEOUT else None)
-        if vcpu.vm.machine.world.freezing and not woken:
+        if not woken and vcpu.vm.machine.world.waits_again():
             vcpu.sysreg[ELR] -= 4  # it has not waited yet: whoever goes on from here will
     return True
 

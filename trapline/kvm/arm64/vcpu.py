@@ -224,6 +224,7 @@ class Arm64Vcpu:
         if self.vm.vgic is not None:
             self.vm.vgic.first_run(self)
         self.vm.timer.check()
+        timer.first_run(self)
         if self.pmu is not None:
             self.pmu.check()
         registers = int(self.vm.has_gic_registers)
