@@ -9,18 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from trapline.arm64.sysreg_functions import NEVER, next_timer_count, system_counter
-from trapline.bits.native import Ptr, addressof, cas64, extern, fence, native, store8, store64, u1, u32, u64
+from trapline.bits.native import Ptr, addressof, extern, fence, native, store8, u1, u32, u64
+from trapline.engine.lock import lock, unlock
 from trapline.engine.state import EngineState, Shared
 
 TICK_NS: Final = 16
 SECOND: Final = 1_000_000_000
 TFD_TIMER_ABSTIME: Final = 1
-SPINS: Final = 2000
-"""How often a waiting thread looks before it lets another one run."""
 
 timerfd_settime = extern("timerfd_settime", u32, (u32, u32, u64, u64))
 read = extern("read", u64, (u32, u64, u64))
-sched_yield = extern("sched_yield", u32, ())
 
 LOCK = Shared.alarm_lock.offset
 SETTING = Shared.alarm_setting.offset
@@ -42,11 +40,11 @@ def set_alarm(cpu: Ptr[EngineState]) -> u1:
     if due <= now:
         due = NEVER
     if due != shared.due[cpu.index]:
-        lock_alarm(shared)
+        lock(addressof(shared) + LOCK)
         shared.due[cpu.index] = due
         if due < shared.alarm_at:
             ring_at(shared, due)
-        unlock_alarm(shared)
+        unlock(addressof(shared) + LOCK)
     return True
 
 
@@ -65,7 +63,7 @@ def wait_for_alarms(shared: Ptr[Shared]) -> None:
     """Tell PEs when their timers are due, until `stop_alarms`."""
     while shared.alarm_stopped == 0:
         read(u32(shared.alarm_clock - 1), addressof(shared) + RUNG, 8)
-        lock_alarm(shared)
+        lock(addressof(shared) + LOCK)
         now = system_counter(Ptr[EngineState](shared.cpus[0]))
         following: u64 = NEVER
         for k in range(shared.cpu_count):
@@ -74,32 +72,14 @@ def wait_for_alarms(shared: Ptr[Shared]) -> None:
                 store8(shared.cpus[k] + POLL_TIMER, 1)
             following = min(following, shared.due[k])
         ring_at(shared, following)
-        unlock_alarm(shared)
+        unlock(addressof(shared) + LOCK)
 
 
 @native
 def stop_alarms(shared: Ptr[Shared]) -> None:
     """Have `wait_for_alarms` return."""
-    lock_alarm(shared)
+    lock(addressof(shared) + LOCK)
     shared.alarm_stopped = 1
     fence()
     ring_at(shared, 1)
-    unlock_alarm(shared)
-
-
-@native
-def lock_alarm(shared: Ptr[Shared]) -> None:
-    """Take the clock's lock; it is held for a system call."""
-    spins: u64 = 0
-    while cas64(addressof(shared) + LOCK, 0, 1) != 0:
-        spins = spins + 1
-        if spins > SPINS:
-            sched_yield()
-            spins = 0
-
-
-@native
-def unlock_alarm(shared: Ptr[Shared]) -> None:
-    """Give it back."""
-    fence()
-    store64(addressof(shared) + LOCK, 0)
+    unlock(addressof(shared) + LOCK)

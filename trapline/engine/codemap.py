@@ -7,8 +7,10 @@ by the host address of the code page; cache maintenance by the guest (IC) resets
 from __future__ import annotations
 
 from trapline.bits.native import Ptr, addressof, cas64, fence, load64, native, store8, store64, u1, u64
+from trapline.engine.lock import lock, unlock
 from trapline.engine.state import PAGE_BYTES, PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, EngineState, Shared
 
+CODE_LOCK = Shared.code_lock.offset
 RESET_LOCK = Shared.reset_lock.offset
 POLL_LEAVE = EngineState.poll_leave.offset
 HASH = 0x9E37_79B9_7F4A_7C15
@@ -29,16 +31,9 @@ def find_records(shared: Ptr[Shared], page: u64) -> u64:
 
 
 @native
-def lock_code(address: u64) -> None:
-    """Take the spin lock at `address` (held for microseconds only)."""
-    while cas64(address, 0, 1) != 0:
-        fence()
-
-
-@native
-def add_records(shared: Ptr[Shared], page: u64, lock: u64) -> u64:
+def add_records(shared: Ptr[Shared], page: u64) -> u64:
     """Make the predecoded page of a host page, all records undecoded; 0 if there is no room left."""
-    lock_code(lock)
+    lock(addressof(shared) + CODE_LOCK)
     records = find_records(shared, page)
     if records == 0 and shared.code_next + PAGE_BYTES <= shared.code_end:
         base = shared.code_next
@@ -48,7 +43,7 @@ def add_records(shared: Ptr[Shared], page: u64, lock: u64) -> u64:
         forget(shared, records, 0, PAGE_INSNS)
         store64(records + PAGE_INSNS * RECORD_SIZE, shared.page_end)
         insert(shared, page, records)
-    store64(lock, 0)
+    unlock(addressof(shared) + CODE_LOCK)
     return records
 
 
@@ -68,9 +63,9 @@ def insert(shared: Ptr[Shared], page: u64, records: u64) -> None:
 @native
 def reset_records(shared: Ptr[Shared], records: u64, first: u64, count: u64) -> None:
     """Forget what was decoded of `count` instructions, and all regions that have code on the page."""
-    lock_code(addressof(shared) + RESET_LOCK)  # against code that is being published
+    lock(addressof(shared) + RESET_LOCK)  # against code that is being published
     forget(shared, records, first, count)
-    store64(addressof(shared) + RESET_LOCK, 0)
+    unlock(addressof(shared) + RESET_LOCK)
 
 
 @native
@@ -124,9 +119,9 @@ def reset_everything(shared: Ptr[Shared]) -> None:
 def install(shared: Ptr[Shared], record: u64, handler: u64, region: u64, records: u64, generation: u64) -> u1:
     """Have a region take over at a record that has this handler; no if it has another by now, or if anything on its page was
     forgotten since it had this generation: the record may be of another instruction then."""
-    lock_code(addressof(shared) + RESET_LOCK)
+    lock(addressof(shared) + RESET_LOCK)
     done = u1(0)
     if load64(records - PAGE_HEADER + PAGE_GENERATION) == generation:
         done = cas64(record, handler, region) == handler
-    store64(addressof(shared) + RESET_LOCK, 0)
+    unlock(addressof(shared) + RESET_LOCK)
     return done

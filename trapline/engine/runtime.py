@@ -89,7 +89,6 @@ HINT_MASK, BTI = 0xFFFFFF3F, 0xD503241F
 LANDS_CALL, LANDS_JUMP = 1, 2
 """What BTI lets in, as bits 7:6 of its word."""
 PACIASP, PACIBSP = 0xD503233F, 0xD503237F
-CODE_LOCK = Shared.code_lock.offset
 
 
 @native
@@ -366,7 +365,7 @@ def fetch_page(cpu: Ptr[EngineState], pc: u64) -> None:
     code = host & ~u64(4095)
     records = find_records(shared, code)
     if records == 0:
-        records = add_records(shared, code, cpu.shared + CODE_LOCK)
+        records = add_records(shared, code)
     if records == 0:
         cpu.exit_code = Exit.CODE_FULL
         return

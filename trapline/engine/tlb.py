@@ -29,7 +29,8 @@ from trapline.arm64.regs import (
 from trapline.arm64.stage1 import current_asid
 from trapline.arm64.walk import INFO_NONGLOBAL, INFO_READ, INFO_SIZE_SHIFT, INFO_WRITE
 from trapline.arm64.walk_cache import forget_stage2, forget_tables, forget_tables_of
-from trapline.bits.native import Ptr, addressof, cas64, ctz, extern, fence, load32, load64, native, store8, store64, u1, u16, u32, u64
+from trapline.bits.native import Ptr, addressof, ctz, fence, load32, load64, native, store8, store64, u1, u16, u32, u64
+from trapline.engine.lock import SPINS, lock, sched_yield, unlock
 from trapline.engine.state import (
     BANKS,
     CHUNKS,
@@ -48,11 +49,7 @@ from trapline.engine.state import (
     SyncItem,
 )
 
-sched_yield = extern("sched_yield", u32, ())
-
 GOLDEN = 0x9E37_79B9_7F4A_7C15
-SPINS = 2000
-"""How often a waiting vCPU looks before it lets another thread run."""
 
 KIND_GLOBAL, KIND_NONGLOBAL, KIND_64K, KIND_HUGE = 1, 2, 4, 8
 """`Contents.kinds`: entries of all address spaces, of one; of translations above 4 KiB up to 64 KiB; above 1 GiB."""
@@ -486,20 +483,9 @@ def invalidate(cpu: Ptr[EngineState], what: u64, first: u64, last: u64) -> None:
 
 
 @native
-def lock_sync(cpu: u64) -> None:
-    """Take the lock of a vCPU's list of requested invalidations; it is held for a few stores."""
-    spins = u64(0)
-    while cas64(cpu + SYNC_LOCK, 0, 1) != 0:
-        spins = spins + 1
-        if spins > SPINS:
-            sched_yield()
-            spins = 0
-
-
-@native
 def serve_sync(cpu: Ptr[EngineState]) -> None:
     """Do the invalidations that other vCPUs asked for."""
-    lock_sync(addressof(cpu))
+    lock(addressof(cpu) + SYNC_LOCK)
     cpu.poll_sync = 0
     request = cpu.sync_request
     if cpu.sync_count > SYNC_ITEMS:
@@ -510,8 +496,7 @@ def serve_sync(cpu: Ptr[EngineState]) -> None:
             invalidate(cpu, item.what, item.first, item.last)
     cpu.sync_count = 0
     cpu.sync_done = request
-    fence()
-    cpu.sync_lock = 0
+    unlock(addressof(cpu) + SYNC_LOCK)
 
 
 @native
@@ -559,7 +544,7 @@ SYNC_ITEM_BYTES = EngineState.sync_items.size // SYNC_ITEMS
 @native
 def request_sync(other: u64, what: u64, first: u64, last: u64) -> None:
     """Post an invalidation (`invalidate`) at another vCPU, given by its address."""
-    lock_sync(other)
+    lock(other + SYNC_LOCK)
     count = load64(other + SYNC_COUNT)
     if what & SCOPE == EVERYTHING or count >= SYNC_ITEMS:
         store64(other + SYNC_COUNT, SYNC_ITEMS + 1)
@@ -571,8 +556,7 @@ def request_sync(other: u64, what: u64, first: u64, last: u64) -> None:
         store64(other + SYNC_COUNT, count + 1)
     store64(other + SYNC_REQUEST, load64(other + SYNC_REQUEST) + 1)
     store8(other + POLL_SYNC, 1)
-    fence()
-    store64(other + SYNC_LOCK, 0)
+    unlock(other + SYNC_LOCK)
     fence()
 
 

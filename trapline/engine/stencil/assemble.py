@@ -29,7 +29,8 @@ from trapline.bits.native import (
     u32,
     u64,
 )
-from trapline.engine.codemap import RESET_LOCK, lock_code
+from trapline.engine.codemap import RESET_LOCK
+from trapline.engine.lock import lock, unlock
 from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, PAGE_INSNS, RECORD_SIZE, Shared
 from trapline.engine.stencil.template import (
     DISTANCES,
@@ -203,7 +204,7 @@ def assemble(a: Ptr[Assembly]) -> u64:
 @native
 def publish(shared: Ptr[Shared], a: Ptr[Assembly]) -> u64:
     """Have records run their code, unless anything on the page was forgotten meanwhile; how many do."""
-    lock_code(addressof(shared) + RESET_LOCK)
+    lock(addressof(shared) + RESET_LOCK)
     done = u64(0)
     if load64(a.records - PAGE_HEADER + PAGE_GENERATION) == a.generation:
         for index in range(PAGE_INSNS):
@@ -214,5 +215,5 @@ def publish(shared: Ptr[Shared], a: Ptr[Assembly]) -> u64:
                 handler = load64(a.handlers + (shape << 3))
                 if cas64(record, handler, place) == handler:
                     done = done + 1
-    store64(addressof(shared) + RESET_LOCK, 0)
+    unlock(addressof(shared) + RESET_LOCK)
     return done
