@@ -73,7 +73,7 @@ class Loaded:
             plain(jit, *files)
             self._objects += [(jit, data) for data in files]
 
-        Jit.load = load  # type: ignore[method-assign]
+        Jit.load = load  # type: ignore[method-assign, assignment]
 
     def functions(self, handlers: Sequence[int]) -> list[Function]:
         """All functions of all objects, in order of address; `handlers` are the addresses of handlers by shape."""
@@ -129,7 +129,7 @@ class GuestSamples:
                 spot = Spot(records, (pc & 4095) >> 2)
                 self.addresses[pc, " *" if in_region else state_of(regions, spot)] += 1
 
-        Regions._note = note  # type: ignore[method-assign]
+        Regions._note = note  # type: ignore[method-assign, assignment]
 
 
 def state_of(regions: Regions, spot: Spot) -> str:
@@ -239,7 +239,7 @@ def kind(name: str) -> str:
 
 def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest: GuestSamples, watcher: Watcher, top: int) -> None:
     """Print the tables."""
-    functions = loaded.functions(engine.code.shapes.handlers)
+    functions = loaded.functions(list(engine.code.shapes.handlers))
     starts = [function.start for function in functions]
     guests_functions = guest_symbols()
     threads: Counter[str] = Counter()
@@ -271,7 +271,7 @@ def report(samples: list[dict[str, str]], loaded: Loaded, engine: Engine, guest:
         places[name.split("+")[0].split(" ")[-1] + state] += count
     if engine.regions is not None:
         kept = (engine.regions.installed, engine.regions._ordered, engine.regions._findings._hot, engine.regions._hopeless)
-        print("\ntier 1: {} regions, {} being compiled, {} waiting, {} hopeless".format(*map(len, kept)))
+        print("\ntier 1: {} regions, {} being compiled, {} waiting, {} hopeless".format(*(len(each) for each in kept)))
     table("guest functions, by the engine's profiler (* in a region)", places, top)
     table("guest addresses", spots, top)
 

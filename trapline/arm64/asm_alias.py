@@ -111,6 +111,8 @@ def _system_operation(operation: str, name: str, register: str | None = None) ->
     return f"sys #{op1}, c{crn}, c{crm}, #{op2}" + (f", {register}" if register else "")
 
 
+HINTS = {"esb": 16, "psb csync": 17, "tsb csync": 18, "csdb": 20, "bti": 32, "bti c": 34, "bti j": 36, "bti jc": 38}
+
 ALIASES = (
     _alias("mov SP, SP", _mov_register),
     _alias("mov R, IMM", _mov_immediate),
@@ -158,8 +160,6 @@ ALIASES = (
     Alias(re.compile(r"isb sy"), lambda: "isb"),
     Alias(re.compile(r"(esb|csdb|psb csync|tsb csync|bti|bti c|bti j|bti jc)"), lambda name: f"hint #{HINTS[name]}"),
 )  # fmt: skip
-
-HINTS = {"esb": 16, "psb csync": 17, "tsb csync": 18, "csdb": 20, "bti": 32, "bti c": 34, "bti j": 36, "bti jc": 38}
 
 
 def expand_alias(text: str, depth: int = 2) -> Iterator[str]:

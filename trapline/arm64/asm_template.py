@@ -160,7 +160,7 @@ def _compile(text: str, widths: Mapping[str, int]) -> tuple[Element, ...]:
             parts = _compile(token[3], widths)
             named = dict(item.split("=") for item in token[2].strip(",").split(",")) if token[2] else {}
             names = dict.fromkeys(name for part in parts for name in part.names)
-            defaults = named or dict.fromkeys(names, 0)
+            defaults = named or dict.fromkeys(names, "0")
             elements.append(Optional(parts, tuple((name, int(value)) for name, value in defaults.items())))
     return tuple(elements)
 

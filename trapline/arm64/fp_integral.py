@@ -5,7 +5,7 @@ from __future__ import annotations
 from trapline.arm64.fp import IOC, IXC, ROUND_ZERO
 from trapline.arm64.fp_convert import fp_round_int, round_to_integer
 from trapline.arm64.fp_core import FINITE, INFINITY, ZERO, bias, fp_unpack, fp_zero, fraction_bits, sign_of
-from trapline.bits.native import native, s64, u32, u64
+from trapline.bits.native import native, s64, u1, u32, u64
 
 
 @native
@@ -47,7 +47,7 @@ def fp_to_fixed_js(a: u64, fpcr: u32) -> tuple[u64, u32]:
     if kind != FINITE or exponent >= 63 + 53:
         return 0, flags | IOC  # above, all bits of the integer below 2^32 are zero
     magnitude = significand << u64(exponent - 63) if exponent > 63 else u64(0)
-    inexact = False
+    inexact = u1(0)
     if exponent <= 63:
         magnitude, inexact = round_to_integer(sign, exponent, significand, ROUND_ZERO)
     result = (0 - magnitude if sign else magnitude) & 0xFFFF_FFFF

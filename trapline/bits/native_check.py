@@ -264,7 +264,7 @@ class _Checker(ExpressionChecker):
             self.fail("range() with a negative bound needs a signed type", node)
         start, stop = self.coerce(start, kind), self.coerce(stop, kind)
         assert self.assigned is not None
-        before = set(self.assigned)
+        before: Assigned = set(self.assigned)
         self.target(node.target, kind)
         body, left = self.loop(node.body)
         self.assigned = functools.reduce(_merge, left, before)

@@ -228,7 +228,10 @@ class ExpressionChecker:
             if isinstance(a, t.Const):
                 return t.Const(None, int((a.value in values) is isinstance(op, ast.In)), True)
             a = self.resolve(a)
-            member = t.Member(U1, a, tuple(self.adapt(t.Const(None, int(v)), a.type, node).value for v in values))
+            constants = [t.Const(None, int(value)) for value in values]
+            for constant in constants:
+                self.adapt(constant, a.type, node)
+            member = t.Member(U1, a, tuple(constant.value for constant in constants))
             return member if isinstance(op, ast.In) else t.Not(U1, member)
         if type(op) not in COMPARE:
             self.fail("this comparison is not in the subset", node)

@@ -48,7 +48,7 @@ class _Writer:
         tree = ast.parse("\n".join(text for _, text in self.rows))
         lines = [line for line, _ in self.rows]
         for node in ast.walk(tree):
-            if hasattr(node, "lineno"):
+            if hasattr(node, "lineno") and hasattr(node, "end_lineno"):
                 node.lineno, node.end_lineno = lines[node.lineno - 1], lines[(node.end_lineno or node.lineno) - 1]
         exec(compile(tree, self.function.filename, "exec"), self.scope)
         return self.scope[name]  # type: ignore[no-any-return]

@@ -98,10 +98,10 @@ S64: IntType
 U1, U64, S64 = u1, u64, s64  # type: ignore[assignment]
 
 SCALARS: dict[Any, IntType] = {
-    ctypes.c_bool: u1,
-    **{getattr(ctypes, f"c_uint{width}"): kind for width, kind in ((8, u8), (16, u16), (32, u32), (64, u64))},
-    **{getattr(ctypes, f"c_int{width}"): kind for width, kind in ((8, s8), (16, s16), (32, s32), (64, s64))},
-}  # type: ignore[dict-item]
+    ctypes.c_bool: u1,  # type: ignore[dict-item]
+    **{getattr(ctypes, f"c_uint{width}"): kind for width, kind in ((8, u8), (16, u16), (32, u32), (64, u64))},  # type: ignore[misc]
+    **{getattr(ctypes, f"c_int{width}"): kind for width, kind in ((8, s8), (16, s16), (32, s32), (64, s64))},  # type: ignore[misc]
+}
 """Which integer type a ctypes scalar field reads as."""
 
 
@@ -130,7 +130,7 @@ class Intrinsic:
         self.sized = sized
         self.pure = pure
 
-    def __call__(self, *args: int) -> Any:
+    def __call__(self, *args: int | ctypes.Structure) -> Any:
         if self.sized:
             raise TypeError(f"{self.name}() has a meaning inside @native functions only")
         return self.python(*args)

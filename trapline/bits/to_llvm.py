@@ -172,10 +172,10 @@ class Emitter:
             if len({id(a) for a in node.args}) == 1:
                 first = self.let(f"insertelement {vtype} poison, i{esize} {self(node.args[0])}, i64 0")
                 return self.let(f"shufflevector {vtype} {first}, {vtype} poison, <{count} x i32> zeroinitializer")
-            value = "poison"
+            row = "poison"
             for k, part in enumerate(reversed(node.args)):
-                value = self.let(f"insertelement {vtype} {value}, i{esize} {self(part)}, i64 {k}")
-            return value
+                row = self.let(f"insertelement {vtype} {row}, i{esize} {self(part)}, i64 {k}")
+            return row
         return self.let(f"bitcast i{node.width} {self(node)} to {vtype}")
 
     def real(self, node: Bits, esize: int) -> str:

@@ -45,10 +45,12 @@ def _holds(cpu: Recorder, trap: Trap) -> Bits:
     levels = [cpu.pstate("el") == el for el in trap.from_els]
     condition = reduce(lambda a, b: a | b, levels)
     for test in trap.when.tests:
+        assert issubclass(test.register, Sysreg)
+        name = test.register.name
         if test.mask.bit_count() == 1:
-            holds = _bit(cpu, test.register.name, test.mask.bit_length() - 1, bool(test.value))
+            holds = _bit(cpu, name, test.mask.bit_length() - 1, bool(test.value))
         else:
-            holds = (cpu.sysreg(test.register.name) & test.mask) == test.value
+            holds = (cpu.sysreg(name) & test.mask) == test.value
         condition = condition & holds
     return condition
 

@@ -14,6 +14,7 @@ from trapline.arm64.pauth import pac_add, pac_auth, pac_generic, pac_strip
 from trapline.arm64.record import Recorder
 from trapline.arm64.state import CpuState
 from trapline.bits import Bits
+from trapline.bits.native import IntType
 from trapline.bits.to_llvm import LIKELY, UNLIKELY, Emitter
 from trapline.engine.memory import MEMORY_EFFECTS, MemoryAccess
 from trapline.engine.slots import Slot, SlotLayout
@@ -321,8 +322,8 @@ class Handler(MemoryAccess):
     def _system(self, e: fx.System) -> None:
         function = STATE_FUNCTIONS.get(e.name)
         if function is not None:
-            args = tuple(a.trunc(p.width) for a, p in zip(e.args, function.params[1:], strict=True))
-            self._query(fx.Query(function, args, result=e.result))
+            widths = [kind.width for kind in function.params[1:] if isinstance(kind, IntType)]
+            self._query(fx.Query(function, tuple(a.trunc(width) for a, width in zip(e.args, widths, strict=True)), result=e.result))
             return
         if e.when is None:
             self._call_system(e.name, [self.emit(a) for a in e.args], e.result)

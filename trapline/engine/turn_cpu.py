@@ -108,8 +108,9 @@ class TurnCpu(Cpu):
 class TurnTimers:
     """What programming a timer means to such a PE. Nobody has to look at a clock: the count says when it is due."""
 
-    def arm(self, cpu: TurnCpu) -> None:
-        """A timer of `cpu` was programmed."""
+    def arm(self, cpu: Cpu) -> None:
+        """A timer of `cpu`, which takes turns, was programmed."""
+        assert isinstance(cpu, TurnCpu)
         cpu.aim()
 
     def close(self) -> None:

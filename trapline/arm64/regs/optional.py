@@ -10,7 +10,7 @@ from trapline.arm64.regs.special import FPCR
 from trapline.arm64.sysreg import Sysreg
 from trapline.registers import Field
 
-_SPSR = {
+_SPSR: dict[str, tuple[Field, ...]] = {
     "BTI": (SPSR_EL1.BTYPE,),
     "SSBS": (SPSR_EL1.SSBS,),
     "PAN": (SPSR_EL1.PAN,),

@@ -73,7 +73,7 @@ def extract(data: bytes, natives: list[str]) -> Iterator[tuple[str, bytes]]:
     text = elf.get_section_by_name(".text")
     symbols = elf.get_section_by_name(".symtab")
     entries = elf.get_section_by_name(".rela.text")
-    assert isinstance(symbols, SymbolTableSection)
+    assert text is not None and isinstance(symbols, SymbolTableSection)
     relocations = sorted(entries.iter_relocations(), key=lambda r: r["r_offset"]) if isinstance(entries, RelocationSection) else []
     code = text.data()
     for symbol in symbols.iter_symbols():

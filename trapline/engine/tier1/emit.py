@@ -62,7 +62,8 @@ def _rounding(node: Bits) -> str:
 
 
 def _accumulates(write: fx.Write) -> bool:
-    return write.offset == FPSR and write.value.op == "or" and write.value.args[0].attr == FPSR
+    value = write.value
+    return isinstance(write.offset, int) and write.offset == FPSR and value.op == "or" and bool(value.args[0].attr == FPSR)
 
 
 class RegionEmitter:
@@ -308,8 +309,8 @@ class RegionEmitter:
 
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
-        how = {"eager": self._eager, "lasting": self._lasting, "strict": self._tracks}
-        return Line(f"{hint}{self._count}", recording, place, way_out, self._cells, **how)
+        tag, eager, lasting, strict = f"{hint}{self._count}", self._eager, self._lasting, self._tracks
+        return Line(tag, recording, place, way_out, self._cells, eager=eager, lasting=lasting, strict=strict)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trapline.engine.state import PAGE_GENERATION, PAGE_HEADER, RECORD_SIZE
 
@@ -59,7 +59,7 @@ class Linked:
         self.built = built
         self.address = code.jit.address(f"region_{built.tag}")
         data = code.jit.address(f"instance_{built.tag}")
-        self._facts = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
+        self._facts: Any = (ctypes.c_uint64 * (2 * len(built.pages))).from_address(data)
         self._others = (ctypes.c_uint64 * len(built.entries)).from_address(data + ctypes.sizeof(self._facts))
 
     def install(self, engine: Engine, layout: Layout, texts: Texts) -> set[int]:
