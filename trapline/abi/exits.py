@@ -85,6 +85,8 @@ class Exit:
 
     __slots__ = ()
     reason: int = -1
+    has_policies = False
+    """Whether a VM can be told beforehand how to answer."""
 
 
 _REASON = Struct("<I")
@@ -156,6 +158,7 @@ class SysregExit(Exit):
     __slots__ = ("_run", "_value", "crm", "crn", "is_write", "op0", "op1", "op2", "state")
     __match_args__ = ("name", "is_write", "value")
     reason = ExitReason.TRAPLINE_SYSREG.value
+    has_policies = True
 
     def __init__(self, enc: tuple[int, int, int, int, int], is_write: bool, value: int = 0, state: int = 0, run: Any = None) -> None:
         self.op0, self.op1, self.crn, self.crm, self.op2 = enc
@@ -220,6 +223,7 @@ class HypercallExit(Exit):
     nr: int
     flags: int
     reason = ExitReason.HYPERCALL.value
+    has_policies = True
 
 
 @dataclass(slots=True)

@@ -21,7 +21,6 @@ from trapline.abi.exits import (
     Exit,
     IntrExit,
     KvmRun,
-    MmioExit,
     ViewDecoder,
     decode_unknown,
 )
@@ -154,12 +153,17 @@ class VcpuBase(KvmFile):
         if get_ident() != self._thread:
             self._enter_thread()
         # Little but the call itself: KVM's exits can be as short as what is done here.
-        try:
-            if self._enter():
-                return self._go_on(self._backend.run_failure())
-        except KvmError as error:
-            return self._go_on(error)
-        return self._exits[self._reason[0]]
+        while True:
+            try:
+                exit = self._go_on(self._backend.run_failure()) if self._enter() else self._exits[self._reason[0]]
+            except KvmError as error:
+                exit = self._go_on(error)
+            if not (exit.has_policies and self._answered(exit)):
+                return exit
+
+    def _answered(self, exit: Exit) -> bool:
+        """Whether somebody has answered an exit who was asked to before the vCPU ran."""
+        return False
 
     def exits(self) -> Iterator[Exit]:
         """`run` again and again, in one thread: `for exit in vcpu.exits(): match exit: ...`. The quickest way to run a vCPU."""
@@ -299,12 +303,9 @@ class Vcpu(VcpuBase):
         super().__init__(vm, file, vcpu_id)
         self.regs = Registers(self)
 
-    def run(self, timeout: float | None = None) -> Exit:
-        """As for every vCPU; exits that a policy of `vm.sysregs` or `vm.identify` answers do not end it."""
-        while True:
-            exit = VcpuBase.run(self, timeout)
-            if type(exit) is MmioExit or not self.vm.answers(exit, self):
-                return exit
+    def _answered(self, exit: Exit) -> bool:
+        """By a policy of `vm.sysregs`, or by `vm.identify`."""
+        return self.vm.answers(exit, self)
 
     def set_id_register(self, name: str, value: int | None = None, **fields: int) -> None:
         """Change what all of the VM's vCPUs say of themselves, before the VM runs: `vcpu.set_id_register("ID_AA64ISAR0_EL1", RNDR=0)`.
