@@ -1,5 +1,5 @@
 """`python -m trapline`: the command line."""
 
-from trapline.ui.cli import main
+from trapline.ui.cli import program
 
-raise SystemExit(main())
+program()
