@@ -42,6 +42,8 @@ PERIOD, CALM_PERIOD, IDLE_PERIOD = 0.001, 0.008, 0.02
 """Seconds between looks: while vCPUs are met in the interpreter; at most while they are in regions; while none runs."""
 HOT = 2
 """How often code is met before it is compiled."""
+WARM = 4
+"""How often a page is met, if nothing on it is hot, before regions of earlier runs are linked: that takes as long as a sample stands for."""
 REGIONS = 8192
 """Regions that are linked into one process at most: guests that write code without end get no more than these."""
 ORDERS = 256
@@ -175,11 +177,13 @@ class Regions:
 
     # -- the compiler's thread -------------------------------------------------------------------------------------------
     def work(self, met: Places, hot: Places) -> None:
-        """Put into service again what earlier runs made of the pages that were met, and have made what is hot, the hottest first."""
+        """Put into service again what earlier runs made of the pages that are warm, and have made what is hot, the hottest first."""
         if self._stored is None:
             self._stored = StoredRegions(RegionStore(self.engine.code.cache).all().values())
+        warm = {spot.records for spot in hot}
         for spot, place in met.items():
-            self._put_back(spot.records, *place)
+            if self._pages[spot.records] >= WARM or spot.records in warm:
+                self._put_back(spot.records, *place)
         self._assemble(spot.records for spot in met)
         for spot in sorted(hot, key=lambda s: -self._counts[s]):
             self._serve(spot, *hot[spot])
