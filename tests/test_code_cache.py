@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -213,8 +214,9 @@ bench.engine.close()
 
 
 def test_what_was_made_in_haste_is_made_again_for_the_next_start(tmp_path: Path) -> None:
-    """The first process compiles in haste and everything works; improving makes the same batches; the next one compiles nothing."""
+    """The first process compiles in haste and everything works; improving makes the same shapes; the next one compiles nothing."""
     pytest.importorskip("llvmlite")
+    from trapline.engine.haste import DECODER, SHAPES, shapes_of
     from trapline.engine.shapes import QUICK
 
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "TRAPLINE_LINGER": "20"}
@@ -224,6 +226,36 @@ def test_what_was_made_in_haste_is_made_again_for_the_next_start(tmp_path: Path)
     assert int(first[0]) > 0 and int(first[1]) > 1, "shapes and the decoder"
     assert second == ["0", first[1]]
     (directory,) = (tmp_path / "trapline" / "code").iterdir()
-    names = ObjectCache(directory.name, directory.parent).names()
-    quick = {name.removesuffix(QUICK) for name in names if name.endswith(QUICK)}
-    assert quick and quick <= set(names)
+    cache = ObjectCache(directory.name, directory.parent)
+    quick, good = (set[int]().union(*shapes_of(cache, suffix)) for suffix in (SHAPES + QUICK, SHAPES))
+    assert quick and quick <= good and DECODER in cache.names()
+
+
+class FakeCompiler:
+    """Compiles shapes to their numbers."""
+
+    def module(self, numbers: list[int]) -> tuple[str, dict[str, object]]:
+        return " ".join(map(str, numbers)), {}
+
+    def compile(self, text: str) -> bytes:
+        return text.encode()
+
+
+def test_many_small_batches_become_few(tmp_path: Path) -> None:
+    from trapline.engine.haste import FEW, GROUP, SHAPES, improve, shapes_of
+    from trapline.engine.shapes import Batch, needed
+
+    cache, compiler = ObjectCache("key", tmp_path), FakeCompiler()
+    for number in range(2, 3 * FEW):
+        numbers = sorted({number, number + 1})
+        cache.put(Batch(numbers, [], b"").tag + SHAPES, Batch(numbers, [], b"small").pack())
+    improve(cache, compiler, compiler, time.monotonic() - 1)  # type: ignore[arg-type]
+    assert len(shapes_of(cache, SHAPES)) == 3 * FEW - 2, "there was no time"
+    improve(cache, compiler, compiler, time.monotonic() + 60)  # type: ignore[arg-type]
+    shapes = shapes_of(cache, SHAPES)
+    improve(cache, compiler, compiler, time.monotonic() + 60)  # type: ignore[arg-type]
+    assert shapes_of(cache, SHAPES) == shapes, "once is enough"
+    stored = [Batch.unpack(data) for name in cache.names() if (data := cache.get(name)) is not None]
+    chosen = list(needed(sorted(stored, key=lambda batch: -len(batch.numbers))))
+    assert len(chosen) == 1 and len(chosen[0].numbers) <= GROUP
+    assert chosen[0].numbers == list(range(2, 3 * FEW + 1)) and chosen[0].code == " ".join(map(str, chosen[0].numbers)).encode()

@@ -26,15 +26,34 @@ def linger() -> float:
     return float(os.environ.get("TRAPLINE_LINGER", "20"))
 
 
+GROUP = 256
+"""Shapes that are compiled together when there is time: two seconds. An object costs a start as much as thirty handlers in it."""
+FEW = 64
+"""Batches smaller than half of that which a start may find before they are made into larger ones."""
+
+
 def improve(cache: ObjectCache, compiler: Compiler, jit: Jit, deadline: float) -> None:
-    """Make good code of what was made in a hurry, until `deadline` in `time.monotonic()` seconds."""
+    """Make good code of what was made in a hurry, and few objects of many, until `deadline` in `time.monotonic()` seconds."""
     names = cache.names()
-    for name in [name for name in names if name.endswith(QUICK) and name.removesuffix(QUICK) not in names]:
+    if DECODER + QUICK in names and DECODER not in names:
+        cache.put(DECODER, jit.compile(compiler.decoder_text(), speed=0))
+    good = [set(numbers) for numbers in shapes_of(cache, SHAPES)]
+    small = [numbers for numbers in good if 2 * len(numbers) < GROUP]
+    large = set[int]().union(*(numbers for numbers in good if 2 * len(numbers) >= GROUP))
+    wanted = set[int]().union(*shapes_of(cache, SHAPES + QUICK)) - set[int]().union(*good)
+    if len(small) > FEW:
+        wanted = wanted.union(*small) - large
+    again = sorted(wanted)
+    for start in range(0, len(again), GROUP):
         if time.monotonic() > deadline:
             return
-        good = name.removesuffix(QUICK)
-        if good == DECODER:
-            cache.put(good, jit.compile(compiler.decoder_text(), speed=0))
-        elif (data := cache.get(name)) is not None:
-            batch = Batch.unpack(data)
-            cache.put(good, Batch(batch.numbers, batch.natives, jit.compile(compiler.module(batch.numbers)[0])).pack())
+        numbers = again[start : start + GROUP]
+        text, natives = compiler.module(numbers)
+        batch = Batch(numbers, sorted(natives), jit.compile(text))
+        cache.put(batch.tag + SHAPES, batch.pack())
+
+
+def shapes_of(cache: ObjectCache, suffix: str) -> list[list[int]]:
+    """The shapes in each batch of a kind."""
+    stored = (cache.get(name) for name in cache.names() if name.endswith(suffix))
+    return [Batch.unpack(data).numbers for data in stored if data is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,15 @@ class Batch:
         return f"{' '.join(map(str, self.numbers))};{' '.join(self.natives)}\n".encode() + self.code
 
 
+def needed(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Those that have a shape that none before them has."""
+    known: set[int] = set()
+    for batch in batches:
+        if not known.issuperset(batch.numbers):
+            known.update(batch.numbers)
+            yield batch
+
+
 class ShapeTable:
     """Handlers and fill functions by shape number, shared by all engines of the process.
 
@@ -73,20 +82,20 @@ class ShapeTable:
     def load(self) -> None:
         """Link what earlier processes compiled; the runtime must be loaded."""
         names = self._cache.names()
-        known = set(names)
-        wanted = [
-            name
-            for name in names
-            if name.endswith(self._suffix) or name.endswith(self._suffix + QUICK) and name.removesuffix(QUICK) not in known
-        ]
-        stored = map(self._cache.get, wanted)
-        batches = [Batch.unpack(data) for data in stored if data is not None]
+        good = self._stored(name for name in names if name.endswith(self._suffix))
+        quick = self._stored(name for name in names if name.endswith(self._suffix + QUICK))
+        batches = list(needed([*good, *quick]))
         natives = self.stored_natives({symbol for batch in batches for symbol in batch.natives})
         usable = [batch for batch in batches if natives.keys() >= set(batch.natives)]
         self.link(natives, [batch.code for batch in usable])
         for batch in usable:
             self._enter(batch)
         self.compile([0])
+
+    def _stored(self, names: Iterable[str]) -> list[Batch]:
+        """Batches of the cache, the largest first."""
+        stored = map(self._cache.get, names)
+        return sorted((Batch.unpack(data) for data in stored if data is not None), key=lambda batch: -len(batch.numbers))
 
     # -- compiling -------------------------------------------------------------------------------------------------------
     def compile(self, numbers: Iterable[int]) -> None:

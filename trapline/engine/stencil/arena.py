@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trapline.engine.engine import Code, Engine
 
 SUFFIX = ".stencils"
+SPECIALS = frozenset(SPECIAL.values())
 ARENA = 64 << 20
 """Bytes of code of one engine at most; when they are used up, what is not there yet stays with the interpreter."""
 WINDOW = 512 << 10
@@ -44,6 +45,8 @@ class Templates:
         """The handlers that there are must be linked."""
         self.table = (ctypes.c_uint64 * count)()
         self.special: dict[int, int] = {}
+        self._found: dict[int, tuple[int, list[str]]] = {}
+        """Where the template of a shape is, and its book's native functions: those that nobody asked for yet."""
         self._code = code
         self._books: list[ctypes.Array[ctypes.c_char]] = []
         for name in code.cache.names():
@@ -52,16 +55,28 @@ class Templates:
                 self.add(book)
 
     def add(self, book: bytes) -> None:
-        """Make a book's templates known, but for those that call functions which are not there."""
-        memory = ctypes.create_string_buffer(bytes(book), len(book))
+        """Make a book's templates known."""
+        memory = ctypes.create_string_buffer(book, len(book))
         self._books.append(memory)
-        natives, templates = bind(ctypes.addressof(memory), memory.raw)
-        addresses = [self._code.jit.address(name) if self._code.shapes.knows([name]) else 0 for name in natives]
+        natives, templates = bind(ctypes.addressof(memory), book)
         for shape, template in templates:
-            if shape in SPECIAL.values():
+            if shape in SPECIALS:
                 self.special[shape] = template
-            else:
-                self.table[shape] = template if _link(template, addresses) else NONE
+                continue
+            self._found[shape] = template, natives
+            if self.table[shape] == NONE:
+                self.table[shape] = 0  # it was asked for
+
+    def link(self, shapes: Iterable[int]) -> bool:
+        """Enter the templates of these shapes into the table; whether there was one."""
+        done = False
+        for shape in set(shapes):
+            found = self._found.pop(shape, None)
+            if found is not None:
+                template, natives = found
+                self.table[shape] = template if _link(template, natives, self._code) else NONE
+                done = True
+        return done
 
     def ask(self, shapes: Iterable[int]) -> list[int]:
         """Of these shapes, those that nobody asked for yet; now somebody did."""
@@ -76,15 +91,16 @@ class Templates:
             self.table[shape] = 0
 
 
-def _link(template: int, natives: list[int]) -> bool:
+def _link(template: int, natives: list[str], code: Code) -> bool:
     """Fill in the addresses of native functions; whether the template can be used."""
     if Template.from_address(template).flags & UNSUITED:
         return False
     for place in relocations_of(template):
         if place.kind == CALLED:
-            place.kind, place.addend = CONSTANT, natives[place.addend]
-            if not place.addend:
+            name = natives[place.addend]
+            if not code.shapes.knows([name]):
                 return False
+            place.kind, place.addend = CONSTANT, code.jit.address(name)
     return True
 
 
@@ -145,6 +161,8 @@ class Stencils:
         assembly.records = records
         assembly.out, assembly.limit = self._next, min(self._next + WINDOW, self._end)
         chosen = entry.choose(ctypes.addressof(assembly))
+        if engine.code.templates.link(self._missing[: assembly.missing_count]):
+            chosen = entry.choose(ctypes.addressof(assembly))
         self._ask(self._missing[: assembly.missing_count])
         if not chosen:
             return 0
