@@ -82,6 +82,9 @@ class FakeEngine:
     def close(self) -> None:
         pass
 
+    def create_posts(self, ring: int, capacity: int) -> None:
+        return None
+
 
 def open_fake() -> tuple[System, FakeEngine]:
     """A software KVM over a fake machine."""

@@ -102,7 +102,7 @@ class FakeVm:
         return FakeDevice()
 
     def check_extension(self, cap: int) -> int:
-        return int(cap not in (Cap.ARM_PMU_V3, Cap.STEAL_TIME))
+        return int(cap not in (Cap.ARM_PMU_V3, Cap.STEAL_TIME, Cap.COALESCED_MMIO))
 
     def enable_cap(self, cap: int, *args: int) -> int:
         return 0

@@ -10,6 +10,8 @@ from typing import Any
 from trapline.abi.memory import COALESCED_MAX, CoalescedMmio, CoalescedMmioRing, DirtyGfn, DirtyGfnFlag
 
 SLOT_ID_BITS = 16
+ENTRY_WORDS = ctypes.sizeof(CoalescedMmio) // 8
+"""Of an entry in the ring of coalesced writes: address, length and bus, data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class CoalescedRing:
     def __init__(self, page: Any) -> None:
         self._head = CoalescedMmioRing.from_buffer(page)
         self._entries = (CoalescedMmio * COALESCED_MAX).from_buffer(page, ctypes.sizeof(CoalescedMmioRing))
+        self._words = memoryview(self._entries).cast("B").cast("Q")
 
     def drain(self) -> list[CoalescedWrite]:
         """The writes since the last time, in order. To be done after every exit, before the exit itself is looked at."""
@@ -71,4 +74,16 @@ class CoalescedRing:
             entry = self._entries[head.first]
             writes.append(CoalescedWrite(entry.phys_addr, bytes(entry.data[: entry.len]), bool(entry.pio)))
             head.first = (head.first + 1) % COALESCED_MAX
+        return writes
+
+    def take(self) -> list[tuple[int, int, int]]:
+        """The same in a hurry, where ports are of no concern: address, length and value of each write."""
+        head, words = self._head, self._words
+        first, last = head.first, head.last
+        if first == last:
+            return []
+        count = last - first if last > first else last - first + COALESCED_MAX
+        starts = [(first + k) % COALESCED_MAX * ENTRY_WORDS for k in range(count)]
+        writes = [(words[at], words[at + 1] & 0xF, words[at + 2]) for at in starts]
+        head.first = last
         return writes

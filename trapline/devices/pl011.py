@@ -18,6 +18,9 @@ POLLS_BEFORE_FEEDING = 24
 READS_BEFORE_SHOWING = 32
 """Reads of FR with no input about after which the guest may read the registers from memory: it takes long to let it."""
 
+WRITES_BEFORE_WAITING = 32
+"""Transmissions one by one after which they may wait for each other: it takes long to let them."""
+
 SINGLE_BYTES = tuple(bytes([n]) for n in range(256))
 
 
@@ -60,6 +63,16 @@ class Mirror(Protocol):
         """Have reads come to the device again; when this returns, all do."""
 
 
+class Queue(Protocol):
+    """Where the guest's writes to DR wait for each other, to come as one `transmit_all`: before any other access comes, and soon."""
+
+    def open(self) -> None:
+        """Writes may wait from now on."""
+
+    def close(self) -> None:
+        """Writes come at once from now on; those that wait come before this returns."""
+
+
 class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,primecell")):
     """PrimeCell UART, without DMA, modem lines or line errors. Transmission takes no time, at any baud rate.
 
@@ -68,7 +81,8 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     empty the FIFO when they start, and input typed or piped in early must not be lost to that. Both interrupts come with the first
     character, whatever trigger level IFLS holds.
 
-    As long as there is no input no read has an effect: then the guest reads `mirror`, if there is one.
+    As long as there is no input no read has an effect: then the guest reads `mirror`, if there is one. A guest that transmits a lot
+    and does not wait for the transmit interrupt has its characters wait for each other in `queue`, if there is one.
     """
 
     DR = Reg(0x000, mask=0xFF)
@@ -86,6 +100,14 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     ICR = Reg(0x044, mask=0x7FF, wo=True)
     DMACR = Reg(0x048, mask=0x7)
     FLAGS_AT, STATUS_AT = FR.offset // REGISTER_BYTES, MIS.offset // REGISTER_BYTES
+    DRAWN = tuple(
+        (reg.offset // REGISTER_BYTES, name)
+        for name, reg in (
+            ("DR", DR), ("RSR", RSR), ("ILPR", ILPR), ("IBRD", IBRD), ("FBRD", FBRD), ("LCRH", LCRH), ("CR", CR), ("IFLS", IFLS),
+            ("IMSC", IMSC), ("RIS", RIS), ("DMACR", DMACR),
+        )
+    )  # fmt: skip
+    """What reads return as it is stored."""
 
     kept = ("fifo", "backlog", "polls", "shown", "idle_reads")
 
@@ -95,6 +117,9 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         self.backlog: deque[int] = deque()
         self.polls = 0
         self.mirror: Mirror | None = None
+        self.queue: Queue | None = None
+        self.singles = 0
+        """Transmissions one by one of a guest that does not wait for the interrupt."""
         self.shown = False
         self.idle_reads = 0
         """Reads of FR since there was input."""
@@ -103,6 +128,7 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
     def reset(self) -> None:
         """Registers and FIFO; input that never entered the FIFO stays queued."""
         self.hide()
+        self.transmit_at_once()
         self.fifo.clear()
         self.polls = 0
         super().reset()
@@ -112,6 +138,7 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         self.hide()
         super().load(state)
         if self.shown and self.mirror is not None:
+            self.frame()
             self.draw()
             self.shown = self.mirror.show()
 
@@ -129,6 +156,7 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         """Reading has no effect for now, and the guest does it often."""
         self.idle_reads = 0
         if self.mirror is not None and not self.RIS & _RECEIVE:
+            self.frame()
             self.draw()
             self.shown = self.mirror.show()
 
@@ -139,15 +167,21 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
             self.shown = False
             self.mirror.hide()
 
-    def draw(self) -> None:
-        """Put what reads return into the mirror."""
+    def frame(self) -> None:
+        """Put into the mirror what stays the same as long as it is shown."""
         if self.mirror is not None:
             words = self.mirror.words
             for offset, value in self.identification.items():
                 words[offset // REGISTER_BYTES] = value
-            for offset, reg in self.registers.items():
-                words[offset // REGISTER_BYTES] = 0 if reg.wo else self.__dict__[reg.name]
-            words[self.FLAGS_AT], words[self.STATUS_AT] = _TXFE | _RXFE, self.RIS & self.IMSC
+            words[self.FLAGS_AT] = _TXFE | _RXFE
+
+    def draw(self) -> None:
+        """Put what reads return into the mirror."""
+        if self.mirror is not None:
+            words, values = self.mirror.words, self.__dict__
+            for at, name in self.DRAWN:
+                words[at] = values[name]
+            words[self.STATUS_AT] = self.RIS & self.IMSC
 
     def receive(self, data: bytes) -> None:
         """Characters from the other end of the line."""
@@ -179,15 +213,30 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
         return self.transmit if offset == 0 and size <= REGISTER_BYTES else super().writer(offset, size)
 
     def transmit(self, value: int) -> None:
-        """A write to DR: what guests do most. The line can only move if the last character was acknowledged."""
+        """A write to DR: what guests do most."""
+        self.transmit_all(SINGLE_BYTES[value & 0xFF])
+        if self.queue is not None and not self.IMSC & _TX and not self.CR & CR_LBE:
+            self.singles += 1
+            if self.singles >= WRITES_BEFORE_WAITING:
+                self.singles = 0
+                self.queue.open()
+
+    def transmit_all(self, data: bytes) -> None:
+        """Writes to DR, one after the other. The line can only move if the last character was acknowledged."""
         self.polls = 0
         if self.CR & CR_LBE:
-            self.receive(SINGLE_BYTES[value & 0xFF])
+            self.receive(data)
         else:
-            self.output(SINGLE_BYTES[value & 0xFF])
+            self.output(data)
         if not self.RIS & _TX:
             self.RIS |= _TX
             self.update_irq()
+
+    def transmit_at_once(self) -> None:
+        """The guest may wait for what a transmission does."""
+        self.singles = 0
+        if self.queue is not None:
+            self.queue.close()
 
     @DR.read
     def take_character(self) -> int:
@@ -220,8 +269,16 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
             self.fifo.clear()
         self.LCRH = value
 
+    @CR.write
+    def set_control(self, value: int) -> None:
+        if value & CR_LBE:
+            self.transmit_at_once()
+        self.CR = value
+
     @IMSC.write
     def set_interrupt_mask(self, value: int) -> None:
+        if value & _TX:
+            self.transmit_at_once()
         self.IMSC = value
         self.announce()
 
@@ -237,4 +294,6 @@ class PL011(PrimeCell, part=0x011, revision=3, compatible=("arm,pl011", "arm,pri
 
     @ICR.write
     def clear_interrupts(self, value: int) -> None:
+        if value & _TX:
+            self.transmit_at_once()
         self.RIS &= ~value

@@ -11,7 +11,7 @@ from trapline.arm64.regs import TABLE
 from trapline.arm64.sysreg_functions import FUNCTIONS
 from trapline.bits.native import emit_module
 from trapline.bits.to_llvm import METADATA, declare_intrinsics
-from trapline.engine import alarm, codemap, glue, mops, runtime, slow, system, taking, tlb
+from trapline.engine import alarm, codemap, glue, mops, posting, runtime, slow, system, taking, tlb
 from trapline.engine.access import specialise
 from trapline.engine.handler import Handler
 from trapline.engine.predecode import PredecoderEmitter, Shape, ShapeSpace, direct_branch, fill_text
@@ -25,7 +25,7 @@ CALLED = (
     taking.fp_exception, taking.raise_, taking.lines, taking.next_count, runtime.interrupt_hypervisor, slow.slow_host,
     slow.slow_store, slow.fill, system.after, tlb.flush_all, tlb.reset_tlbs,
     tlb.request_sync, alarm.set_alarm, alarm.wait_for_alarms, alarm.stop_alarms,
-    codemap.find_records, codemap.reset_records, codemap.install,
+    codemap.find_records, codemap.reset_records, codemap.install, posting.post, posting.forget_posted,
 )  # fmt: skip
 """Native functions that handlers, glue and Python call as `trapline_<name>`."""
 

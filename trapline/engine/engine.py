@@ -27,6 +27,7 @@ from trapline.engine.state import (
     PAGE_INSNS,
     CodeTlb,
     EngineState,
+    Posting,
     Shared,
 )
 from trapline.engine.stencil.arena import Templates
@@ -80,6 +81,26 @@ class Entry:
             self.choose, self.assemble = (bind(assembler[name], u64, u64) for name in ("choose", "assemble"))
             self.publish = bind(assembler["publish"], u64, u64, u64)
         self.reset_records = bind("trapline_reset_records", None, u64, u64, u64, u64)
+        self.post = bind("trapline_post", ctypes.c_bool, u64, u64, u64, u64)
+        self.forget_posted = bind("trapline_forget_posted", None, u64)
+
+
+class Posts:
+    """Writes to devices that wait in a ring (`Posting`) until somebody takes them."""
+
+    def __init__(self, entry: Entry, ring: int, capacity: int) -> None:
+        self._entry = entry
+        self._posting = Posting(ring, capacity)
+        self.address = ctypes.addressof(self._posting)
+        """For `EngineState.posting` of the vCPUs whose writes wait there."""
+
+    def write(self, address: int, size: int, value: int) -> bool:
+        """Add a write, and have such writes of the guest's added from now on without asking; False if there is no room."""
+        return bool(self._entry.post(self.address, address, size, value))
+
+    def forget(self) -> None:
+        """Ask about every write again."""
+        self._entry.forget_posted(self.address)
 
 
 class Code:
@@ -243,6 +264,10 @@ class Engine:
         words = (ctypes.c_uint32 * PAGE_INSNS).from_address(code)
         alone = state.missing_alone
         self.code.compile_words([(words[k], ALONE if alone else k) for k in range(first, last)])
+
+    def create_posts(self, ring: int, capacity: int) -> Posts | None:
+        """A ring at this address for writes that wait; None where every access has to be seen when it happens."""
+        return None if self.code.counting else Posts(self.entry, ring, capacity)
 
     # -- maintenance by the hypervisor -----------------------------------------------------------------------------------
     def tlbi_vmalls12e1(self, vmid: int) -> None:

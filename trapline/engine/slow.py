@@ -21,8 +21,9 @@ from trapline.bits.native import (
     u64,
 )
 from trapline.engine.memory import ALIGNED, ATOMIC, PARTS_SHIFT, UNPRIVILEGED, UPDATE, WRITE
+from trapline.engine.posting import post_store
 from trapline.engine.state import EngineState
-from trapline.engine.taking import current_pc, data_abort
+from trapline.engine.taking import current_pc, current_word, data_abort, transfer_syndrome
 from trapline.engine.tlb import fill_data
 from trapline.engine.watch import keep_out, watchpoint
 
@@ -159,8 +160,12 @@ def slow_store(cpu: Ptr[EngineState], rec: u64, va: u64, low: u64, high: u64, me
     if must_align(cpu, va, size, meta):
         alignment_fault(cpu, va, True)
         return 0
-    host = host_page(cpu, va, True, meta)
-    if host == 0:
+    fault, host, ipa = enter_page(cpu, va, True, meta)
+    if fault != 0:
+        if cpu.posting != 0 and cpu.watching == 0 and transfer_syndrome(current_word(cpu)) != 0:
+            if post_store(cpu, fault, va, ipa, size, low):
+                return 1
+        data_abort(cpu, fault, va, ipa, True)
         return 0
     first = 4096 - (va & 4095)
     rest = host

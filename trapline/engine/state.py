@@ -154,7 +154,8 @@ class EngineState(CpuState):
     The handlers of a counting engine increment `icount` and leave the guest before an instruction that finds it at `stop`. `turns`
     says that YIELD and WFE end the turn of a vCPU that shares its host thread with others. `random` is where the random numbers of a
     vCPU in virtual time have got to. `restarts`: the next run begins with an instruction again that took an abort the guest does not
-    know of, and what waits then waits for a branch, as it would if there had been no abort.
+    know of, and what waits then waits for a branch, as it would if there had been no abort. `posting`: address of what says which
+    stores may wait (`Posting`), 0 if none may.
     """
 
     _fields_ = [
@@ -206,6 +207,7 @@ class EngineState(CpuState):
         ("device_address", c_uint64),
         ("device_va", c_uint64),
         ("device_syndrome", c_uint64),
+        ("posting", c_uint64),
         ("icount", c_uint64),
         ("sampled", c_uint64),
         ("samples", Sample * SAMPLES),
@@ -220,6 +222,17 @@ class EngineState(CpuState):
         ("banks", Bank * BANKS),
         ("walks", WalkCache),
     ]
+
+
+PLACES = 4
+"""How many (address, size) pairs a machine knows, at a time, to which stores may wait."""
+
+
+class Posting(ctypes.Structure):
+    """The writes of one VM that wait: the ring's address, how many entries it has (one stays empty), a lock for who adds, and what is
+    known: `address << 4 | size`, 0 for nothing."""
+
+    _fields_ = [("ring", c_uint64), ("capacity", c_uint64), ("lock", c_uint64), ("next", c_uint64), ("places", c_uint64 * PLACES)]
 
 
 TURN_GIVEN_UP = 2

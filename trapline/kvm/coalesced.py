@@ -6,7 +6,7 @@ import ctypes
 import mmap
 from dataclasses import dataclass
 from errno import EINVAL, ENOSPC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from trapline.abi.ioctl import implements
 from trapline.abi.memory import (
@@ -46,10 +46,24 @@ class Zone:
         return self.start <= address and address + size <= self.end
 
 
+class Posts(Protocol):
+    """A machine that adds to the ring itself: to places that it was told of, and without ending the guest's run."""
+
+    address: int
+
+    def write(self, address: int, size: int, value: int) -> bool:
+        """Add a write, and know its place from now on; False if there is no room."""
+
+    def forget(self) -> None:
+        """Know no place any more."""
+
+
 class CoalescedWrites:
     """A VM's zones, and the ring that all its vCPUs' writes go to. The guest's writes look at `zones` without a lock."""
 
     def __init__(self) -> None:
+        self.posts: Posts | None = None
+        """The architecture's, if its machine can do that."""
         self.page = mmap.mmap(-1, PAGE_SIZE)
         self._ring = CoalescedMmioRing.from_buffer(self.page)
         self._entries = (CoalescedMmio * COALESCED_MAX).from_buffer(self.page, ctypes.sizeof(CoalescedMmioRing))
@@ -68,11 +82,24 @@ class CoalescedWrites:
         """Take away all zones that hold a range."""
         with self._lock:
             self.zones = tuple(zone for zone in self.zones if zone.pio != pio or not zone.holds(address, size))
+        self.changed()
+
+    def changed(self) -> None:
+        """Something else may answer an address by now: a write of the guest's is looked at again before it waits."""
+        if self.posts is not None:
+            self.posts.forget()
+
+    @property
+    def ring_address(self) -> int:
+        """Where the ring is in this process."""
+        return ctypes.addressof(self._ring)
 
     def write(self, address: int, size: int, value: int) -> bool:
         """Take a guest's write; False if no zone holds it or the ring is full, and it has to exit."""
         if not any(zone.holds(address, size) and not zone.pio for zone in self.zones):
             return False
+        if self.posts is not None:
+            return self.posts.write(address, size, value)
         ring = self._ring
         with self._lock:
             # Both are userspace's to write, too.

@@ -212,4 +212,5 @@ def ioeventfd(vm: Vm, request: Ioeventfd) -> int:
         vm.ioeventfds.deassign(connection)
     else:
         vm.ioeventfds.assign(connection)
+    vm.coalesced.changed()
     return 0

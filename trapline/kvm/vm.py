@@ -54,6 +54,7 @@ class Vm:
         self.dead = False
         self.stats_list = VM_STATS
         self.stats = new_counters(VM_STATS)
+        self.coalesced = CoalescedWrites()
         self.arch = system.arch.create_vm(self, kind)
         self.tracking = DirtyTracking()
         self.memslots = Memslots(self.arch.prepare_slot, self.arch.flush_slot, self.srcu.synchronize, self.tracking)
@@ -61,7 +62,6 @@ class Vm:
         self.routing = IrqRouter(self.arch)
         self.irqfds = Irqfds(self)
         self.ioeventfds = Ioeventfds()
-        self.coalesced = CoalescedWrites()
 
     @contextmanager
     def stop_vcpus(self) -> Iterator[None]:
@@ -109,6 +109,7 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
 def set_user_memory_region(vm: Vm, region: UserspaceMemoryRegion | UserspaceMemoryRegion2) -> int:
     """Change the slots. There is no guest_memfd: its flag is as unknown to the newer call as to the older."""
     vm.memslots.set_region(region)
+    vm.coalesced.changed()
     return 0
 
 

@@ -59,6 +59,7 @@ from trapline.vmm.board import (
 )
 from trapline.vmm.bus import Bus
 from trapline.vmm.mirror import PageMirror
+from trapline.vmm.queue import WriteQueue
 from trapline.vmm.services import start_services
 
 if TYPE_CHECKING:
@@ -212,6 +213,8 @@ class Machine:
         self.has_its = False
         self.lock = threading.Lock()
         self.bus = Bus()
+        self.queue: WriteQueue | None = None
+        """Where characters for the console wait, on machines in the host's time."""
         plan = software.plan(config.memory) if software is not None else None
         self.vm: Vm | BareVm = system.create_vm()
         try:
@@ -234,6 +237,10 @@ class Machine:
             self.uart = PL011(self._spi(UART_SPI), output)
             if self.vm.check_extension(Cap.READONLY_MEM):
                 self.uart.mirror = PageMirror(self.vm, UART.base)
+            if self.turns is None and config.ioctls is None and self.vm.check_extension(Cap.COALESCED_MMIO):
+                ring = cast("list[Vcpu]", self.vcpus)[0].coalesced
+                self.queue = WriteQueue(cast(Vm, self.vm), ring, UART.base, self.uart.transmit_all, self.bus.write, self.lock)
+                self.uart.queue = self.queue
             self.gpio = PL061(self._spi(GPIO_SPI))
             self._add_devices()
             self.console = VirtioConsole(output) if config.virtio_console else None
@@ -250,6 +257,8 @@ class Machine:
 
     def close(self) -> None:
         """Give everything back to the host. The vCPUs must not be running."""
+        if self.queue is not None:
+            self.queue.stop()
         self.vm.close()
 
     def receive(self, data: bytes) -> None:

@@ -71,9 +71,12 @@ class VcpuThread:
     def loop(self) -> None:
         """Run until the machine ends."""
         runner, vcpu, machine = self.runner, self.vcpu, self.runner.machine
-        run, bus, lock, remember = vcpu.run, machine.bus, machine.lock, self.recent.append
+        run, bus, lock, remember, queue = vcpu.run, machine.bus, machine.lock, self.recent.append, machine.queue
         while runner.ending is None:
             exit = run()
+            if queue is not None and queue.is_open:
+                with lock:
+                    queue.drain()
             if type(exit) is MmioExit:
                 remember(exit)
                 if exit.is_write:
@@ -160,6 +163,8 @@ class Runner:
         finally:
             self.end(Ending(Outcome.QUIT))
             self._join()
+            if self.machine.queue is not None:
+                self.machine.queue.stop()
         assert self.ending is not None
         return self.ending
 
@@ -194,6 +199,8 @@ class Runner:
                 while not event.wait(WATCH_SECONDS) and thread.thread.is_alive():
                     pass
             with self.machine.lock:
+                if self.machine.queue is not None:
+                    self.machine.queue.close()
                 yield
         finally:
             resume.set()

@@ -43,7 +43,7 @@ PERIOD, CALM_PERIOD, IDLE_PERIOD = 0.001, 0.008, 0.02
 HOT = 2
 """How often code is met before it is compiled."""
 WARM = 4
-"""How often a page is met, if nothing on it is hot, before regions of earlier runs are linked: that takes as long as a sample stands for."""
+"""How often a page is met, if nothing on it is hot, before regions of earlier runs are linked: to link one takes a sample's time."""
 REGIONS = 8192
 """Regions that are linked into one process at most: guests that write code without end get no more than these."""
 ORDERS = 256

@@ -144,6 +144,9 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
         if events.by_address and events.write(ipa, size, value):
             return _written(vcpu)
         if coalesced.zones and coalesced.write(ipa, size, value):
+            slot = core.vm.memslots.active.find(ipa)
+            if (slot is not None and not slot.readonly) or ipa in events.by_address:
+                coalesced.changed()  # since it was decided what answers: the machine must not know this place
             return _written(vcpu)
         MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
     else:

@@ -79,6 +79,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """Stop its threads; no processor runs."""
 
+    def create_posts(self, ring: int, capacity: int) -> Any:
+        """What adds guest writes to a ring without ending their run (`kvm.coalesced.Posts`); None if it does not do that."""
+
 
 class Vmids:
     """VM identifiers: no two VMs that exist share one, so their translations cannot mix in a TLB."""

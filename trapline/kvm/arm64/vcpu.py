@@ -94,6 +94,8 @@ class Arm64Vcpu:
         self.state = self.cpu.state
         self.sysreg = self.state.sysreg
         self.x = self.state.x
+        posts = core.vm.coalesced.posts
+        self.state.posting = posts.address if posts is not None else 0
         vm.machine.world.keep(f"RNDR of vCPU {self.id}", lambda: int(self.state.random), lambda value: setattr(self.state, "random", value))
         self.debug = debug.DebugState()
         self.pvtime = PvTime(self)
@@ -436,4 +438,5 @@ class Arm64Vcpu:
     def destroy(self) -> None:
         """The VM is gone, and KVM_RUN is refused from now on."""
         self.initialized = False
+        self.state.posting = 0
         self.vm.machine.processors.give_back(self.cpu)

@@ -20,6 +20,7 @@ from trapline.abi.arm64_vm import KVM_ARM_SET_DEVICE_ADDR, KVM_CREATE_IRQCHIP, D
 from trapline.abi.caps import Cap
 from trapline.abi.ioctl import implements
 from trapline.abi.irq import MSI_VALID_DEVID, Msi
+from trapline.abi.memory import COALESCED_MAX
 from trapline.errors import KvmError
 from trapline.host.user import PAGE_SIZE
 from trapline.kvm.arm64 import flags
@@ -80,6 +81,7 @@ class Arm64Vm:
         self.config_lock = Lock("config_lock", protects="vcpu_features, the step to HAS_RUN_ONCE")
         self.vmid = machine.vmids.take()
         self.mmu = Mmu(ipa_bits, self.vmid, machine.engine, core.system.address_space, lambda: core.memslots.active, core.stats)
+        core.coalesced.posts = machine.engine.create_posts(core.coalesced.ring_address, COALESCED_MAX)
         self.vgic: Any = None
         self.timer = VmTimer(self)
         self.vcpu_features: int | None = None
