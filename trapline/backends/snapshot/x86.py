@@ -74,8 +74,17 @@ def _write_cpuid(vcpu: X86Vcpu, rows: Sequence[Sequence[Any]]) -> None:
     vcpu.cpuid = Cpuid(Leaf(*row) for row in rows)
 
 
-def _write_tsc_khz(vcpu: X86Vcpu, rate: int) -> None:
-    if vcpu.ioctl(KVM_GET_TSC_KHZ) != rate:
+def _read_tsc_khz(vcpu: X86Vcpu) -> int | None:
+    try:
+        return int(vcpu.ioctl(KVM_GET_TSC_KHZ))
+    except KvmError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None  # the host's own rate is not known, or changes
+
+
+def _write_tsc_khz(vcpu: X86Vcpu, rate: int | None) -> None:
+    if rate is not None and rate != _read_tsc_khz(vcpu):
         vcpu.ioctl(KVM_SET_TSC_KHZ, rate)
 
 
@@ -121,7 +130,7 @@ def _write_power(vcpu: X86Vcpu, value: int) -> None:
 VCPU: Mapping[str, Row] = MappingProxyType(
     {
         "cpuid": Row(lambda vcpu: [list(astuple(leaf)) for leaf in vcpu.cpuid], _write_cpuid),
-        "tsc_khz": Row(lambda vcpu: vcpu.ioctl(KVM_GET_TSC_KHZ), _write_tsc_khz, has(Cap.GET_TSC_KHZ)),
+        "tsc_khz": Row(_read_tsc_khz, _write_tsc_khz, has(Cap.GET_TSC_KHZ)),
         "sregs": whole("sregs", lambda vm: not vm.check_extension(Cap.SREGS2)),
         "sregs2": whole("sregs2", has(Cap.SREGS2)),
         "task priority": Row(lambda vcpu: int(vcpu.sregs.cr8), _write_task_priority, lambda vm: not has_lapic(vm)),
