@@ -348,18 +348,21 @@ def test_a_region_that_another_vcpu_patches(bench: Bench) -> None:
 
 
 def test_a_region_whose_code_changed_is_not_entered(bench: Bench) -> None:
-    """The change is in the region's second cache line: what was decoded at its entry stays."""
-    count = 24
-    code = bench.load("add x0, x0, #1\n" * count + "hvc #1")
+    """The change is on the region's second page: what was decoded at its entry stays."""
+    at = bench.memory.page(2)
+    second, code = at + PAGE, at + PAGE - 16
+    bench.memory.write(code, assemble_program("add x0, x0, #1\n" * 6 + "hvc #1"))
+    bench.tables.map(at, at)
+    bench.tables.map(second, second)
     cpu = bench.cpu(code)
     cpu.enter()
     linked = Tier1(bench).install(code)
     new = int.from_bytes(assemble_program("add x0, x0, #100"), "little")
-    patching = bench.cpu(bench.load(PATCH), x1=new, x2=code + 4 * (count - 2))
+    patching = bench.cpu(bench.load(PATCH), x1=new, x2=second)
     patching.enter()
     bench.start(cpu, code, x0=0)
     cpu.enter()
-    assert cpu.state.x[0] == count - 1 + 100
+    assert cpu.state.x[0] == 105
     assert not linked.install(bench.engine, Here(bench.engine, code & -PAGE, Texts()), Texts())
 
 
