@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from trapline.engine import Cpu
 from trapline.engine.cache import REGIONS
 from trapline.engine.engine import TIER1
 from trapline.engine.tier1.builder import RegionBuilder
+from trapline.engine.tier1.client import Order
 from trapline.engine.tier1.install import Linked, Texts, link
+from trapline.engine.tier1.manager import Spot
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 RANDOM_INSTRUCTIONS = 4000
@@ -485,6 +489,42 @@ def test_a_page_that_is_taken_away_while_a_region_waits(bench: Bench) -> None:
     thread.join(30)
     assert not thread.is_alive() and hvc_number(cpu) == 1
     assert (cpu.state.x[0], cpu.state.x[4]) == (2, 3)
+
+
+class Waiting:
+    """A compiler that is busy for ever."""
+
+    def __init__(self) -> None:
+        self.orders: list[Order] = []
+
+    def order(self, heat: int, index: int, order: Order) -> int:
+        self.orders.append(order)
+        return len(self.orders)
+
+
+def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, compiler = Bench(), Waiting()
+    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    before = set(threading.enumerate())
+    code = machine.load("loop: subs x1, x1, #1\nb.ne loop\nhvc #1")
+    cpu = machine.cpu(code, x1=5)
+    threads = set(threading.enumerate()) - before
+    machine.engine.close()
+    for thread in threads:
+        thread.join(30)
+    cpu.enter()
+    regions = machine.engine.regions
+    assert regions is not None
+    regions.work({}, {Spot(cpu.state.records, (code & PAGE - 1) >> 2): (cpu, code & -PAGE)})
+    (order,) = compiler.orders
+    text, _ = order.page(0)
+    assert text is not None and text[:8] == assemble_program("loop: subs x1, x1, #1\nb.ne loop")
+    engine = weakref.ref(machine.engine)
+    del machine, cpu, regions
+    gc.collect()
+    assert engine() is None
+    assert order.page(0) == (None, ())
+    order.deliver(None)
 
 
 COUNT = 40_000_000

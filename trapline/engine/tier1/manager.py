@@ -114,6 +114,8 @@ class Regions:
         self._seen = [0] * 64
         self._period = PERIOD
         self._ordered: dict[Spot, int] = {}
+        self._asked: dict[Spot, Pages] = {}
+        """The pages around spots that are ordered. The compiler knows the spots alone: an order does not keep a machine alive."""
         self.stencils = Stencils(engine, functools.partial(_order_stencils, weakref.ref(self)))
         self._pages: Counter[int] = Counter()
         """How often the interpreter was met on a page."""
@@ -236,16 +238,24 @@ class Regions:
             return
         if len(self._ordered) >= ORDERS or not self._room:
             return
-        order = Order(pages.seen, functools.partial(_deliver, weakref.ref(self), spot, pages))
+        self._asked[spot] = pages
+        order = Order(functools.partial(_see, weakref.ref(self), spot), functools.partial(_deliver, weakref.ref(self), spot))
         number = self.engine.code.region_compiler.order(heat, spot.index, order)
         if number is not None:
             self._ordered[spot] = number
+        else:
+            del self._asked[spot]
 
     def _note_installed(self, records: int, linked: Linked) -> None:
         self.installed |= {Spot(records, index): linked for index in linked.built.entries}
 
-    def arrived(self, spot: Spot, pages: Pages, built: Built | None) -> None:
+    def seen(self, spot: Spot, distance: int) -> Page:
+        """A page near a spot that was ordered (on the client's thread)."""
+        return self._asked[spot].seen(distance)
+
+    def arrived(self, spot: Spot, built: Built | None) -> None:
         """The compiler is done with a spot (on the client's thread)."""
+        pages = self._asked.pop(spot)
         if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
                 if linked.install(self.engine, pages, self._texts):
@@ -288,10 +298,15 @@ class Pages:
         return ran, tuple(self._landings.get(records, ()))
 
 
-def _deliver(reference: weakref.ref[Regions], spot: Spot, pages: Pages, built: Built | None) -> None:
+def _see(reference: weakref.ref[Regions], spot: Spot, distance: int) -> Page:
+    regions = reference()
+    return (None, ()) if regions is None else regions.seen(spot, distance)
+
+
+def _deliver(reference: weakref.ref[Regions], spot: Spot, built: Built | None) -> None:
     regions = reference()
     if regions is not None:
-        regions.arrived(spot, pages, built)
+        regions.arrived(spot, built)
 
 
 def _watch(reference: weakref.ref[Regions], findings: Findings) -> None:
