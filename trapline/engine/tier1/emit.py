@@ -10,7 +10,7 @@ on are compared with those it was installed for each time it is entered.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from trapline.arm64 import effects as fx
 from trapline.arm64.fp import IXC
@@ -30,8 +30,10 @@ from trapline.engine.state import (
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Comparison, Line, in_place, page_name
-from trapline.engine.tier1.loops import KEPT, inner_loops, live_flags, outline
+from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
+from trapline.engine.tier1.runs import Member
+from trapline.engine.tier1.strides import Stride, Strides, begin, strides, turn
 
 PRECISION = 1 << 5
 """MXCSR.PE: an SSE instruction has rounded."""
@@ -82,6 +84,12 @@ class RegionEmitter:
         self._lines: list[str] = []
         self._apart = self._kept = False
         self._ways_out: list[str] = []
+        self._left: set[Place] = set()
+        """Instructions that have a way out."""
+        self._again: dict[tuple[Place, Place], str] = {}
+        """Where loops with a second copy go round, instead of to their head."""
+        self._copy: dict[Place, str] = {}
+        """Labels of the copy that is being made."""
         self._count = 0
         self._eager = not region.loops
         self._late = LateFlags(tag)
@@ -130,7 +138,7 @@ class RegionEmitter:
             touched.add(FPSR)
         if not self._eager:
             touched |= set(FLAGS)
-        touched |= {offset for offset in PROMOTED if any(f"ptr %s{offset}" in line for line in self._lines)}
+        touched |= set(map(int, REGISTER.findall("\n".join(self._lines))))
         lines = [*self._entry(sorted(touched)), *self._reloading(sorted(touched & RELOADED)), *self._ways_out]
         body = "\n".join(lines)
         attributes = "strictfp " if self._tracks else ""
@@ -265,15 +273,23 @@ class RegionEmitter:
     def _blocks(self) -> str:
         """Emit all blocks; the functions of inner loops are returned."""
         region = self.region
-        loops = {} if self._eager else {head: loop for head, loop in inner_loops(region).items() if self._entries(loop)}
+        innermost_loops = {} if self._eager else innermost(region)
+        loops = {head: loop for head, loop in separate(region, innermost_loops).items() if self._entries(loop)}
         inside = set().union(*loops.values())
+        turns = {head: turn(region, head, loop) for head, loop in innermost_loops.items()}
+        strided = {head: found for head, body in turns.items() if (found := strides(region, body))}
+        self._again = {(region.blocks[p].body[-1].place, head): _again(self._start(head)) for head in strided for p in turns[head]}
         pieces: dict[Place, list[str]] = {}
         for place, block in region.blocks.items():
-            self._lines, self._apart = [], place in inside
-            self._block(block)
+            self._lines, self._apart = [f"{self._start(place)}:"], place in inside
+            quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
+            self._block(block, self._cells.runs.of(block, quiet))
             pieces[place] = self._lines
-        self._lines = [line for place, lines in pieces.items() if place not in inside for line in lines]
         live = live_flags(region, pieces) if loops else {}
+        for head, found in strided.items():
+            self._lines, self._apart = pieces[head], head in inside
+            self._repeat(turns[head], found)
+        self._lines = [line for place, lines in pieces.items() if place not in inside for line in lines]
         functions: list[str] = []
         for number, (head, loop) in enumerate(loops.items()):
             after = {p for place in loop for p in region.destinations(region.blocks[place])} & region.blocks.keys() - loop
@@ -284,6 +300,7 @@ class RegionEmitter:
             self._lines += made.call
             if self._entries(loop) != {head}:  # the turn that it begins with is run here
                 self._lines += [line for place, piece in lines.items() if place != head for line in piece]
+                self._lines += [f"{_again(self._start(head))}:", f"br label %{self._start(head)}"] if head in strided else []
         self._kept = bool(loops)
         return "".join(f"{line}\n" for line in functions)
 
@@ -318,11 +335,27 @@ class RegionEmitter:
         self.intrinsics |= line.emit.intrinsics
         self.natives |= line.emit.natives
 
-    def _block(self, block: Block) -> None:
-        self._lines.append(f"{self._start(block.start)}:")
+    def _repeat(self, body: list[Place], found: Strides) -> None:
+        """A loop once more, for as many turns as its accesses stay where they are known; `body` is what `turn` says of it."""
+        head = body[0]
+        line = self._line("t", Recorder(_no_slot), head)
+        name = f"turn_{self._start(head)}"
+        self._lines.append(f"{_again(self._start(head))}:")
+        closing = begin(line, found, name, otherwise=self._start(head))
+        self._lines += line.emit.lines
+        self._copy = {head: f"{name}_more"} | {place: f"{name}_{self._start(place)}" for place in body[1:]}
+        for place in body:
+            if place != head:
+                self._lines.append(f"{self._copy[place]}:")
+            self._block(self.region.blocks[place], found)
+        self._copy = {}
+        self._lines += [*closing, f"br i1 %{name}_lasts, label %{name}, label %{name}_over", f"{name}_over:"]
+        line = self._line("t", Recorder(_no_slot), head)
+        self._ask(line, head, self._dirty[head])
+        self._lines += [*line.emit.lines, f"br label %{_again(self._start(head))}"]
+
+    def _block(self, block: Block, members: Mapping[tuple[Place, int], Member | Stride]) -> None:
         dirty = set(self._dirty[block.start])
-        quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
-        members = self._cells.runs.of(block, quiet)
         compared: Comparison | None = None
         for instruction in block.body:
             way_out = f"out{page_name(instruction.place[0])}_{instruction.place[1]}"
@@ -392,13 +425,16 @@ class RegionEmitter:
         """Go on at a place inside the region or leave for it; whatever may close a cycle asks whether something waits."""
         page, index = here.place
         line = self._line("g", Recorder(_no_slot), target)
+        if target in self._copy:
+            self._lines.append(f"br label %{self._copy[target]}")
+            return
         if target not in self.region.blocks:
             forward = target[0] == page and target[1] > index
             self._leave(line, target, dirty, poll=not forward, out=self._away)
             return
         if (here.place, target) in self._cycles:
             self._ask(line, target, dirty)
-        self._lines += [*line.emit.lines, f"br label %{self._start(target)}"]
+        self._lines += [*line.emit.lines, f"br label %{self._again.get((here.place, target)) or self._start(target)}"]
 
     def _ask(self, line: Line, target: Place, dirty: set[int]) -> None:
         emit = line.emit
@@ -491,6 +527,9 @@ class RegionEmitter:
 
     def _way_out(self, label: str, place: Place, dirty: set[int]) -> None:
         """Hand the instruction at `place` to the interpreter, with the state before it."""
+        if place in self._left:
+            return
+        self._left.add(place)
         self._ways_out.append(f"{label}:")
         if place in self.region.entries:
             line = self._line("w", Recorder(_no_slot), place)
@@ -499,6 +538,11 @@ class RegionEmitter:
             self._ways_out += line.emit.lines
             return
         self._leave(self._line("w", Recorder(_no_slot), place), place, dirty, poll=False, out=self._ways_out)
+
+
+def _again(label: str) -> str:
+    """Where a loop whose head has a label goes round, if it has a second copy."""
+    return f"again_{label}"
 
 
 def _offset(index: int) -> int:

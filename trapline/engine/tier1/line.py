@@ -19,6 +19,7 @@ from trapline.engine.state import (
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Place
 from trapline.engine.tier1.runs import Member, Runs
 from trapline.engine.tier1.signed import N, V, subtraction, tests
+from trapline.engine.tier1.strides import Stride
 
 SYSREG = EngineState.sysreg.offset
 FPCR, FPSR = (SYSREG + 8 * TABLE[name].slot for name in ("FPCR", "FPSR"))
@@ -111,9 +112,9 @@ class Line(Handler):
         self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting, strict=strict)
         self._page, self._offset, self._way_out, self._cells = place[0], place[1] << 2, way_out, cells
         self._eager = eager
-        self._atomic = False
+        self._atomic = self._pair = False
         self._cell: int | None = None
-        self._member: Member | None = None
+        self._member: Member | Stride | None = None
         self.compared: Comparison | None = None
         """What N and V are about before the instruction, and after it what they are about then."""
         self.left = False
@@ -185,6 +186,8 @@ class Line(Handler):
         """Ask the runtime to fill the TLB before giving up; what faults is left to the interpreter."""
         if self._atomic:
             return super()._probe(addr, size, write, access)
+        if isinstance(self._member, Stride):
+            return "true", self._member.pointer(self), "0"
         emit = self.emit
         again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
         known = ""
@@ -263,11 +266,27 @@ class Line(Handler):
         emit.lines += [f"store i64 {addend}, ptr %reach{number}", f"br label %{grouped}"]
         emit.lines += [f"{missed}:", f"br label %{grouped}", f"{grouped}:", f"%known{number} = phi i1 {', '.join(cases)}"]
 
+    def _load(self, e: fx.Load) -> None:
+        self._pair = e.access.parts == 2 and e.width <= 128
+        super()._load(e)
+        self._pair = False
+
+    def _read_memory(self, pointer: str, width: int, align: int = 1) -> str:
+        """The halves of a pair are read one by one: one may just have been stored, and the host waits where a load is more than that."""
+        if not self._pair:
+            return super()._read_memory(pointer, width, align)
+        emit, half = self.emit, width // 2
+        high = emit.let(f"getelementptr i8, ptr {pointer}, i64 {half // 8}")
+        parts = [super(Line, self)._read_memory(at, half) for at in (pointer, high)]
+        first, second = (emit.let(f"zext i{half} {part} to i{width}") for part in parts)
+        return emit.let(f"or i{width} {first}, {emit.let(f'shl i{width} {second}, {half}')}")
+
     # -- an instruction --------------------------------------------------------------------------------------------------
-    def perform(self, flush: Callable[[], None], members: Mapping[int, Member]) -> fx.Branch | None:
+    def perform(self, flush: Callable[[], None], members: Mapping[int, Member | Stride]) -> fx.Branch | None:
         """Emit effects and writes; a branch is left to the caller, its condition and target already values.
 
-        `flush` stores what differs from memory: the runtime's functions look there. `members` are the effects that are part of a run.
+        `flush` stores what differs from memory: the runtime's functions look there. `members` are the effects that are part of a run, or of
+        a way that is known.
         """
         recording = self.recording
         if self.compared is not None:

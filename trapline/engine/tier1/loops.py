@@ -29,6 +29,8 @@ GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
 """Ways out of a loop at most: with more of them it is likely to be a part of a larger loop, and to be left again and again."""
+SMALL = 36
+"""Instructions of a loop that becomes a function at most: a larger one needs the host's registers many times over anyway."""
 FEW = 9
 """Registers of the guest's that the host has enough of its own for, besides what a region needs itself."""
 KEPT = ("i8", "i64", "i64")
@@ -36,13 +38,11 @@ KEPT = ("i8", "i64", "i64")
 
 
 # -- which ---------------------------------------------------------------------------------------------------------------
-def inner_loops(region: Region) -> dict[Place, set[Place]]:
-    """The innermost loops of a region by their heads, apart from each other; none if the region is nothing else, or has registers enough.
+def innermost(region: Region) -> dict[Place, set[Place]]:
+    """The innermost loops of a region by their heads, apart from each other, where they need neither the runtime nor computed branches.
 
     A loop is what reaches a backward branch without passing through the branch's target.
     """
-    if len(_registers(region)) <= FEW:
-        return {}
     before: dict[Place, set[Place]] = {}
     for place, block in region.blocks.items():
         for following in region.destinations(block):
@@ -55,9 +55,17 @@ def inner_loops(region: Region) -> dict[Place, set[Place]]:
             loops[head] = _reaching(head, latches, before)
     found: dict[Place, set[Place]] = {}
     for head, loop in sorted(loops.items(), key=lambda item: len(item[1])):
-        if not any(loop & other for other in found.values()) and len(loop) < len(region.blocks):
+        if not any(loop & other for other in found.values()):
             found[head] = loop
-    return {head: loop for head, loop in found.items() if _exits(region, loop) <= EXITS and all(_suits(region.blocks[p]) for p in loop)}
+    return {head: loop for head, loop in found.items() if all(_suits(region.blocks[p]) for p in loop)}
+
+
+def separate(region: Region, loops: Mapping[Place, set[Place]]) -> dict[Place, set[Place]]:
+    """Those of the innermost loops that become functions; none if the region is nothing else, or has registers enough."""
+    if len(_registers(region)) <= FEW:
+        return {}
+    parts = {head: loop for head, loop in loops.items() if len(loop) < len(region.blocks)}
+    return {head: loop for head, loop in parts.items() if _exits(region, loop) <= EXITS and _size(region, loop) <= SMALL}
 
 
 def _registers(region: Region) -> set[object]:
@@ -66,6 +74,10 @@ def _registers(region: Region) -> set[object]:
     accesses = [e for i in region.instructions for e in i.recording.effects if isinstance(e, fx.Load | fx.Store)]
     read = {leaf.attr for leaf in leaves([*(w.value for w in writes), *(e.addr for e in accesses)])}
     return (read | {w.offset for w in writes}) & set(REGISTERS)
+
+
+def _size(region: Region, loop: set[Place]) -> int:
+    return sum(len(region.blocks[place].body) for place in loop)
 
 
 def _exits(region: Region, loop: set[Place]) -> int:

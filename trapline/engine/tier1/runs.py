@@ -92,7 +92,7 @@ class Runs:
                 return root, distance + constant
 
             for number, effect in enumerate(here.recording.effects):
-                if isinstance(effect, fx.Load | fx.Store) and (at := value(effect.addr)) is not None and _plain(effect):
+                if isinstance(effect, fx.Load | fx.Store) and (at := value(effect.addr)) is not None and plain(effect):
                     found[here.place, number] = self._add(open_runs, *at, effect)
             for write in here.recording.writes:
                 if write.offset in BASES:
@@ -105,7 +105,7 @@ class Runs:
         return kept
 
     def _add(self, open_runs: dict[Root, Run], root: Root, offset: int, effect: fx.Load | fx.Store) -> Member:
-        end = offset + _size(effect)
+        end = offset + size_of(effect)
         store = isinstance(effect, fx.Store)
         run = open_runs.get(root)
         if run is not None and max(end, run.high) - min(offset, run.low) <= SPAN:
@@ -117,13 +117,13 @@ class Runs:
         return Member(run, offset, first=True)
 
 
-def _size(effect: fx.Load | fx.Store) -> int:
+def size_of(effect: fx.Load | fx.Store) -> int:
     return (effect.width if isinstance(effect, fx.Load) else effect.value.width) // 8
 
 
-def _plain(effect: fx.Load | fx.Store) -> bool:
+def plain(effect: fx.Load | fx.Store) -> bool:
     access = effect.access
-    return not (access.aligned or access.unprivileged) and _size(effect) <= LARGEST
+    return not (access.aligned or access.unprivileged) and size_of(effect) <= LARGEST
 
 
 def _linear(node: Bits) -> tuple[Bits, int]:
