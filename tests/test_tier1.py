@@ -527,6 +527,30 @@ def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch)
     order.deliver(None)
 
 
+def test_what_was_found_does_not_keep_a_machine_alive() -> None:
+    """Nobody closes it: its threads end because the collector finds it."""
+    machine, done = Bench(), threading.Event()
+    before = set(threading.enumerate())
+    code = machine.load("hvc #1")
+    cpu = machine.cpu(code)
+    threads = set(threading.enumerate()) - before
+    cpu.enter()
+    regions = machine.engine.regions
+    assert regions is not None and threads
+    work = type(regions).work.__get__(weakref.proxy(regions))
+    regions.work = lambda *found: (work(*found), done.set())  # type: ignore[method-assign, assignment]
+    regions._findings.add(Spot(cpu.state.records, 0), cpu, code & -PAGE, hot=False)
+    assert done.wait(30)
+    del machine, cpu, regions
+    for thread in threads:
+        for _ in range(1000):
+            gc.collect()
+            thread.join(0.01)
+            if not thread.is_alive():
+                break
+        assert not thread.is_alive(), thread.name
+
+
 COUNT = 40_000_000
 PROFILED = f"""
 import ctypes, sys, threading

@@ -325,7 +325,7 @@ def _compile(reference: weakref.ref[Regions], findings: Findings) -> None:
         if regions is None:
             return
         regions.work(*found)
-        del regions
+        del regions, found  # it names vCPUs
 
 
 def _order_stencils(reference: weakref.ref[Regions], shapes: list[int]) -> bool:
