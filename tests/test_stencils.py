@@ -17,6 +17,7 @@ from trapline.engine.engine import TIER1
 from trapline.engine.state import RECORD_SIZE
 from trapline.engine.stencil.arena import Stencils
 from trapline.engine.stencil.template import NONE
+from trapline.engine.tier1 import manager
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.install import Texts
 
@@ -241,3 +242,21 @@ def test_a_shape_is_asked_for_once(bench: Bench) -> None:
     assert not asked
     shape = bench.engine.entry.decode(int.from_bytes(bench.memory.read(code, 4), "little"), (code % PAGE) >> 2)
     assert bench.engine.code.templates.table[shape] == NONE
+
+
+def test_pages_that_have_settled_are_laid_out_without_being_met(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "SETTLED", 1)
+    assembler, text = Assembler(bench), "add x0, x0, #1\nsub x1, x1, x0\nhvc #1"
+    first = bench.load(text)
+    bench.cpu(first).enter()
+    assert assembler.page(first), "there are templates now"
+    codes = [bench.load(text) for _ in range(3)]
+    for code in codes:
+        bench.cpu(code).enter()
+    regions = manager.Regions(bench.engine)
+    regions.lay_out_settled()
+    regions.close()
+    for code, laid in zip(codes, (True, True, False), strict=True):
+        records = Here(bench.engine, code & -PAGE, assembler.texts).records(0)
+        assert records is not None
+        assert regions.stencils.owns(ctypes.c_uint64.from_address(records + (code % PAGE >> 2) * RECORD_SIZE).value) == laid

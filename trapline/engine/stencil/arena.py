@@ -138,6 +138,11 @@ class Stencils:
         """Whether a record's handler is a stencil of ours."""
         return self._start <= handler < self._end
 
+    @property
+    def has_plenty(self) -> bool:
+        """Whether there is room even for pages that may not be worth it."""
+        return self._next - self._start < ARENA // 2
+
     def forget(self) -> None:
         """Use the arena anew; no vCPU is in it, and no record refers to it."""
         with self._lock:

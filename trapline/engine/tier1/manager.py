@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from trapline.engine.state import (
     GUARDED,
     ITLB_ENTRIES,
+    PAGE_BYTES,
+    PAGE_HEADER,
     PAGE_INSNS,
     RECORD_SIZE,
     SAMPLES,
@@ -44,6 +46,8 @@ HOT = 2
 """How often code is met before it is compiled."""
 WARM = 4
 """How often a page is met, if nothing on it is hot, before regions of earlier runs are linked: to link one takes a sample's time."""
+SETTLED = 100
+"""So many pages that are younger than one are enough for it to be laid out although it was not met."""
 REGIONS = 8192
 """Regions that are linked into one process at most: guests that write code without end get no more than these."""
 ORDERS = 256
@@ -121,6 +125,8 @@ class Regions:
         """How often the interpreter was met on a page."""
         self._due: dict[int, int] = {}
         """How often it must have been met before its page is laid out again."""
+        self._settled = 0
+        """Pages from this address on were not looked at yet (0: none was)."""
         self._again: set[int] = set()
         """Pages that may gain from templates that have arrived."""
         self._stored: StoredRegions | None = None
@@ -187,6 +193,7 @@ class Regions:
             if self._pages[spot.records] >= WARM or spot.records in warm:
                 self._put_back(spot.records, *place)
         self._assemble(spot.records for spot in met)
+        self.lay_out_settled()
         for spot in sorted(hot, key=lambda s: -self._counts[s]):
             self._serve(spot, *hot[spot])
 
@@ -196,6 +203,20 @@ class Regions:
         for records in {*again, *(r for r in met if self._pages[r] >= self._due.get(r, 1))}:
             self._due[records] = 2 * self._pages[records]
             self.stencils.assemble(records, self._texts.read)
+
+    def lay_out_settled(self) -> None:
+        """Lay out pages that nobody met, once most of what will run there has: much of a guest is in no place for a sample's time."""
+        shared = self.engine.shared
+        if shared.code_next < self._settled:
+            self._settled = 0  # all pages were forgotten
+        at = self._settled or shared.code_start
+        while at + SETTLED * PAGE_BYTES < shared.code_next and self.stencils.has_plenty:
+            records = at + PAGE_HEADER
+            if records not in self._due:
+                self._due[records] = 1
+                self.stencils.assemble(records, self._texts.read)
+            at += PAGE_BYTES
+        self._settled = at
 
     def reassemble(self) -> None:
         """There are more templates: look at all pages again (on the client's thread)."""
