@@ -55,7 +55,7 @@ as before, or alike; 1 if one was not; the report says which.
 """
 
 
-COLLECT_AFTER = 20_000
+COLLECT_AFTER = 100_000
 """New containers before the collector looks for cycles among the young. At the usual 700 a start is interrupted a hundred times, and
 nothing that an exit makes is in a cycle."""
 
