@@ -31,12 +31,17 @@ class Hooks(Protocol):
 class _Installed:
     """Holder of the hooks: None in production, so that an operation costs one test."""
 
-    hooks: Hooks | None = None
+    def __init__(self) -> None:
+        self.hooks: Hooks | None = None
+
+
+_installed = _Installed()
+"""An object, because CPython finds its attributes sooner than a class's."""
 
 
 def install(hooks: Hooks | None) -> None:
     """Install a checker's hooks, or remove them with None."""
-    _Installed.hooks = hooks
+    _installed.hooks = hooks
 
 
 class Lock:
@@ -51,8 +56,8 @@ class Lock:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Lock:
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("lock", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("lock", self.name)
         self._lock.acquire()
         return self
 
@@ -61,8 +66,8 @@ class Lock:
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free; say whether it was."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("try_lock", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("try_lock", self.name)
         return self._lock.acquire(blocking=False)
 
     def release(self) -> None:
@@ -85,8 +90,8 @@ class Condition:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Give up the lock, sleep until notified or for `timeout` seconds, take it again. False after a timeout."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("wait", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("wait", self.name)
         return self._condition.wait(timeout)
 
     def notify_all(self) -> None:
@@ -109,8 +114,8 @@ class WaitQueue:
 
     def wait(self, deadline_ns: int | None = None) -> bool:
         """Sleep until woken after `prepare`, or until the monotonic clock reads `deadline_ns`. False after the deadline."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("wait", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("wait", self.name)
         if deadline_ns is None:
             return self._event.wait()
         remaining = max(0, deadline_ns - time.monotonic_ns()) / 1e9
@@ -118,8 +123,8 @@ class WaitQueue:
 
     def wake(self) -> None:
         """End the current or next wait."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("wake", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("wake", self.name)
         self._event.set()
 
 
@@ -134,14 +139,14 @@ class Cell(Generic[T]):
 
     def load(self) -> T:
         """The value."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("load", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("load", self.name)
         return self._value
 
     def store(self, value: T) -> None:
         """Replace the value."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("store", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("store", self.name)
         self._value = value
 
 
@@ -157,15 +162,15 @@ class Bits:
 
     def set(self, mask: int) -> None:
         """Set the bits of `mask`."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("set", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("set", self.name)
         with self._lock:
             self._value |= mask
 
     def take(self, mask: int) -> int:
         """Clear the bits of `mask` and return those that were set."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("take", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("take", self.name)
         with self._lock:
             taken = self._value & mask
             self._value &= ~mask
@@ -173,8 +178,8 @@ class Bits:
 
     def any(self) -> int:
         """The bits, without clearing."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("load", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("load", self.name)
         return self._value
 
 
@@ -192,8 +197,8 @@ class Srcu:
 
     def enter(self) -> int:
         """Begin reading. The number returned is for `leave`."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("srcu_enter", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("srcu_enter", self.name)
         with self._lock:
             side = self._generation & 1
             self._readers[side] += 1
@@ -201,8 +206,8 @@ class Srcu:
 
     def leave(self, side: int) -> None:
         """End reading."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("srcu_leave", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("srcu_leave", self.name)
         with self._lock:
             self._readers[side] -= 1
             if not self._readers[side]:
@@ -219,8 +224,8 @@ class Srcu:
 
     def synchronize(self) -> None:
         """Wait for the readers that are inside now. Not to be called by a reader."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("srcu_synchronize", self.name)
+        if _installed.hooks is not None:
+            _installed.hooks.point("srcu_synchronize", self.name)
         with self._lock:
             # Twice, because a reader may have chosen its side just before an earlier flip.
             for _ in range(2):
@@ -275,8 +280,8 @@ class Clock:
 
     def now(self) -> int:
         """Nanoseconds since some fixed point."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("clock", "monotonic")
+        if _installed.hooks is not None:
+            _installed.hooks.point("clock", "monotonic")
         return time.monotonic_ns()
 
     def sleep_until(self, deadline_ns: int) -> None:
@@ -296,8 +301,8 @@ class Random:
 
     def bits(self, count: int) -> int:
         """`count` random bits."""
-        if _Installed.hooks is not None:
-            _Installed.hooks.point("random", "system")
+        if _installed.hooks is not None:
+            _installed.hooks.point("random", "system")
         return self._source.getrandbits(count)
 
 

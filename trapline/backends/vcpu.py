@@ -21,6 +21,7 @@ from trapline.abi.exits import (
     Exit,
     IntrExit,
     KvmRun,
+    MmioExit,
     ViewDecoder,
     decode_unknown,
 )
@@ -153,12 +154,13 @@ class VcpuBase(KvmFile):
         if get_ident() != self._thread:
             self._enter_thread()
         # Little but the call itself: KVM's exits can be as short as what is done here.
+        enter = self._enter
         while True:
             try:
-                exit = self._go_on(self._backend.run_failure()) if self._enter() else self._exits[self._reason[0]]
+                exit = self._go_on(self._backend.run_failure()) if enter() else self._exits[self._reason[0]]
             except KvmError as error:
                 exit = self._go_on(error)
-            if not (exit.has_policies and self._answered(exit)):
+            if type(exit) is MmioExit or not (exit.has_policies and self._answered(exit)):
                 return exit
 
     def _answered(self, exit: Exit) -> bool:

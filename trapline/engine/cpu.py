@@ -28,6 +28,7 @@ class EngineExit:
 
 
 SYNC, IRQ, SERROR = EngineExit("sync"), EngineExit("irq"), EngineExit("serror")
+EL2_SYNC, EL2_IRQ = Exit.EL2_SYNC, Exit.EL2_IRQ
 
 
 class Cpu:
@@ -42,6 +43,7 @@ class Cpu:
         """The same, ready to be passed."""
         self._sysreg = self.state.sysreg
         self._entry = engine.entry
+        self._enter = engine.entry.enter
         self.state.shared = engine.shared_address
         self.state.index = index
         self.state.stop = NEVER
@@ -64,16 +66,16 @@ class Cpu:
 
     def enter(self) -> EngineExit:
         """Return from EL2 to the guest (ELR_EL2, SPSR_EL2) and run it until the next exception to EL2."""
-        entry, address, state, engine = self._entry, self._argument, self.state, self.engine
+        enter, address, state, engine = self._enter, self._argument, self.state, self.engine
         state.running = 1
         if engine.paused:
             engine.wait_for_others(self)
-        code = entry.enter(address)
+        code = enter(address)
         while True:
-            if code == Exit.EL2_SYNC:
+            if code == EL2_SYNC:
                 state.running = 0
                 return SYNC
-            if code == Exit.EL2_IRQ:
+            if code == EL2_IRQ:
                 state.running = 0
                 return IRQ
             try:
@@ -83,7 +85,7 @@ class Cpu:
                 raise
             if engine.paused:
                 engine.wait_for_others(self)
-            code = entry.proceed(address)
+            code = self._entry.proceed(address)
 
     def run_here(self, launch: bool) -> int:
         """Run from the state as it is until something outside is wanted, and return what (`Exit`): a machine without hypervisor.

@@ -6,8 +6,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trapline.abi.ioctl import implements
 from trapline.abi.stats import BASE_SHIFT, KVM_GET_STATS_FD, NAME_SIZE, UNIT_SHIFT, StatsDesc, StatsHeader, StatType, StatUnit
@@ -65,14 +64,18 @@ VCPU_STATS: Final = (
 """What every architecture counts. Nobody polls here, so what polling did stays 0."""
 
 
-class Counters(SimpleNamespace):
+class Counters:
     """The numbers themselves, one attribute for each statistic: an int, or a list for a histogram. Counted without a lock: a
     vCPU's by its own thread."""
 
+    def __init__(self, stats: Sequence[Stat]) -> None:
+        for stat in stats:
+            setattr(self, stat.name, 0 if stat.size == 1 else [0] * stat.size)
 
-def new_counters(stats: Sequence[Stat]) -> Counters:
-    """All zero."""
-    return Counters(**{stat.name: 0 if stat.size == 1 else [0] * stat.size for stat in stats})
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 def count_time(histogram: list[int], nanoseconds: int) -> None:

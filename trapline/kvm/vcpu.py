@@ -32,7 +32,7 @@ from trapline.kvm.coalesced import RING_PAGE
 from trapline.kvm.device import DeviceOps
 from trapline.kvm.dirty import DirtyRing
 from trapline.kvm.requests import DIRTY_RING_SOFT_FULL
-from trapline.kvm.stats import VCPU_STATS, new_counters
+from trapline.kvm.stats import VCPU_STATS, Counters
 from trapline.sync import Bits, Lock, current_task
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Vcpu:
         share_page(vm.coalesced.page, self.run, RING_PAGE)
         self.ring = DirtyRing(vm.tracking.ring_bytes) if vm.tracking.ring_bytes else None
         self.stats_list = (*VCPU_STATS, *vm.arch.vcpu_stats)
-        self.stats = new_counters(self.stats_list)
+        self.stats = Counters(self.stats_list)
         self.sigset: int | None = None
         """Signals that are blocked during KVM_RUN instead of those that the thread blocks; None: those."""
         self.arch = vm.arch.create_vcpu(self)

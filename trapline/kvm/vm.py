@@ -31,7 +31,7 @@ from trapline.kvm.eventfd import Ioeventfds, Irqfds
 from trapline.kvm.irqrouting import IrqRouter
 from trapline.kvm.memslots import GuestAccess, Memslots
 from trapline.kvm.requests import DEAD
-from trapline.kvm.stats import VM_STATS, new_counters
+from trapline.kvm.stats import VM_STATS, Counters
 from trapline.kvm.vcpu import Vcpu
 from trapline.sync import Lock, Srcu
 
@@ -53,7 +53,7 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.dead = False
         self.stats_list = VM_STATS
-        self.stats = new_counters(VM_STATS)
+        self.stats = Counters(VM_STATS)
         self.coalesced = CoalescedWrites()
         self.arch = system.arch.create_vm(self, kind)
         self.tracking = DirtyTracking()

@@ -48,6 +48,7 @@ PAGE_NUMBER: Final = 0xFFF_FFFF_FFF0
 PAGE_OFFSET: Final = 0xFFF
 NISV_ISS: Final = 0x1FF_FFFF & ~FSC_MASK
 MMIO_REASON: Final = MmioExit.reason
+pack_mmio: Final = MMIO_LAYOUT.pack_into
 FAR, HPFAR = FAR_EL2.slot, HPFAR_EL2.slot
 NOT_PENDING: Final = -1
 REASON: Final = EXIT_REASON_OFFSET // 4
@@ -148,13 +149,13 @@ def _device_access(vcpu: Arm64Vcpu, esr: int, ipa: int) -> bool:
             if (slot is not None and not slot.readonly) or ipa in events.by_address:
                 coalesced.changed()  # since it was decided what answers: the machine must not know this place
             return _written(vcpu)
-        MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
+        pack_mmio(core.run, UNION_OFFSET, ipa, value.to_bytes(8, "little"), size, 1)
     else:
         if vgic is not None and vgic.contains(ipa):
             core.stats.mmio_exit_kernel += 1
             _load(vcpu, esr, vgic.mmio(vcpu, ipa, False, size))
             return True
-        MMIO_LAYOUT.pack_into(core.run, UNION_OFFSET, ipa, b"", size, 0)
+        pack_mmio(core.run, UNION_OFFSET, ipa, b"", size, 0)
     core.stats.mmio_exit_user += 1
     core.run32[REASON] = MMIO_REASON
     vcpu.pending_mmio = esr

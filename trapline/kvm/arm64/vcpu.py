@@ -108,6 +108,8 @@ class Arm64Vcpu:
         self.features = 0
         self.has_run = False
         self.in_guest = False
+        self.pins = self.pins_shown = 0
+        """Asserted pins, as bits of HCR_EL2, and those that are set there."""
         self.pending_mmio = NOT_PENDING
         """Syndrome of the access that userspace is completing."""
         self.pending_sysreg: sysreg_exits.Access | None = None
@@ -289,9 +291,6 @@ class Arm64Vcpu:
             self.pins = self.pins | bit if level else self.pins & ~bit
         self.kick()
 
-    pins = pins_shown = 0
-    """Asserted pins, as bits of HCR_EL2, and those that are set there."""
-
     # --- running -------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -343,7 +342,8 @@ class Arm64Vcpu:
                 if self.pins != self.pins_shown:
                     self.pins_shown = pins = self.pins
                     sysreg[HCR] = sysreg[HCR] & ~(PIN_BITS[0] | PIN_BITS[1]) | pins
-            kind = (cpu.enter if pmu is None or not pmu.running else pmu.enter)().kind
+            exit = cpu.enter() if pmu is None or not pmu.running else pmu.enter()
+            kind = exit.kind
             self.in_guest = False
             stats.exits += 1
             if vgic is not None:
