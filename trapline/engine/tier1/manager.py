@@ -209,6 +209,7 @@ class Regions:
         shared = self.engine.shared
         if shared.code_next < self._settled:
             self._settled = 0  # all pages were forgotten
+            self._due.clear()
         at = self._settled or shared.code_start
         while at + SETTLED * PAGE_BYTES < shared.code_next and self.stencils.has_plenty:
             records = at + PAGE_HEADER
