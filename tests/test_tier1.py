@@ -202,6 +202,7 @@ class Loop:
         self._halves = [rng.getrandbits(62) for _ in range(64)]
         self._text = rng.randbytes(PAGE)
         self._cpu = bench.cpu(self.code)
+        self._cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
 
     def run(self) -> tuple[int, list[int], bytes]:
         """The syndrome, the registers and the memory that it leaves."""
