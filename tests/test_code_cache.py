@@ -134,7 +134,7 @@ def test_one_configuration_may_be_larger_than_the_bound(tmp_path: Path) -> None:
 
 
 def built(tag: str, entry: int, words: dict[int, int]) -> Built:
-    return Built(tag, (entry,), (0,), tuple((0, index, word) for index, word in words.items()), ("native",), tag.encode())
+    return Built(tag, (entry,), (0,), tuple((0, index, word) for index, word in words.items()), ("native",), True, tag.encode())
 
 
 def test_regions_are_stored_once(tmp_path: Path) -> None:

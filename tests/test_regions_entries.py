@@ -12,6 +12,7 @@ from trapline.engine.glue import DECODE_AHEAD
 from trapline.engine.state import RECORD_SIZE
 from trapline.engine.tier1.install import Texts, link
 from trapline.engine.tier1.manager import Pages
+from trapline.engine.tier1.regions import LOOP_LIMIT
 
 __all__ = ["bench"]
 
@@ -122,3 +123,24 @@ def test_a_switch_stays_in_its_region(bench: Bench) -> None:
     bench.start(cpu, loop, **values)
     cpu.enter()
     assert (cpu[ESR_EL1] >> 26, cpu[ELR_EL1]) == (EC_BTI, loop + 12)
+
+
+STEPS = 12
+NESTED = "\n".join(
+    ["outer: mov x4, x0", "inner: add x2, x2, #1"]
+    + [f"cmp x2, #{k}\nb.eq aside{k}\neor x3, x3, x2, lsl #{k}" for k in range(STEPS)]
+    + ["subs x1, x1, #1\nb.ne inner\nhvc #1"]
+    + [f"aside{k}: " + "add x5, x5, #3\n" * 20 + "b outer" for k in range(STEPS)]
+)
+
+
+def test_a_loop_is_kept_before_what_is_around_it(bench: Bench) -> None:
+    """Too much code for one region: ways aside, back to the head of an outer loop, branch off at every step of the inner one."""
+    loop = bench.load(NESTED)
+    cpu = bench.cpu(loop, x1=40)
+    cpu.enter()
+    tier1 = Tier1(bench)
+    for entry in (1, 4 + 3 * (STEPS // 2)):
+        region = tier1.builder.explore(entry, Here(bench.engine, loop, tier1.texts).text)
+        assert region is not None and region.size <= LOOP_LIMIT
+        assert set(range(1, 4 + 3 * STEPS)) <= {index for _, index in (i.place for i in region.instructions)}

@@ -94,7 +94,7 @@ class RegionBuilder:
         self._keep(natives)
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
         entries = tuple(index for _, index in region.entries)
-        return Built(tag, entries, tuple(region.pages), words, tuple(sorted(natives)), code)
+        return Built(tag, entries, tuple(region.pages), words, tuple(sorted(natives)), region.loops, code)
 
     def improve(self, deadline: float) -> None:
         """Make good code of what was made in haste, until `deadline` in `time.monotonic()` seconds."""

@@ -11,7 +11,7 @@ class Built:
 
     `entries` are the indices in page 0 of the instructions where it can be entered, the one it was made for first; `pages` are its
     pages, counted from that one, which comes first; `words` are (page, index, word); `natives` the symbols of the functions that it
-    calls; `code` the object file.
+    calls; `loops`: whether control goes round in it; `code` the object file.
     """
 
     tag: str
@@ -19,4 +19,5 @@ class Built:
     pages: tuple[int, ...]
     words: tuple[tuple[int, int, int], ...]
     natives: tuple[str, ...]
+    loops: bool
     code: bytes

@@ -70,6 +70,12 @@ class RegionCompiler:
         with self._sending:
             self._send("hotter", number, heat)
 
+    def forget(self, number: int) -> None:
+        """An ordered region is not wanted any more; it may come nevertheless."""
+        with self._sending:
+            self._orders.pop(number, None)
+            self._send("forget", number)
+
     def _send(self, *message: object) -> None:
         try:
             if self._connection is not None:
@@ -107,11 +113,14 @@ class RegionCompiler:
             while True:
                 kind, number, value = connection.recv()
                 if kind == "page":
-                    text, met = self._orders[number].page(value)
+                    order = self._orders.get(number)
+                    text, met = order.page(value) if order is not None else _no_page(value)
                     with self._sending:
                         self._send("text", text, met)
                 else:
-                    self._orders.pop(number).deliver(value)
+                    order = self._orders.pop(number, None)
+                    if order is not None:
+                        order.deliver(value)
                     self._answers += 1
         except (EOFError, OSError):
             if connection is self._connection:

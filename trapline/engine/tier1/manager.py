@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 PERIOD, CALM_PERIOD, IDLE_PERIOD = 0.001, 0.008, 0.02
 """Seconds between looks: while vCPUs are met in the interpreter; at most while they are in regions; while none runs."""
-HOT = 2
-"""How often code is met before it is compiled."""
+HOT, COVERED = 2, 32
+"""How often code is met before it is compiled; and code inside a loop that is compiled already, and will soon be entered again."""
 WARM = 4
 """How often a page is met, if nothing on it is hot, before regions of earlier runs are linked: to link one takes a sample's time."""
 SETTLED = 100
@@ -113,6 +113,8 @@ class Regions:
         self._texts = Texts()
         self._counts: Counter[Spot] = Counter()
         self._hopeless: set[Spot] = set()
+        self._covered: set[Spot] = set()
+        """Instructions in loops that regions run."""
         self._landings: defaultdict[int, set[int]] = defaultdict(set)
         """Where branches on a page were met to go."""
         self._seen = [0] * 64
@@ -172,6 +174,7 @@ class Regions:
         if len(self._counts) >= SPOTS:
             self._counts.clear()
             self._landings.clear()
+            self._covered.clear()
         if landed:
             self._landings[records].add(spot.index)
         if in_region or not records:
@@ -179,7 +182,8 @@ class Regions:
         self._period = PERIOD
         self._pages[records] += 1
         self._counts[spot] += 1
-        hot = self._counts[spot] >= HOT and spot not in self._hopeless
+        enough = COVERED if spot in self._covered else HOT
+        hot = self._counts[spot] >= enough and spot not in self._hopeless
         if hot or self._stored is None or self._stored.has_news(records):
             self._findings.add(spot, cpu, pc & -4096, hot)
 
@@ -239,7 +243,7 @@ class Regions:
         ]
         for linked in link(ready[: self._room], self.engine.code):
             if linked.install(self.engine, pages, self._texts):
-                self._note_installed(records, linked)
+                self._note_installed(pages, linked)
         waiting[:] = [built for built in waiting if built not in ready]
 
     @property
@@ -268,8 +272,17 @@ class Regions:
         else:
             del self._asked[spot]
 
-    def _note_installed(self, records: int, linked: Linked) -> None:
-        self.installed |= {Spot(records, index): linked for index in linked.built.entries}
+    def _note_installed(self, pages: Pages, linked: Linked) -> None:
+        built = linked.built
+        homes = {page: records for page in built.pages if (records := pages.records(page)) is not None}
+        self.installed |= {Spot(homes[0], index): linked for index in built.entries}
+        if built.loops:
+            inside = {Spot(homes[page], index) for page, index, _ in built.words if page in homes}
+            if len(self._covered) >= SPOTS:
+                self._covered.clear()
+            self._covered |= inside
+            for spot in inside.intersection(list(self._ordered)):
+                self.engine.code.region_compiler.forget(self._ordered.pop(spot, 0))
 
     def seen(self, spot: Spot, distance: int) -> Page:
         """A page near a spot that was ordered (on the client's thread)."""
@@ -281,7 +294,7 @@ class Regions:
         if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
                 if linked.install(self.engine, pages, self._texts):
-                    self._note_installed(spot.records, linked)
+                    self._note_installed(pages, linked)
         elif built is None:
             if len(self._hopeless) >= SPOTS:
                 self._hopeless.clear()

@@ -6,8 +6,9 @@ that follows it. Calls are followed into what they call, so that a loop with cal
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trapline.arm64 import effects as fx
@@ -277,14 +278,14 @@ class Region:
 
     # -- choosing --------------------------------------------------------------------------------------------------------
     def _trim(self, entry: Place) -> None:
-        """Keep the loop that the entry is in; without one, the nearest code."""
-        loop = self._reaching(entry)
-        limit = LOOP_LIMIT if loop else TRACE_LIMIT
+        """Keep the loops that the entry is in, the shortest first; without one, the nearest code."""
+        rounds = self._rounds(entry)
+        order = sorted(rounds, key=rounds.__getitem__) if rounds else list(self.blocks)
+        limit = LOOP_LIMIT if rounds else TRACE_LIMIT
         kept: dict[Place, Block] = {}
         size = 0
-        for place, block in self.blocks.items():
-            if loop and place not in loop:
-                continue
+        for place in order:
+            block = self.blocks[place]
             if kept and size + len(block.body) > limit:
                 continue
             kept[place] = block
@@ -292,20 +293,34 @@ class Region:
         self.blocks = kept
         self.blocks = {place: kept[place] for place in self._reached([entry], self._flow)}
 
-    def _reaching(self, entry: Place) -> set[Place]:
-        """Blocks from which the entry can be reached again; empty if the entry is in no loop."""
-        before: dict[Place, list[Place]] = {}
-        for place, block in self.blocks.items():
-            for successor in self._flow(block):
-                before.setdefault(successor, []).append(place)
-        reached: set[Place] = set()
-        work = [entry]
+    def _rounds(self, entry: Place) -> dict[Place, int]:
+        """How many instructions the shortest way from the entry by way of a block and back has; no blocks if the entry is in no loop.
+
+        It is no longer for the other blocks of that way, so that a loop comes before what is around it.
+        """
+        after = {place: [p for p in self._flow(block) if p in self.blocks] for place, block in self.blocks.items()}
+        before: dict[Place, list[Place]] = {place: [] for place in self.blocks}
+        for place, successors in after.items():
+            for successor in successors:
+                before[successor].append(place)
+        back = self._distances(entry, before)
+        if not any(p in back for p in after.get(entry, ())):
+            return {}
+        there = self._distances(entry, after)
+        return {p: there[p] + len(b.body) + back[p] for p, b in self.blocks.items() if p in there and p in back}
+
+    def _distances(self, start: Place, ways: Mapping[Place, Iterable[Place]]) -> dict[Place, int]:
+        """How many instructions there are between blocks and one."""
+        found: dict[Place, int] = {}
+        work = [(0, start)]
         while work:
-            for place in before.get(work.pop(), ()):
-                if place not in reached:
-                    reached.add(place)
-                    work.append(place)
-        return reached if entry in reached else set()
+            distance, place = heapq.heappop(work)
+            if place in found or place not in ways:  # the latter for a start that is left to the interpreter
+                continue
+            found[place] = distance
+            for following in ways[place]:
+                heapq.heappush(work, (distance + len(self.blocks[following].body), following))
+        return found
 
     def _reached(self, entries: Iterable[Place], flow: Callable[[Block], Iterable[Place]]) -> list[Place]:
         """The blocks that can be reached from some places."""

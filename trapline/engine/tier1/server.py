@@ -3,9 +3,9 @@
 It talks over one socket. A wish is `("wish", number, heat, index)`: the region around the instruction `index` of a page. While it
 looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or None, indices)`,
 the latter of the instructions that were branched to. What is worth compiling waits its turn, the hottest first, and comes back as
-`("built", number, Built or None)`. `("hotter", number, heat)` changes the order. `("stencils", number, shapes)` comes first, and is
-answered with `("built", number, templates)`. When the socket closes, or `("stop", 0)` comes, what still waits is compiled for later
-runs.
+`("built", number, Built or None)`. `("hotter", number, heat)` changes the order, `("forget", number)` takes a wish back.
+`("stencils", number, shapes)` comes first, and is answered with `("built", number, templates)`. When the socket closes, or
+`("stop", 0)` comes, what still waits is compiled for later runs.
 """
 
 from __future__ import annotations
@@ -70,12 +70,15 @@ class Server:
                     break
                 if kind == "wish":
                     self._consider(number, *rest)
-                elif kind == "stencils":
-                    with self._changed:
+                    continue
+                with self._changed:
+                    if kind == "stencils":
                         self._stencils.append((number, rest[0]))
                         self._changed.notify()
-                elif number in self._wishes:
-                    self._wishes[number].heat = rest[0]
+                    elif kind == "forget":
+                        self._wishes.pop(number, None)
+                    elif number in self._wishes:
+                        self._wishes[number].heat = rest[0]
         except (EOFError, ConnectionError):
             pass
         step_back(AFTERWARDS)

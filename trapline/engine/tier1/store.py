@@ -54,8 +54,8 @@ class Stored:
         if body is None:
             return None
         facts, _, code = body.partition(b"\n")
-        entries, pages, words, natives = json.loads(facts)
-        return Built(self.tag, tuple(entries), tuple(pages), tuple(map(tuple, words)), tuple(natives), code)
+        entries, pages, words, natives, loops = json.loads(facts)
+        return Built(self.tag, tuple(entries), tuple(pages), tuple(map(tuple, words)), tuple(natives), loops, code)
 
 
 def _head(built: Built) -> bytes:
@@ -84,7 +84,7 @@ class RegionStore:
         known = self.all()
         if built.tag in known or len(known) >= LIMIT:
             return
-        facts = [built.entries, built.pages, built.words, built.natives]
+        facts = [built.entries, built.pages, built.words, built.natives, built.loops]
         self._cache.add(self._log, _head(built), json.dumps(facts, separators=(",", ":")).encode() + b"\n" + built.code)
 
     def all(self) -> dict[str, Stored]:
