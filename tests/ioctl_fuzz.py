@@ -124,7 +124,7 @@ class Undeclared(AssertionError):
 SKIPPED = frozenset({
     "Lock", "Condition", "WaitQueue", "Srcu", "Bits", "System", "Arm64", "Engine", "Cpu", "Counters", "AddressSpace", "lock", "function",
     "method", "module", "Stage2", "builtin_function_or_method", "World", "Turns", "Clock", "memoryview", "mappingproxy", "cell", "Watcher",
-    "Random", "EventFd",
+    "Random", "EventFd", "Posts",
 })  # fmt: skip
 """Types that are not a VM's state, or not the part that a call could have changed."""
 
