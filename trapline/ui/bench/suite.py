@@ -113,6 +113,7 @@ class Suite:
         """Do it; progress goes to stderr."""
         files = guests.prepare()
         plain = Start(files.kernel, files.initrd, BOOT_PARAMS)
+        self._costs(plain, [name for name in self.names if name in costs.ALONE])
         with tempfile.TemporaryDirectory(prefix="trapline-bench-") as place:
             folder = Path(place)
             if self.rows:
@@ -121,8 +122,11 @@ class Suite:
                 self._boots(plain)
             if SMP in self.names:
                 self._throughput(plain, folder)
-        costs.measure(self.figures.costs, self.names, self.sides, plain, self.figures.runs)
+        self._costs(plain, [name for name in self.names if name not in costs.ALONE])
         return self.figures
+
+    def _costs(self, plain: Start, names: list[str]) -> None:
+        costs.measure(self.figures.costs, names, self.sides, plain, self.figures.runs)
 
     def _programs(self, plain: Start, folder: Path) -> None:
         start = with_programs(plain, folder / "programs.cpio", ramdisk(self.rows))
