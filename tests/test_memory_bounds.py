@@ -14,9 +14,10 @@ from trapline.devices.virtio.console import AT_ONCE, VirtioConsole
 from trapline.devices.virtio.queue import Chain, Queue
 from trapline.engine.engine import CODE_PAGES
 from trapline.engine.state import PAGE_BYTES
+from trapline.engine.stencil import arena
 
-ARENA = CODE_PAGES * PAGE_BYTES >> 20
-"""MiB of decoded pages."""
+ARENA = CODE_PAGES * PAGE_BYTES + arena.ARENA >> 20
+"""MiB of decoded pages and of stencils, which pages get that no sample met, too."""
 CONSTANT, COMPILER = 48, 256
 """MiB that a run may take besides, and that the compiler's process may have."""
 SCENARIOS = {"spaces": (0, 4), "pages": (ARENA, 6), "writes": (0, 6), "loops": (ARENA, 10)}
