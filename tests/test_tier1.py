@@ -497,6 +497,10 @@ class Waiting:
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
+        self.forgotten: list[int] = []
+
+    def forget(self, number: int) -> None:
+        self.forgotten.append(number)
 
     def order(self, heat: int, index: int, order: Order) -> int:
         self.orders.append(order)
@@ -526,6 +530,30 @@ def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch)
     assert engine() is None
     assert order.page(0) == (None, ())
     order.deliver(None)
+
+
+def test_orders_inside_a_loop_that_has_a_region_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept for them, and what comes nevertheless is not put into service."""
+    machine, compiler = Bench(), Waiting()
+    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    code = machine.load("loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, x2\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    cpu = machine.cpu(code, x1=5)
+    cpu.enter()
+    regions = machine.engine.regions
+    assert regions is not None
+    head, inside = (Spot(cpu.state.records, (code % PAGE >> 2) + k) for k in (0, 2))
+    regions.work({}, dict.fromkeys((head, inside), (cpu, code & -PAGE)))
+    first, second = compiler.orders
+    tier1 = Tier1(machine)
+    region = tier1.builder.explore(head.index, lambda distance: first.page(distance)[0])
+    assert region is not None
+    first.deliver(tier1.builder.build(region))
+    assert head in regions.installed and compiler.forgotten == [2]
+    assert second.page(0) == (None, ())
+    second.deliver(None)
+    regions.work({}, {inside: (cpu, code & -PAGE)})
+    assert len(compiler.orders) == 3, "it can be asked for again"
+    machine.engine.close()
 
 
 def test_what_was_found_does_not_keep_a_machine_alive() -> None:

@@ -119,9 +119,8 @@ class Regions:
         """Where branches on a page were met to go."""
         self._seen = [0] * 64
         self._period = PERIOD
-        self._ordered: dict[Spot, int] = {}
-        self._asked: dict[Spot, Pages] = {}
-        """The pages around spots that are ordered. The compiler knows the spots alone: an order does not keep a machine alive."""
+        self._ordered: dict[Spot, Ordered] = {}
+        """What the compiler was asked for. It knows the spots alone: an order does not keep a machine alive."""
         self.stencils = Stencils(engine, functools.partial(_order_stencils, weakref.ref(self)))
         self._pages: Counter[int] = Counter()
         """How often the interpreter was met on a page."""
@@ -254,9 +253,9 @@ class Regions:
     def _serve(self, spot: Spot, cpu: Cpu, va: int) -> None:
         """Put a spot's region into service again, or order it."""
         heat = self._counts[spot]
-        number = self._ordered.get(spot)
-        if number is not None:
-            self.engine.code.region_compiler.hotter(number, heat)
+        ordered = self._ordered.get(spot)
+        if ordered is not None:
+            self.engine.code.region_compiler.hotter(ordered.number, heat)
             return
         pages = Pages(self.engine, cpu, va, spot.records, self._texts, self._landings)
         known = self.installed.get(spot)
@@ -264,13 +263,13 @@ class Regions:
             return
         if len(self._ordered) >= ORDERS or not self._room:
             return
-        self._asked[spot] = pages
+        ordered = self._ordered[spot] = Ordered(pages)
         order = Order(functools.partial(_see, weakref.ref(self), spot), functools.partial(_deliver, weakref.ref(self), spot))
         number = self.engine.code.region_compiler.order(heat, spot.index, order)
         if number is not None:
-            self._ordered[spot] = number
+            ordered.number = number
         else:
-            del self._asked[spot]
+            self._ordered.pop(spot, None)
 
     def _note_installed(self, pages: Pages, linked: Linked) -> None:
         built = linked.built
@@ -282,24 +281,28 @@ class Regions:
                 self._covered.clear()
             self._covered |= inside
             for spot in inside.intersection(list(self._ordered)):
-                self.engine.code.region_compiler.forget(self._ordered.pop(spot, 0))
+                ordered = self._ordered.pop(spot, None)
+                if ordered is not None:  # the other thread may have been quicker
+                    self.engine.code.region_compiler.forget(ordered.number)
 
     def seen(self, spot: Spot, distance: int) -> Page:
         """A page near a spot that was ordered (on the client's thread)."""
-        return self._asked[spot].seen(distance)
+        ordered = self._ordered.get(spot)
+        return ordered.pages.seen(distance) if ordered is not None else (None, ())
 
     def arrived(self, spot: Spot, built: Built | None) -> None:
         """The compiler is done with a spot (on the client's thread)."""
-        pages = self._asked.pop(spot)
+        ordered = self._ordered.pop(spot, None)
+        if ordered is None:
+            return  # it was taken back
         if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
-                if linked.install(self.engine, pages, self._texts):
-                    self._note_installed(pages, linked)
+                if linked.install(self.engine, ordered.pages, self._texts):
+                    self._note_installed(ordered.pages, linked)
         elif built is None:
             if len(self._hopeless) >= SPOTS:
                 self._hopeless.clear()
             self._hopeless.add(spot)
-        self._ordered.pop(spot, None)
 
 
 class Pages:
@@ -331,6 +334,14 @@ class Pages:
         words = zip(memoryview(text).cast("I"), handlers, strict=True)
         ran = array("I", [0 if handler == self._undecoded else word for word, handler in words]).tobytes()
         return ran, tuple(self._landings.get(records, ()))
+
+
+@dataclass(eq=False, slots=True)
+class Ordered:
+    """A region that was asked for: the pages around its spot, and the order's number, 0 while it is being placed."""
+
+    pages: Pages
+    number: int = 0
 
 
 def _see(reference: weakref.ref[Regions], spot: Spot, distance: int) -> Page:
