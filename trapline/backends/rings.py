@@ -69,21 +69,21 @@ class CoalescedRing:
 
     def drain(self) -> list[CoalescedWrite]:
         """The writes since the last time, in order. To be done after every exit, before the exit itself is looked at."""
-        head, writes = self._head, []
-        while head.first != head.last:
-            entry = self._entries[head.first]
-            writes.append(CoalescedWrite(entry.phys_addr, bytes(entry.data[: entry.len]), bool(entry.pio)))
-            head.first = (head.first + 1) % COALESCED_MAX
+        numbers, last = self._waiting()
+        entries = [self._entries[number] for number in numbers]
+        writes = [CoalescedWrite(entry.phys_addr, bytes(entry.data[: entry.len]), bool(entry.pio)) for entry in entries]
+        self._head.first = last
         return writes
 
     def take(self) -> list[tuple[int, int, int]]:
         """The same in a hurry, where ports are of no concern: address, length and value of each write."""
-        head, words = self._head, self._words
-        first, last = head.first, head.last
-        if first == last:
-            return []
-        count = last - first if last > first else last - first + COALESCED_MAX
-        starts = [(first + k) % COALESCED_MAX * ENTRY_WORDS for k in range(count)]
+        words, (numbers, last) = self._words, self._waiting()
+        starts = [number * ENTRY_WORDS for number in numbers]
         writes = [(words[at], words[at + 1] & 0xF, words[at + 2]) for at in starts]
-        head.first = last
+        self._head.first = last
         return writes
+
+    def _waiting(self) -> tuple[list[int], int]:
+        """The numbers of the entries that wait, in order, and that of the one after them."""
+        first, last = self._head.first, self._head.last
+        return [(first + k) % COALESCED_MAX for k in range((last - first) % COALESCED_MAX)], last

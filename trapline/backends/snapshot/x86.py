@@ -52,7 +52,7 @@ class Row:
 
 def has_lapic(vm: X86Vm) -> bool:
     """Whether local APICs are in the kernel."""
-    return any(step.what == "irqchip" or (step.what == "capability" and step.arguments[0] == Cap.SPLIT_IRQCHIP) for step in vm.made)
+    return has_chips(vm) or any(step.what == "capability" and step.arguments[0] == Cap.SPLIT_IRQCHIP for step in vm.made)
 
 
 def has(cap: Cap) -> Callable[[X86Vm], object]:

@@ -132,8 +132,7 @@ class X86Vm(VmBase[X86Vcpu]):
         Switch it on before a filter, and off (0) after: an access is judged by what is set when it happens.
         """
         self.enable_cap(Cap.X86_USER_SPACE_MSR, int(reasons))
-        self.made = [step for step in self.made if (step.what, *step.arguments[:1]) != ("capability", Cap.X86_USER_SPACE_MSR)]
-        self.note(Made.of("capability", int(Cap.X86_USER_SPACE_MSR), int(reasons)))
+        self._note_latest(Made.of("capability", int(Cap.X86_USER_SPACE_MSR), int(reasons)), told_by=1)
 
     def set_msr_filter(self, *ranges: Range, default: int = MSR_FILTER_DEFAULT_ALLOW) -> None:
         """Replace the MSR filter as a whole: the first range that judges an access decides, else `default`.
@@ -145,7 +144,8 @@ class X86Vm(VmBase[X86Vcpu]):
         rows = [[each.base, each.count, sorted(map(int, each.allowed)), int(each.kinds)] for each in ranges]
         self._note_latest(Made.of("MSR filter", default, rows))
 
-    def _note_latest(self, step: Made) -> None:
-        """A step of which the last one counts."""
-        self.made = [other for other in self.made if other.what != step.what]
+    def _note_latest(self, step: Made, told_by: int = 0) -> None:
+        """A step of which the last one counts; those are the same step that have so many first arguments in common."""
+        name = step.what, step.arguments[:told_by]
+        self.made = [other for other in self.made if (other.what, other.arguments[:told_by]) != name]
         self.note(step)
