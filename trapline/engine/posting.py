@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trapline.arm64.descriptors import FAULT_S1PTW, FAULT_STAGE2, FAULT_UPDATE
+from trapline.arm64.descriptors import FAULT_S1PTW, FAULT_STAGE2, FAULT_UPDATE, PERMISSION, TRANSLATION
 from trapline.bits.native import Ptr, addressof, fence, load32, native, store32, store64, u1, u32, u64
 from trapline.engine.lock import lock, unlock
 from trapline.engine.state import PLACES, EngineState, Posting
@@ -23,10 +23,7 @@ ENTRY_BYTES: Final = 24
 """Of an entry: address, size (32 bits), a word of zero, and 8 bytes of data."""
 
 FSC_KIND: Final = 0x3C
-FSC_TRANSLATION: Final = 0x04
-FSC_PERMISSION: Final = 0x0C
-
-
+"""Of a fault status code, without the level."""
 LOCK = Posting.lock.offset
 
 
@@ -87,7 +84,7 @@ def post_store(cpu: Ptr[EngineState], fault: u32, va: u64, ipa: u64, size: u64, 
     """A store had a fault, and an abort could describe it: post it, if its place is known."""
     kind = fault & FSC_KIND
     stage2 = fault & (FAULT_STAGE2 | FAULT_S1PTW | FAULT_UPDATE) == FAULT_STAGE2
-    if not stage2 or (kind != FSC_TRANSLATION and kind != FSC_PERMISSION) or size > 8:
+    if not stage2 or (kind != TRANSLATION and kind != PERMISSION) or size > 8:
         return False
     posting = Ptr[Posting](cpu.posting)
     place = (ipa & ~u64(4095) | va & 4095) << SIZE_BITS | size
