@@ -43,16 +43,29 @@ def filled(text: str, rng: random.Random, conditions: Sequence[str]) -> str:
     return text.replace("{nzcv}", str(rng.randrange(16))).replace("{cond}", rng.choice(conditions))
 
 
+def steps(rng: random.Random, label: str) -> list[str]:
+    """Some random instructions; branches between them go to labels that begin with `label`."""
+    lines = []
+    for k in range(14):
+        text = filled(rng.choice(SETTERS if rng.randrange(2) else OTHERS), rng, CONDITIONS).replace("{label}", f"{label}{k}")
+        lines.append(text)
+        if f"{label}{k}" in text:
+            lines += ["add x5, x5, x4", f"{label}{k}:"]
+    return lines
+
+
 def loop(rng: random.Random) -> str:
     """A loop over a table of addresses at x3, x0 times."""
-    lines = ["loop: ldr x1, [x3, x0, lsl #3]"]
-    for k in range(14):
-        text = filled(rng.choice(SETTERS if rng.randrange(2) else OTHERS), rng, CONDITIONS).replace("{label}", f"l{k}")
-        lines.append(text)
-        if f"l{k}" in text:
-            lines += ["add x5, x5, x4", f"l{k}:"]
+    lines = ["loop: ldr x1, [x3, x0, lsl #3]", *steps(rng, "l")]
     end = rng.choice(("subs x0, x0, #1\nb.ne loop", "sub x0, x0, #1\ncbnz x0, loop"))
     return "\n".join([*lines, end, "hvc #1"])
+
+
+def calling(rng: random.Random) -> str:
+    """The same loop with a call in it: more than what a region keeps in values."""
+    lines = loop(rng).split("\n")
+    lines[1:1] = ["bl work", *steps(rng, "m")]
+    return "\n".join([*lines, "work: eor x16, x16, x4", *steps(rng, "w"), "add x14, x14, x16", "ret"])
 
 
 def nested(rng: random.Random) -> str:
@@ -72,7 +85,7 @@ def signed(rng: random.Random) -> str:
     return "\n".join([*lines, "sub x0, x0, #1", "cbnz x0, loop", "hvc #1"])
 
 
-@pytest.mark.parametrize("make", [loop, nested, signed])
+@pytest.mark.parametrize("make", [loop, nested, signed, calling])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int, make: Callable[[random.Random], str]) -> None:
     rng = random.Random(seed)
@@ -101,6 +114,7 @@ def test_flags_are_what_the_interpreter_makes_of_them(bench: Bench, seed: int, m
         return cpu[ESR_EL2], cpu[ELR_EL1], cpu[SPSR_EL1], cpu[SPSR_EL2], registers(cpu)
 
     expected = [run(*state) for state in states]
-    Tier1(bench).install(code + 4 * (make is nested and seed % 2))  # a nested loop is entered at its outer or at its inner one
+    linked = Tier1(bench).install(code + 4 * (make is nested and seed % 2))  # a nested loop is entered at its outer or at its inner one
+    assert linked.built.loops
     for state, want in zip(states, expected, strict=True):
         assert run(*state) == want, f"seed {seed}, {state}\n{text}"

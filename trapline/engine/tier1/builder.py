@@ -20,6 +20,7 @@ from trapline.engine.stencil.extract import extract
 from trapline.engine.stencil.template import UNSUITED, Template
 from trapline.engine.tier1.built import Built
 from trapline.engine.tier1.emit import RegionEmitter
+from trapline.engine.tier1.homes import at_home
 from trapline.engine.tier1.regions import Met, Place, Region, supported
 
 WORTHWHILE = 4
@@ -90,7 +91,7 @@ class RegionBuilder:
     def build(self, region: Region) -> Built:
         """Compile a region, its native functions into the cache."""
         tag, text, natives = self.text(region)
-        code = self._jit.compile(text) if region.loops else self._jit.compile_once_through(text)
+        code = self._jit.compile_once_through(text) if at_home(region) else self._jit.compile(text)
         self._keep(natives)
         words = tuple(sorted((*i.place, i.word) for i in region.instructions))
         entries = tuple(index for _, index in region.entries)

@@ -29,6 +29,7 @@ from trapline.engine.state import (
     ItlbEntry,
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
+from trapline.engine.tier1.homes import at_home, needed
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Comparison, Line, in_place, page_name
 from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
@@ -80,7 +81,9 @@ class RegionEmitter:
         """What is tested at the entry and holds from there on; None if conditions must be tested where they count."""
         self._tracks = self._lasting is not None and platform.machine() == "x86_64" and _may_track(region.instructions)
         """Whether the host's sticky flag for inexact results is cleared at the entry, and asked where control leaves."""
-        self._cells = Cells(region.loops)
+        self._eager = at_home(region)
+        """Whether registers are in the vCPU's state wherever a block begins or control leaves."""
+        self._cells = Cells(not self._eager)
         self._lines: list[str] = []
         self._apart = self._kept = False
         self._ways_out: list[str] = []
@@ -91,7 +94,6 @@ class RegionEmitter:
         self._copy: dict[Place, str] = {}
         """Labels of the copy that is being made."""
         self._count = 0
-        self._eager = not region.loops
         self._late = LateFlags(tag)
         self._dirty = self._dirty_at_entry()
         self._cycles = region.back_edges()
@@ -167,9 +169,7 @@ class RegionEmitter:
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
             self._require(line, emit.let(f"icmp eq i32 {disabled}, 0"))
-        for offset in touched:
-            kind = PROMOTED[offset]
-            emit.add(f"store {kind} {emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
+        self._load(line, sorted(self._needed_at_entry.intersection(touched)) if self._eager else touched)
         if not self._eager:
             self._late.load(line)
         for condition in {node.key: node for node in self._lasting or ()}.values():
@@ -185,6 +185,18 @@ class RegionEmitter:
             emit.add(f"musttail call {CC} void {handler}(ptr %cpu, ptr {self._record(line, entry)}, ptr %tlb, i64 poison)")
             emit.add("ret void")
         return emit.lines
+
+    @property
+    def _needed_at_entry(self) -> set[int]:
+        """Registers that are looked at before any block starts, and where control leaves."""
+        return {*FP_STATE, *(leaf.attr for leaf in leaves(self._lasting or ()))}
+
+    @staticmethod
+    def _load(line: Line, registers: Iterable[int]) -> None:
+        """Make registers' values what the vCPU's state says."""
+        for offset in registers:
+            kind = PROMOTED[offset]
+            line.emit.add(f"store {kind} {line.emit.let(f'load {kind}, ptr {line._field(offset)}')}, ptr %s{offset}")
 
     def _dispatch(self, emit: Emitter, label: Callable[[Place], str]) -> None:
         """Go to the label that belongs to the entry."""
@@ -203,10 +215,7 @@ class RegionEmitter:
                 yield line
                 continue
             again = self._line("l", Recorder(_no_slot), self.region.entries[0])
-            for offset in registers:
-                kind = PROMOTED[offset]
-                value = again.emit.let(f"load {kind}, ptr {again._field(offset)}")
-                again.emit.add(f"store {kind} {value}, ptr %s{offset}")
+            self._load(again, registers)
             if not self._eager:
                 self._late.load(again)
             yield from again.emit.lines
@@ -285,6 +294,11 @@ class RegionEmitter:
             quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
             self._block(block, self._cells.runs.of(block, quiet))
             pieces[place] = self._lines
+        if self._eager:
+            for place, registers in needed(region, pieces, self._needed_at_entry).items():
+                line = self._line("h", Recorder(_no_slot), place)
+                self._load(line, sorted(registers))
+                pieces[place][1:1] = line.emit.lines
         live = live_flags(region, pieces) if loops else {}
         for head, found in strided.items():
             self._lines, self._apart = pieces[head], head in inside

@@ -62,13 +62,13 @@ def innermost(region: Region) -> dict[Place, set[Place]]:
 
 def separate(region: Region, loops: Mapping[Place, set[Place]]) -> dict[Place, set[Place]]:
     """Those of the innermost loops that become functions; none if the region is nothing else, or has registers enough."""
-    if len(_registers(region)) <= FEW:
+    if len(general_registers(region)) <= FEW:
         return {}
     parts = {head: loop for head, loop in loops.items() if len(loop) < len(region.blocks)}
     return {head: loop for head, loop in parts.items() if _exits(region, loop) <= EXITS and _size(region, loop) <= SMALL}
 
 
-def _registers(region: Region) -> set[object]:
+def general_registers(region: Region) -> set[object]:
     """The general registers that a region uses."""
     writes = [w for i in region.instructions for w in i.recording.writes]
     accesses = [e for i in region.instructions for e in i.recording.effects if isinstance(e, fx.Load | fx.Store)]
