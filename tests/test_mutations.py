@@ -62,8 +62,6 @@ MUTATIONS = (
     Mutation("tlbi-range", SYSTEM, "min(base + pages - 1, u64(FRAME))", "base", ("test_tlb.py::test_a_range_reaches_its_last_page[20]",)),
     Mutation("tlbi-tables", TLB, "forget_tables_of(cpu.walks, first, last)", NOTHING,
              ("test_tlb.py::test_a_table_that_is_taken_away[tlbi vae1, x8]",)),
-    Mutation("region-cells", "engine/tier1/emit.py", "yield from self._cells.forget()", "yield from ()",
-             ("test_tier1.py::test_a_page_that_is_taken_away_while_a_region_waits",)),
     # ASIDs
     Mutation("tlbi-asid", TLB, "drop_nonglobal(level)", NOTHING, ("test_tlb.py::test_tlbi_of_a_changed_page[ldr-TLBI ASIDE1]",)),
     Mutation("tlbi-asid-bank", TLB, "elif mine or scope != ASID:", "elif scope != ASID:",

@@ -30,10 +30,10 @@ from trapline.engine.state import (
 )
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.homes import at_home, needed
-from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Cells, Comparison, Line, in_place, page_name
+from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Comparison, Line, in_place, page_name
 from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate
 from trapline.engine.tier1.regions import Block, Instruction, Place, Region
-from trapline.engine.tier1.runs import Member
+from trapline.engine.tier1.runs import Member, runs
 from trapline.engine.tier1.strides import Stride, Strides, begin, strides, turn
 
 PRECISION = 1 << 5
@@ -83,7 +83,6 @@ class RegionEmitter:
         """Whether the host's sticky flag for inexact results is cleared at the entry, and asked where control leaves."""
         self._eager = at_home(region)
         """Whether registers are in the vCPU's state wherever a block begins or control leaves."""
-        self._cells = Cells(not self._eager)
         self._lines: list[str] = []
         self._apart = self._kept = False
         self._ways_out: list[str] = []
@@ -164,7 +163,6 @@ class RegionEmitter:
             emit.add("%mxcsr = alloca i32")
         if self._kept:
             emit.add(f"%kept = alloca [{len(KEPT)} x i64]")
-        emit.lines += [*self._cells.variables(), *self._cells.forget()]
         self._find_pages(line)
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
@@ -219,7 +217,6 @@ class RegionEmitter:
             if not self._eager:
                 self._late.load(again)
             yield from again.emit.lines
-            yield from self._cells.forget()
 
     def _clear_inexact(self, line: Line) -> None:
         """Have the host begin anew to notice inexact results, unless they would be no news."""
@@ -292,7 +289,7 @@ class RegionEmitter:
         for place, block in region.blocks.items():
             self._lines, self._apart = [f"{self._start(place)}:"], place in inside
             quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
-            self._block(block, self._cells.runs.of(block, quiet))
+            self._block(block, runs(block, quiet))
             pieces[place] = self._lines
         if self._eager:
             for place, registers in needed(region, pieces, self._needed_at_entry).items():
@@ -341,7 +338,7 @@ class RegionEmitter:
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
         tag, eager, lasting, strict = f"{hint}{self._count}", self._eager, self._lasting, self._tracks
-        return Line(tag, recording, place, way_out, self._cells, eager=eager, lasting=lasting, strict=strict)
+        return Line(tag, recording, place, way_out, eager=eager, lasting=lasting, strict=strict)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""

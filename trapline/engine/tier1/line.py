@@ -11,13 +11,9 @@ from trapline.bits import Bits
 from trapline.bits.to_llvm import Emitter
 from trapline.engine.handler import STATE_FUNCTIONS, Handler
 from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
-from trapline.engine.state import (
-    TLB_INVALID,
-    EngineState,
-    TlbEntry,
-)
+from trapline.engine.state import EngineState, TlbEntry
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Place
-from trapline.engine.tier1.runs import Member, Runs
+from trapline.engine.tier1.runs import Member
 from trapline.engine.tier1.signed import N, V, subtraction, tests
 from trapline.engine.tier1.strides import Stride
 
@@ -38,57 +34,8 @@ RELOAD = "; reload"
 PAGE = 4096
 SINK = EngineState.xzr_sink.offset
 
-
-CELL, RUN = ("page", "distance"), ("origin", "limit", "reach")
-"""Names of the variables of a cell, and of a run: where its page begins, below which distance from there it is known, and the distance
-to host memory."""
-NO_PAGE = TLB_INVALID
-"""What no page address with the low bits of a misaligned access equals."""
-
-
 Comparison = tuple[int, str, str]
 """Numbers that were subtracted to set the flags: their width, and their names."""
-
-
-class Cells:
-    """Where each base register of a loop was last read and written: a page and its distance to host memory.
-
-    They are values of the region, and spare it the TLB. What they say holds until the region asks for work or calls the runtime:
-    no translation is invalidated behind a vCPU's back.
-    """
-
-    def __init__(self, used: bool) -> None:
-        self.used = used
-        self.numbers: dict[tuple[int, bool], int] = {}
-        self.runs = Runs()
-
-    def of(self, effect: fx.Effect) -> int | None:
-        """The cell for a load or store; None if it has none."""
-        if not self.used or not isinstance(effect, fx.Load | fx.Store):
-            return None
-        base = _base(effect.addr)
-        if base is None:
-            return None
-        return self.numbers.setdefault((base, isinstance(effect, fx.Store)), len(self.numbers))
-
-    def forget(self) -> list[str]:
-        """Lines that empty all cells."""
-        return [f"store i64 {NO_PAGE}, ptr %page{cell}" for cell in self.numbers.values()] + [
-            f"store i64 0, ptr %limit{run}" for run in self.runs.numbers
-        ]
-
-    def variables(self) -> list[str]:
-        """Lines that declare what all cells consist of. A run is known where `limit` is more than an address's distance from `origin`."""
-        names = [f"{name}{cell}" for cell in self.numbers.values() for name in CELL]
-        names += [f"{name}{run}" for run in self.runs.numbers for name in RUN]
-        return [line for name in names for line in (f"%{name} = alloca i64", f"store i64 0, ptr %{name}")]
-
-
-def _base(addr: Bits) -> int | None:
-    """The first register of an address."""
-    if addr.op == "state":
-        return addr.attr if addr.attr in PROMOTED else None
-    return next((base for arg in addr.args if (base := _base(arg)) is not None), None)
 
 
 class Line(Handler):
@@ -100,7 +47,6 @@ class Line(Handler):
         recording: Recorder,
         place: Place,
         way_out: str,
-        cells: Cells,
         *,
         eager: bool,
         lasting: list[Bits] | None = None,
@@ -110,10 +56,9 @@ class Line(Handler):
         super().__init__(tag, recording, far=False)
         self.careful = False
         self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting, strict=strict)
-        self._page, self._offset, self._way_out, self._cells = place[0], place[1] << 2, way_out, cells
+        self._page, self._offset, self._way_out = place[0], place[1] << 2, way_out
         self._eager = eager
         self._atomic = self._pair = False
-        self._cell: int | None = None
         self._member: Member | Stride | None = None
         self.compared: Comparison | None = None
         """What N and V are about before the instruction, and after it what they are about then."""
@@ -190,12 +135,7 @@ class Line(Handler):
             return "true", self._member.pointer(self), "0"
         emit = self.emit
         again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
-        known = ""
-        cell = None if access.unprivileged or self._member is not None else self._cell
-        if self._member is not None:
-            known = self._try_run(self._member, addr, again)
-        elif cell is not None:
-            known = self._try_cell(cell, addr, size, again)
+        known = self._try_run(self._member, addr, again) if self._member is not None else ""
         hit, fast, meta = super()._probe(addr, size, write, access)
         emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
         emit.add(f"{slow}:")
@@ -209,62 +149,32 @@ class Line(Handler):
             emit.add(f"{again}:")
             emit.add(f"br label %{join}")
         emit.add(f"{here}:")
-        if cell is not None:
-            distance = emit.let(f"sub i64 {emit.let(f'ptrtoint ptr {fast} to i64')}, {addr}")
-            emit.add(f"store i64 {emit.let(f'and i64 {addr}, -4096')}, ptr %page{cell}")
-            emit.add(f"store i64 {distance}, ptr %distance{cell}")
         emit.add(f"br label %{join}")
         emit.add(f"{join}:")
         more = f", [ {known}, %{again} ]" if known else ""
         return "true", emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more}"), meta
 
-    def _try_cell(self, cell: int, addr: str, size: int, hit: str) -> str:
-        """Go to `hit` with the pointer that is returned if an aligned access is on the page of the last one, else on to the TLB."""
-        emit = self.emit
-        want = emit.let(f"and i64 {addr}, {-4096 | size - 1}")
-        same = emit.let(f"icmp eq i64 {want}, {emit.let(f'load i64, ptr %page{cell}')}")
-        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr %distance{cell}')}")
-        pointer = emit.let(f"inttoptr i64 {host} to ptr")
-        other = self._label("other")
-        emit.add(f"br i1 {same}, label %{hit}, label %{other}, !prof !0")
-        emit.add(f"{other}:")
-        return pointer
-
     def _try_run(self, member: Member, addr: str, hit: str) -> str:
-        """As `_try_cell`, for an access of a run, whose first one looks it up."""
+        """Go to `hit` with the pointer that is returned if the page of a run is known, else on to the TLB."""
         emit, run = self.emit, member.run
         if member.first:
             self._look_up(member, addr)
-        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr %reach{run.number}')}")
-        pointer = emit.let(f"inttoptr i64 {host} to ptr")
+        pointer = emit.let(f"inttoptr i64 {emit.let(f'add i64 {addr}, {run.distance}')} to ptr")
         other = self._label("other")
-        emit.add(f"br i1 %known{run.number}, label %{hit}, label %{other}, !prof !0")
+        emit.add(f"br i1 {run.known}, label %{hit}, label %{other}, !prof !0")
         emit.add(f"{other}:")
         return pointer
 
     def _look_up(self, member: Member, addr: str) -> None:
-        """Find out whether all of a run is on one page that is known."""
+        """Find out whether all of a run is on one page that the TLB has."""
         emit, run = self.emit, member.run
-        number = run.number
-        quick, look, found, missed, grouped = (self._label(x) for x in ("same", "look", "found", "missed", "grouped"))
         low = emit.let(f"add i64 {addr}, {-member.above}")
-        cases = [f"[ true, %{found} ]", f"[ false, %{missed} ]"]
-        if self._cells.used:
-            distance = emit.let(f"sub i64 {low}, {emit.let(f'load i64, ptr %origin{number}')}")
-            inside = emit.let(f"icmp ult i64 {distance}, {emit.let(f'load i64, ptr %limit{number}')}")
-            emit.add(f"br i1 {inside}, label %{quick}, label %{look}, !prof !0")
-            emit.lines += [f"{quick}:", f"br label %{grouped}", f"{look}:"]
-            cases.append(f"[ true, %{quick} ]")
         entry = self._tlb_entry(low, "%tlb")
         page = emit.let(f"and i64 {emit.let(f'add i64 {low}, {run.span - 1}')}, {-PAGE}")
         tags = [(TlbEntry.write_tag if store else TlbEntry.read_tag).offset for store in sorted(run.kinds)]
         hits = [emit.let(f"icmp eq i64 {emit.let(f'load i64, ptr {self._field(tag, entry)}')}, {page}") for tag in tags]
-        hit = hits[0] if len(hits) == 1 else emit.let(f"and i1 {hits[0]}, {hits[1]}")
-        addend = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
-        emit.lines += [f"br i1 {hit}, label %{found}, label %{missed}, !prof !0", f"{found}:"]
-        emit.lines += [f"store i64 {page}, ptr %origin{number}", f"store i64 {PAGE + 1 - run.span}, ptr %limit{number}"]
-        emit.lines += [f"store i64 {addend}, ptr %reach{number}", f"br label %{grouped}"]
-        emit.lines += [f"{missed}:", f"br label %{grouped}", f"{grouped}:", f"%known{number} = phi i1 {', '.join(cases)}"]
+        run.known = emit.let(f"and i1 {hits[0]}, {hits[1]}") if len(hits) > 1 else hits[0]
+        run.distance = emit.let(f"load i64, ptr {self._field(TlbEntry.addend.offset, entry)}")
 
     def _load(self, e: fx.Load) -> None:
         self._pair = e.access.parts == 2 and e.width <= 128
@@ -305,7 +215,6 @@ class Line(Handler):
                     self.emit(effect.target)
             elif in_place(effect):
                 self._member = members.get(number)
-                self._cell = None if self._member else self._cells.of(effect)
                 self.effect(effect)
             else:
                 for operand in getattr(effect, "args", ()):

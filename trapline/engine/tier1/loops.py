@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trapline.arm64 import effects as fx
 from trapline.bits.to_llvm import leaves
 from trapline.engine.tier1.flags import FLAGS
-from trapline.engine.tier1.line import CELL, NO_PAGE, PROMOTED, RUN, in_place
+from trapline.engine.tier1.line import PROMOTED, in_place
 from trapline.engine.tier1.regions import REGISTERS, Block, Place, Region
 
 Lines = list[str]
@@ -24,7 +24,6 @@ LABEL = re.compile(r"^([\w.]+):")
 GOES = re.compile(r"label %([\w.]+)")
 REGISTER = re.compile(r"ptr %s(\d+)\b")
 READS, WRITES = re.compile(r"= load \S.*, ptr %s(\d+)$"), re.compile(r"^store .*, ptr %s(\d+)$")
-CELLS = re.compile(rf"ptr %((?:{'|'.join((*CELL, *RUN))})\d+)$")
 GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
@@ -160,8 +159,6 @@ def outline(
     given = sorted({value for line in body for value in GIVEN.findall(line)})
 
     head = [f"%s{offset} = alloca {PROMOTED[offset]}, align 16" for offset in sorted(touched)]
-    for cell in sorted({found for line in body for found in CELLS.findall(line)}):
-        head += [f"%{cell} = alloca i64", f"store i64 {NO_PAGE if cell.startswith(CELL[0]) else 0}, ptr %{cell}"]
     head += ["%exit = alloca i32", *_state(gets, "cpu", "s", "in")]
     if sets_flags:
         head += ["%flags_kind = alloca i8", "%flags_a = alloca i64", "%flags_b = alloca i64", *_flags("kept", load=True, prefix="ff")]

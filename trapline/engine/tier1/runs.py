@@ -27,12 +27,15 @@ BASES = frozenset((*range(X_OFFSET, X_OFFSET + 8 * 31, 8), SP_OFFSET))
 class Run:
     """Accesses between `low` and `high`, from the value of a register at some point."""
 
-    number: int
     low: int
     high: int
     kinds: set[bool]
     """Whether they are stores."""
     members: int = 1
+    known: str = ""
+    """The name of whether the TLB has its page, once that has been looked up."""
+    distance: str = ""
+    """The name of the distance from there to host memory."""
 
     @property
     def span(self) -> int:
@@ -59,62 +62,52 @@ Root = tuple[object, ...]
 registers."""
 
 
-class Runs:
-    """The runs of a region."""
+def runs(block: Block, in_place: set[Place]) -> dict[tuple[Place, int], Member]:
+    """The members of runs of a block, by instruction and number of the effect. `in_place` are the instructions that the runtime has no
+    part in: translations last that long."""
+    values: dict[int, tuple[Root, int]] = {}
+    open_runs: dict[Root, Run] = {}
+    found: dict[tuple[Place, int], Member] = {}
+    since, writes = 0, 0  # how many instructions the runtime had a part in, and how many values registers have got
+    for here in block.body:
+        if here.place not in in_place:
+            values, open_runs = {}, {}
+            since += 1
+            continue
+        old = dict(values)
 
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        """Of runs with more than one access."""
-        self._count = 0
+        def value(node: Bits, old: dict[int, tuple[Root, int]] = old, since: int = since) -> tuple[Root, int] | None:
+            if not all(leaf.op == "const" or leaf.op == "state" and leaf.attr in BASES for leaf in leaves((node,))):
+                return None
+            inner, constant = _linear(node)
+            known = [old.get(leaf.attr, ((leaf.attr, 0, since), 0)) for leaf in leaves((inner,)) if leaf.op != "const"]
+            if inner.op != "state":
+                return (inner.key, *known), constant
+            root, distance = known[0]
+            return root, distance + constant
 
-    def of(self, block: Block, in_place: set[Place]) -> dict[tuple[Place, int], Member]:
-        """The members of runs in a block, by instruction and number of the effect. `in_place` are the instructions that the runtime has
-        no part in: translations last that long."""
-        values: dict[int, tuple[Root, int]] = {}
-        open_runs: dict[Root, Run] = {}
-        found: dict[tuple[Place, int], Member] = {}
-        since, writes = 0, 0  # how many instructions the runtime had a part in, and how many values registers have got
-        for here in block.body:
-            if here.place not in in_place:
-                values, open_runs = {}, {}
-                since += 1
-                continue
-            old = dict(values)
+        for number, effect in enumerate(here.recording.effects):
+            if isinstance(effect, fx.Load | fx.Store) and (at := value(effect.addr)) is not None and plain(effect):
+                found[here.place, number] = _add(open_runs, *at, effect)
+        for write in here.recording.writes:
+            if write.offset in BASES:
+                assert isinstance(write.offset, int)
+                writes += 1
+                new = value(write.value) if write.when is None else None
+                values[write.offset] = new or ((write.offset, writes, since), 0)
+    return {key: member for key, member in found.items() if member.run.members > 1}
 
-            def value(node: Bits, old: dict[int, tuple[Root, int]] = old, since: int = since) -> tuple[Root, int] | None:
-                if not all(leaf.op == "const" or leaf.op == "state" and leaf.attr in BASES for leaf in leaves((node,))):
-                    return None
-                inner, constant = _linear(node)
-                known = [old.get(leaf.attr, ((leaf.attr, 0, since), 0)) for leaf in leaves((inner,)) if leaf.op != "const"]
-                if inner.op != "state":
-                    return (inner.key, *known), constant
-                root, distance = known[0]
-                return root, distance + constant
 
-            for number, effect in enumerate(here.recording.effects):
-                if isinstance(effect, fx.Load | fx.Store) and (at := value(effect.addr)) is not None and plain(effect):
-                    found[here.place, number] = self._add(open_runs, *at, effect)
-            for write in here.recording.writes:
-                if write.offset in BASES:
-                    assert isinstance(write.offset, int)
-                    writes += 1
-                    new = value(write.value) if write.when is None else None
-                    values[write.offset] = new or ((write.offset, writes, since), 0)
-        kept = {key: member for key, member in found.items() if member.run.members > 1}
-        self.numbers += sorted({member.run.number for member in kept.values()})
-        return kept
-
-    def _add(self, open_runs: dict[Root, Run], root: Root, offset: int, effect: fx.Load | fx.Store) -> Member:
-        end = offset + size_of(effect)
-        store = isinstance(effect, fx.Store)
-        run = open_runs.get(root)
-        if run is not None and max(end, run.high) - min(offset, run.low) <= SPAN:
-            run.low, run.high, run.members = min(offset, run.low), max(end, run.high), run.members + 1
-            run.kinds.add(store)
-            return Member(run, offset, first=False)
-        self._count += 1
-        open_runs[root] = run = Run(self._count, offset, end, {store})
-        return Member(run, offset, first=True)
+def _add(open_runs: dict[Root, Run], root: Root, offset: int, effect: fx.Load | fx.Store) -> Member:
+    end = offset + size_of(effect)
+    store = isinstance(effect, fx.Store)
+    run = open_runs.get(root)
+    if run is not None and max(end, run.high) - min(offset, run.low) <= SPAN:
+        run.low, run.high, run.members = min(offset, run.low), max(end, run.high), run.members + 1
+        run.kinds.add(store)
+        return Member(run, offset, first=False)
+    open_runs[root] = run = Run(offset, end, {store})
+    return Member(run, offset, first=True)
 
 
 def size_of(effect: fx.Load | fx.Store) -> int:
