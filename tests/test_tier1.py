@@ -532,6 +532,29 @@ def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch)
     order.deliver(None)
 
 
+def test_where_two_regions_can_be_entered_the_first_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the other one is that it does not run there: nobody asks for it again when that place is met in a region."""
+    machine, compiler = Bench(), Waiting()
+    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    part = "add x2, x2, #2\nadd x3, x3, x2\nadd x4, x4, x3\nblr x9\n"
+    code = machine.load("adr x9, work\n" + 3 * part + "hvc #1\nwork: ret")
+    cpu = machine.cpu(code)
+    cpu.enter()
+    regions = machine.engine.regions
+    assert regions is not None
+    first, second, third = (Spot(cpu.state.records, (code % PAGE >> 2) + k) for k in (1, 5, 9))
+    regions.work({}, {second: (cpu, code & -PAGE)})
+    regions.work({}, {first: (cpu, code & -PAGE)})
+    tier1 = Tier1(machine)
+    for order, spot in zip(compiler.orders, (second, first), strict=True):
+        region = tier1.builder.explore(spot.index, lambda distance, order=order: order.page(distance)[0])
+        assert region is not None and (0, third.index) in region.entries
+        order.deliver(tier1.builder.build(region))
+    assert regions.installed[first] is not regions.installed[second] is regions.installed[third]
+    assert all(linked.runs_at(spot.records, spot.index) for spot, linked in regions.installed.items())
+    machine.engine.close()
+
+
 def test_orders_inside_a_loop_that_has_a_region_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept for them, and what comes nevertheless is not put into service."""
     machine, compiler = Bench(), Waiting()

@@ -241,8 +241,7 @@ class Regions:
             and all(pages.records(p) is not None for p in built.pages)
         ]
         for linked in link(ready[: self._room], self.engine.code):
-            if linked.install(self.engine, pages, self._texts):
-                self._note_installed(pages, linked)
+            self._install(pages, linked)
         waiting[:] = [built for built in waiting if built not in ready]
 
     @property
@@ -271,10 +270,13 @@ class Regions:
         else:
             self._ordered.pop(spot, None)
 
-    def _note_installed(self, pages: Pages, linked: Linked) -> None:
+    def _install(self, pages: Pages, linked: Linked) -> None:
         built = linked.built
+        indices = linked.install(self.engine, pages, self._texts)
+        if not indices:
+            return
         homes = {page: records for page in built.pages if (records := pages.records(page)) is not None}
-        self.installed |= {Spot(homes[0], index): linked for index in built.entries}
+        self.installed |= {Spot(homes[0], index): linked for index in indices}
         if built.loops:
             inside = {Spot(homes[page], index) for page, index, _ in built.words if page in homes}
             if len(self._covered) >= SPOTS:
@@ -297,8 +299,7 @@ class Regions:
             return  # it was taken back
         if built is not None and not self._findings.closed and self._room:
             for linked in link([built], self.engine.code):
-                if linked.install(self.engine, ordered.pages, self._texts):
-                    self._note_installed(ordered.pages, linked)
+                self._install(ordered.pages, linked)
         elif built is None:
             if len(self._hopeless) >= SPOTS:
                 self._hopeless.clear()
