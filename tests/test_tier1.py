@@ -502,7 +502,7 @@ class Waiting:
     def forget(self, number: int) -> None:
         self.forgotten.append(number)
 
-    def order(self, heat: int, index: int, order: Order) -> int:
+    def order(self, heat: int, index: int, exact: bool, order: Order) -> int:
         self.orders.append(order)
         return len(self.orders)
 

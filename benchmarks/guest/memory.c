@@ -30,46 +30,34 @@ static struct result sieve(unsigned long scale)
     return r;
 }
 
-/* Where line number n lies if there is one every `stride` bytes: not always at the same place of a page, for the cache's sets' sake. */
-static void **line(char *memory, size_t n, size_t stride)
+/* One cycle through all cache lines of 32 MiB, in random order. */
+static struct result chase(unsigned long scale)
 {
-    return (void **)(memory + n * stride + (n * 7 * 64 & (stride - 1)));
-}
-
-/* One cycle through all lines, in random order. */
-static struct result chase(size_t bytes, size_t stride, unsigned long scale)
-{
-    const size_t count = bytes / stride;
-    char *memory = pages(bytes);
-    void **at = (void **)memory;
+    struct line {
+        struct line *next;
+        uint64_t pad[7];
+    };
+    const size_t count = 32 * MIB / sizeof(struct line);
+    struct line *lines = pages(32 * MIB), *at;
     struct result r = {.work = scale * 1000};
     uint32_t seed = 31337;
 
     for (size_t n = 0; n < count; n++)
-        *line(memory, n, stride) = line(memory, n, stride);
+        lines[n].next = &lines[n];
     for (size_t n = count - 1; n > 0; n--) { /* Sattolo's shuffle: a single cycle */
         size_t other = next_random(&seed) % n;
-        void *t = *line(memory, n, stride);
-        *line(memory, n, stride) = *line(memory, other, stride);
-        *line(memory, other, stride) = t;
+        struct line *t = lines[n].next;
+        lines[n].next = lines[other].next;
+        lines[other].next = t;
     }
+    at = lines;
     uint64_t start = start_clock();
     for (unsigned long n = 0; n < scale * 1000; n++)
-        at = *at;
+        at = at->next;
     r.ns = now_ns() - start;
-    r.check = (char *)at - memory;
+    r.check = at - lines;
     return r;
 }
-
-#define CHASE(name, bytes, stride) \
-    static struct result name(unsigned long scale) \
-    { \
-        return chase(bytes, stride, scale); \
-    }
-
-CHASE(chase_small, MIB, 64)
-CHASE(chase_pages, 8 * MIB, 4096)
-CHASE(chase_large, 32 * MIB, 64)
 
 /* -- streams: three arrays of doubles that fill `bytes` together ------------------------------------------------------- */
 enum kernel { COPY, SCALE, ADD, TRIAD };
@@ -138,9 +126,7 @@ STREAM(triad_large, TRIAD, 256 * MIB)
 
 const struct program memory_programs[] = {
     {"sieve", "number", sieve},
-    {"chase-1m", "load", chase_small},
-    {"chase-pages", "load", chase_pages},
-    {"chase", "load", chase_large},
+    {"chase", "load", chase},
     {"copy-1m", "byte", copy_small},
     {"scale-1m", "byte", scale_small},
     {"add-1m", "byte", add_small},

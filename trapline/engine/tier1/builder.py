@@ -52,8 +52,8 @@ class RegionBuilder:
         recording = insn.record_word(word, slot)
         return recording if supported(recording) else None
 
-    def explore(self, index: int, pages: Pages, met: Met = lambda page: ()) -> Region | None:
-        """The region of the instruction at `index` of page 0; None if there is nothing to gain."""
+    def explore(self, index: int, pages: Pages, met: Met = lambda page: (), exact: bool = True) -> Region | None:
+        """The region of the instruction at `index` of page 0; None if there is nothing to gain. `exact`: it is entered there."""
         known: dict[int, bytes | None] = {}
 
         def fetch(place: Place) -> tuple[int, Recorder | None] | None:
@@ -66,7 +66,7 @@ class RegionBuilder:
             word = int.from_bytes(text[4 * at : 4 * at + 4], "little")
             return (word, self._recording(word)) if word else None
 
-        region = Region((0, index), fetch, met)
+        region = Region((0, index), fetch, met, exact)
         return region if region.size >= WORTHWHILE else None
 
     def text(self, region: Region) -> tuple[str, str, dict[str, object]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Built:
     """A compiled region and what it was made from.
 
-    `entries` are the indices in page 0 of the instructions where it can be entered, the one it was made for first; `pages` are its
+    `entries` are the indices in page 0 of the instructions where it can be entered; `pages` are its
     pages, counted from that one, which comes first; `words` are (page, index, word); `natives` the symbols of the functions that it
     calls; `loops`: whether control goes round in it; `code` the object file.
     """

@@ -41,9 +41,12 @@ class RegionCompiler:
         self._number = self._answers = 0
         self._failed = False
 
-    def order(self, heat: int, index: int, order: Order) -> int | None:
-        """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler at the moment."""
-        return self._ask(order, "wish", heat, index)
+    def order(self, heat: int, index: int, exact: bool, order: Order) -> int | None:
+        """Ask for the region of an instruction; a number to speak of it by, or None if there is no compiler at the moment.
+
+        `exact`: it is to be entered at this instruction, not at the head of the loop around it.
+        """
+        return self._ask(order, "wish", heat, index, exact)
 
     def order_stencils(self, shapes: list[int], deliver: Callable[[Any], None]) -> bool:
         """Ask for the templates of some shapes; False if there is no compiler at the moment."""

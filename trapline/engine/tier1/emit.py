@@ -32,7 +32,7 @@ from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.homes import at_home, needed
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Comparison, Line, in_place, page_name
 from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate
-from trapline.engine.tier1.regions import Block, Instruction, Place, Region
+from trapline.engine.tier1.regions import STACK, Block, Instruction, Place, Region
 from trapline.engine.tier1.runs import Member, runs
 from trapline.engine.tier1.strides import Stride, Strides, begin, strides, turn
 
@@ -46,6 +46,20 @@ def _is_steady(instruction: Instruction) -> bool:
     """Whether an instruction leaves FPCR and FPSR alone, but for exceptions that it adds."""
     writes = [w for w in instruction.recording.writes if w.offset in FP_STATE and w.when is None]
     return all(map(in_place, instruction.recording.effects)) and all(map(_accumulates, writes))
+
+
+def _keeps_alignment(instruction: Instruction) -> bool:
+    """Whether SP is a multiple of 16 after an instruction if it was before."""
+    recording = instruction.recording
+    quiet = all(map(in_place, recording.effects)) and not recording.after
+    return quiet and all(_moves_by_16(w.value) for w in recording.writes if w.offset == STACK)
+
+
+def _moves_by_16(value: Bits) -> bool:
+    if value.op not in ("add", "sub"):
+        return value.op == "state" and value.attr == STACK
+    inner, distance = value.args
+    return distance.op == "const" and distance.attr % 16 == 0 and _moves_by_16(inner)
 
 
 def _may_track(instructions: Iterable[Instruction]) -> bool:
@@ -83,6 +97,8 @@ class RegionEmitter:
         """Whether the host's sticky flag for inexact results is cleared at the entry, and asked where control leaves."""
         self._eager = at_home(region)
         """Whether registers are in the vCPU's state wherever a block begins or control leaves."""
+        self._aligned = any(i.recording.sp_base for i in region.instructions) and all(map(_keeps_alignment, region.instructions))
+        """Whether SP's alignment is checked at the entry, once for all."""
         self._lines: list[str] = []
         self._apart = self._kept = False
         self._ways_out: list[str] = []
@@ -172,6 +188,9 @@ class RegionEmitter:
             self._late.load(line)
         for condition in {node.key: node for node in self._lasting or ()}.values():
             self._require(line, emit(condition))
+        if self._aligned:
+            sp = emit.let(f"load i64, ptr {line._field(STACK)}")
+            self._require(line, emit.let(f"icmp eq i64 {emit.let(f'and i64 {sp}, 15')}, 0"))
         if self._tracks:
             self._clear_inexact(line)
         self._dispatch(emit, self._start)
@@ -338,7 +357,7 @@ class RegionEmitter:
     def _line(self, hint: str, recording: Recorder, place: Place, way_out: str = "") -> Line:
         self._count += 1
         tag, eager, lasting, strict = f"{hint}{self._count}", self._eager, self._lasting, self._tracks
-        return Line(tag, recording, place, way_out, eager=eager, lasting=lasting, strict=strict)
+        return Line(tag, recording, place, way_out, eager=eager, lasting=lasting, strict=strict, aligned=self._aligned)
 
     def _take(self, line: Line) -> None:
         """Collect what a line needs."""

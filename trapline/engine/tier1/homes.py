@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from trapline.engine.tier1.loops import FEW, REGISTER, Lines, general_registers
+from trapline.engine.tier1.loops import FEW, REGISTER, Lines, general_registers, innermost
 from trapline.engine.tier1.regions import Place, Region
 
 
 def at_home(region: Region) -> bool:
-    """Whether a region keeps registers in the vCPU's state: what is no loop, and loops with calls or computed jumps in them that have more
-    registers than the host has for them."""
+    """Whether a region keeps registers in the vCPU's state: what is no loop, and loops with calls of something else or computed jumps in
+    them that have more registers than the host has for them; but not if there is a loop within that wants its registers in values."""
     if not region.loops:
         return True
-    return any(i.is_call or i.is_jump for i in region.instructions) and len(general_registers(region)) > FEW
+    lasts = [(block.body[-1], block.end.callee) for block in region.blocks.values()]
+    goes = any(last.is_jump or last.is_call and callee not in region.blocks for last, callee in lasts)
+    return goes and len(general_registers(region)) > FEW and not innermost(region)
 
 
 def needed(region: Region, pieces: Mapping[Place, Lines], known: Iterable[int]) -> dict[Place, set[int]]:

@@ -51,13 +51,14 @@ class Line(Handler):
         eager: bool,
         lasting: list[Bits] | None = None,
         strict: bool = False,
+        aligned: bool = False,
     ) -> None:
-        """`eager`: what the instruction writes to registers goes to memory too, at once."""
+        """`eager`: what the instruction writes to registers goes to memory too, at once. `aligned`: SP is known to be."""
         super().__init__(tag, recording, far=False)
         self.careful = False
         self.emit = Emitter(self._leaf, prefix=f"{tag}_", decline=way_out or None, lasting=lasting, strict=strict)
         self._page, self._offset, self._way_out = place[0], place[1] << 2, way_out
-        self._eager = eager
+        self._eager, self._aligned = eager, aligned
         self._atomic = self._pair = False
         self._member: Member | Stride | None = None
         self.compared: Comparison | None = None
@@ -203,7 +204,7 @@ class Line(Handler):
             for node in tests(recording):
                 width, a, b = self.compared
                 self.emit.set(node, self.emit.let(f"icmp sge i{width} {a}, {b}"))
-        if recording.sp_base and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
+        if recording.sp_base and not self._aligned and any(isinstance(e, MEMORY_EFFECTS) for e in recording.effects):
             self._check_sp()
         branch = None
         for number, effect in enumerate(recording.effects):

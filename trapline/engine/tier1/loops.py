@@ -50,8 +50,9 @@ def innermost(region: Region) -> dict[Place, set[Place]]:
     loops: dict[Place, set[Place]] = {}
     for head, sources in before.items():
         latches = {source for source in sources if region.blocks[source].body[-1].place >= head}
-        if latches:
-            loops[head] = _reaching(head, latches, before)
+        loop = _reaching(head, latches, before)
+        if any(head in before.get(place, ()) for place in loop):  # not if it is left for a call that the region has no part in
+            loops[head] = loop
     found: dict[Place, set[Place]] = {}
     for head, loop in sorted(loops.items(), key=lambda item: len(item[1])):
         if not any(loop & other for other in found.values()):

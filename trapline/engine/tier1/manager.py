@@ -264,7 +264,8 @@ class Regions:
             return
         ordered = self._ordered[spot] = Ordered(pages)
         order = Order(functools.partial(_see, weakref.ref(self), spot), functools.partial(_deliver, weakref.ref(self), spot))
-        number = self.engine.code.region_compiler.order(heat, spot.index, order)
+        exact = spot in self._covered  # a loop that has a region is left, or entered, here
+        number = self.engine.code.region_compiler.order(heat, spot.index, exact, order)
         if number is not None:
             ordered.number = number
         else:
@@ -282,6 +283,8 @@ class Regions:
             if len(self._covered) >= SPOTS:
                 self._covered.clear()
             self._covered |= inside
+            for spot in inside:
+                self._counts.pop(spot, None)  # what was met until now says nothing of the region
             for spot in inside.intersection(list(self._ordered)):
                 ordered = self._ordered.pop(spot, None)
                 if ordered is not None:  # the other thread may have been quicker

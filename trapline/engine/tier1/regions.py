@@ -7,7 +7,6 @@ that follows it. Calls are followed into what they call, so that a loop with cal
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,11 +15,14 @@ from trapline.arm64.record import SP_OFFSET, V_OFFSET, X_OFFSET, Recorder
 from trapline.engine.handler import KEEP_GOING
 from trapline.engine.memory import MEMORY_EFFECTS
 from trapline.engine.state import PAGE_INSNS
+from trapline.engine.tier1.rounds import Rounds
 
 LOOP_LIMIT, TRACE_LIMIT = 128, 128
 """Instructions of a region at most: of one that closes a loop, and of straight code."""
 EXPLORE_LIMIT = 320
 """Instructions that are looked at to find a loop."""
+CALL_DISTANCE = 64
+"""How many instructions further away than the next one a called function is when the nearest are looked at first."""
 ENTRY_LIMIT = 12
 """Places where a region can be entered, at most."""
 LANDING_LIMIT = 32
@@ -154,15 +156,18 @@ Met = Callable[[int], Iterable[int]]
 class Region:
     """Blocks by their start, the entry's first."""
 
-    def __init__(self, entry: Place, fetch: Fetch, met: Met) -> None:
+    def __init__(self, entry: Place, fetch: Fetch, met: Met, exact: bool = True) -> None:
+        """`exact`: it can be entered at the entry, not only at the head of the loop that the entry is in."""
         self._fetch, self._met = fetch, met
         self.blocks: dict[Place, Block] = {}
         self._explore(entry)
+        if not exact:
+            entry = self._join(entry)
         self._trim(entry)
         self.returns = tuple(b.end.resume for b in self.blocks.values() if b.end.callee in self.blocks and b.end.resume in self.blocks)
         """Where calls that are followed come back to."""
-        self.entries = self._entries(entry)
-        """Where it can be entered, all on one page; the first is what it was made for."""
+        self.entries = self._entries(entry, exact)
+        """Where it can be entered, all on one page; if that is exact, first of all where it was made for."""
         self.blocks = {place: self.blocks[place] for place in self._reached(self.entries, self.destinations)}
         self.loops = bool(self.back_edges())
         """Whether control can go round in it."""
@@ -192,47 +197,34 @@ class Region:
         return block.follows
 
     def back_edges(self, entries: Collection[Place] = ()) -> set[tuple[Place, Place]]:
-        """Edges, by last instruction and destination, of which every cycle in the region has one: those up a depth-first tree."""
-        edges: set[tuple[Place, Place]] = set()
-        above: set[Place] = set()
-        done: set[Place] = set()
-        work: list[tuple[Place, Iterator[Place]]] = []
+        """Edges, by last instruction and destination, of which every cycle in the region has one.
 
-        def enter(place: Place) -> None:
-            above.add(place)
-            work.append((place, iter([p for p in self.destinations(self.blocks[place]) if p in self.blocks])))
-
-        for entry in entries or self.entries:
-            if entry not in done:
-                enter(entry)
-            while work:
-                place, rest = work[-1]
-                following = next(rest, None)
-                if following is None:
-                    work.pop()
-                    above.remove(place)
-                    done.add(place)
-                elif following in above:
-                    edges.add((self.blocks[place].body[-1].place, following))
-                elif following not in done:
-                    enter(following)
-        return edges
+        They are those up a depth-first tree: of the trees that begin at an entry or at the head of a loop, the one that has the fewest.
+        """
+        entries = entries or self.entries
+        after = {place: [p for p in self.destinations(block) if p in self.blocks] for place, block in self.blocks.items()}
+        heads = {p for place, following in after.items() for p in following if p <= self.blocks[place].body[-1].place}
+        found = min((_upwards(after, starts) for starts in (entries, *([head, *entries] for head in sorted(heads)))), key=_heads_last)
+        return {(self.blocks[place].body[-1].place, target) for place, target in found}
 
     # -- finding blocks --------------------------------------------------------------------------------------------------
     def _explore(self, entry: Place) -> None:
-        """Breadth first from the entry, until the limit: the function at hand, and then what it calls."""
+        """The nearest first, until the limit; what is called is so much further away that small functions come before far code."""
         lines: dict[Place, Instruction] = {}
         ends: dict[Place, End] = {}
         leaders = {entry: None}
-        own, called = deque([entry]), deque[Place]()
-        while (own or called) and len(lines) < EXPLORE_LIMIT:
-            end = self._walk((own or called).popleft(), lines, ends)
+        work = [(0, entry)]
+        while work and len(lines) < EXPLORE_LIMIT:
+            distance, leader = heapq.heappop(work)
+            known = len(lines)
+            end = self._walk(leader, lines, ends)
             if end is None:
                 continue
+            distance += len(lines) - known
             for place in (*end.follows, end.resume):
                 if place is not None and place not in leaders:
                     leaders[place] = None
-                    (called if place == end.callee else own).append(place)
+                    heapq.heappush(work, (distance + (CALL_DISTANCE if place == end.callee else 0), place))
         for leader in leaders:
             if leader in lines:
                 self.blocks[leader] = self._block(leader, lines, leaders, ends)
@@ -276,51 +268,41 @@ class Region:
         block.stop, block.end = place, ends.get(place, block.end)
         return block
 
+    def _join(self, entry: Place) -> Place:
+        """Put an entry's block to the end of the one before it, if that is the only one control comes from; where that begins."""
+        before = [block for block in self.blocks.values() if entry in (*block.follows, block.end.resume)]
+        if entry not in self.blocks or len(before) != 1 or before[0].body[-1].branch is not None or before[0].end.resume is not None:
+            return entry
+        (first,), last = before, self.blocks[entry]
+        if first.start[0] != entry[0] or first is last:
+            return entry
+        del self.blocks[entry]
+        first.body, first.end, first.stop = first.body + last.body, last.end, last.stop
+        return first.start
+
     # -- choosing --------------------------------------------------------------------------------------------------------
     def _trim(self, entry: Place) -> None:
-        """Keep the loops that the entry is in, the shortest first; without one, the nearest code."""
-        rounds = self._rounds(entry)
-        order = sorted(rounds, key=rounds.__getitem__) if rounds else list(self.blocks)
+        """Keep the loops that the entry is in, the shortest first; without one, the nearest code.
+
+        A function that is called is kept with all that it calls or not at all: control would come and go in the middle of it.
+        """
+        ways = Rounds(self.blocks)
+        rounds, own = ways.of(entry), ways.own(entry)
+        order = sorted(rounds, key=rounds.__getitem__) if rounds else sorted(self.blocks, key=lambda place: place not in own)
         limit = LOOP_LIMIT if rounds else TRACE_LIMIT
+        called: dict[Place, set[Place]] = {}
+        for function in sorted(ways.called(entry), key=len):
+            called = dict.fromkeys(function, function) | called
         kept: dict[Place, Block] = {}
         size = 0
         for place in order:
-            block = self.blocks[place]
-            if kept and size + len(block.body) > limit:
-                continue
-            kept[place] = block
-            size += len(block.body)
+            new = {p: self.blocks[p] for p in called.get(place, (place,)) if p not in kept}
+            length = sum(len(block.body) for block in new.values())
+            if not kept or size + length <= limit:
+                kept |= new
+                size += length
         self.blocks = kept
         self.blocks = {place: kept[place] for place in self._reached([entry], self._flow)}
-
-    def _rounds(self, entry: Place) -> dict[Place, int]:
-        """How many instructions the shortest way from the entry by way of a block and back has; no blocks if the entry is in no loop.
-
-        It is no longer for the other blocks of that way, so that a loop comes before what is around it.
-        """
-        after = {place: [p for p in self._flow(block) if p in self.blocks] for place, block in self.blocks.items()}
-        before: dict[Place, list[Place]] = {place: [] for place in self.blocks}
-        for place, successors in after.items():
-            for successor in successors:
-                before[successor].append(place)
-        back = self._distances(entry, before)
-        if not any(p in back for p in after.get(entry, ())):
-            return {}
-        there = self._distances(entry, after)
-        return {p: there[p] + len(b.body) + back[p] for p, b in self.blocks.items() if p in there and p in back}
-
-    def _distances(self, start: Place, ways: Mapping[Place, Iterable[Place]]) -> dict[Place, int]:
-        """How many instructions there are between blocks and one."""
-        found: dict[Place, int] = {}
-        work = [(0, start)]
-        while work:
-            distance, place = heapq.heappop(work)
-            if place in found or place not in ways:  # the latter for a start that is left to the interpreter
-                continue
-            found[place] = distance
-            for following in ways[place]:
-                heapq.heappush(work, (distance + len(self.blocks[following].body), following))
-        return found
 
     def _reached(self, entries: Iterable[Place], flow: Callable[[Block], Iterable[Place]]) -> list[Place]:
         """The blocks that can be reached from some places."""
@@ -339,15 +321,58 @@ class Region:
             return [b.end.resume for b in self.blocks.values() if b.body[-1].is_call and b.end.resume is not None]
         return [*block.follows, *([block.end.resume] if block.end.resume is not None else [])]
 
-    def _entries(self, entry: Place) -> tuple[Place, ...]:
-        """The entry; where control comes back to after it has left; the heads of loops, for it may leave within one; cases of switches."""
-        resumes = [b.end.resume for b in self.blocks.values() if b.end.resume is not None and b.end.resume in self.blocks]
+    def _entries(self, entry: Place, exact: bool) -> tuple[Place, ...]:
+        """The entry; where control comes back to after it has left; the heads of loops, for it may leave within one; cases of switches.
+
+        In place of an entry in the middle of a loop there is the head that control comes to next. A loop with two ways in is none to LLVM,
+        which takes nothing out of it then, and keeps the wrong things in registers.
+        """
         if entry not in self.blocks:
             return ()  # an instruction that is left to the interpreter
-        outside = [entry, *(place for place in resumes if place not in self.returns)]
+        resumes = [b.end.resume for b in self.blocks.values() if b.end.resume is not None and b.end.resume in self.blocks]
+        outside = [place for place in resumes if place not in self.returns]
         landings = [place for b in self.blocks.values() if b.body[-1].is_jump for place in b.follows if place in self.blocks]
-        heads = [target for _, target in sorted(self.back_edges(outside))]
-        return tuple(place for place in dict.fromkeys((*outside, *heads, *landings, *resumes)) if place[0] == entry[0])[:ENTRY_LIMIT]
+        first = entry if exact else self._head(entry, outside)
+        heads = [target for _, target in sorted(self.back_edges([first, *outside]))]
+        places = dict.fromkeys((first, *outside, *heads, *landings, *resumes))
+        found = tuple(place for place in places if place[0] == entry[0])[:ENTRY_LIMIT]
+        return found if exact else tuple(sorted(found))  # the same wherever the loop was met
+
+    def _head(self, entry: Place, others: list[Place]) -> Place:
+        """The next head of a loop that an entry is in; the entry if there is none on its page."""
+        heads = {target for _, target in self.back_edges([entry, *others]) if target[0] == entry[0]}
+        ahead = (place for place in self._reached([entry], self.destinations) if place in heads)
+        return next((head for head in ahead if entry in self._reached([head], self.destinations)), entry)
+
+
+def _heads_last(edges: set[tuple[Place, Place]]) -> tuple[int, int]:
+    """How many edges, and how many places they go to."""
+    return len(edges), len({target for _, target in edges})
+
+
+def _upwards(after: Mapping[Place, Iterable[Place]], starts: Iterable[Place]) -> set[tuple[Place, Place]]:
+    """Edges up the trees that a search depth first from some places makes."""
+    edges: set[tuple[Place, Place]] = set()
+    above: set[Place] = set()
+    done: set[Place] = set()
+    work: list[tuple[Place, Iterator[Place]]] = []
+    for start in starts:
+        if start not in done:
+            above.add(start)
+            work.append((start, iter(after[start])))
+        while work:
+            place, rest = work[-1]
+            following = next(rest, None)
+            if following is None:
+                work.pop()
+                above.remove(place)
+                done.add(place)
+            elif following in above:
+                edges.add((place, following))
+            elif following not in done:
+                above.add(following)
+                work.append((following, iter(after[following])))
+    return edges
 
 
 REGISTERS = range(X_OFFSET, X_OFFSET + 8 * 31, 8)

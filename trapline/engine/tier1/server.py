@@ -1,6 +1,7 @@
 """The compiler's process: regions are made here, so that neither LLVM nor Python's lock stands in the guest's way.
 
-It talks over one socket. A wish is `("wish", number, heat, index)`: the region around the instruction `index` of a page. While it
+It talks over one socket. A wish is `("wish", number, heat, index, exact)`: the region around the instruction `index` of a page, entered
+there (`exact`) or at the head of its loop. While it
 looks for the region's extent it asks for pages, `("page", number, distance)`, and is answered with `("text", bytes or None, indices)`,
 the latter of the instructions that were branched to. What is worth compiling waits its turn, the hottest first, and comes back as
 `("built", number, Built or None)`. `("hotter", number, heat)` changes the order, `("forget", number)` takes a wish back.
@@ -95,7 +96,7 @@ class Server:
         except ConnectionError:
             return  # nobody waits any more
 
-    def _consider(self, number: int, heat: int, index: int) -> None:
+    def _consider(self, number: int, heat: int, index: int, exact: bool) -> None:
         """Find the region's extent now, while the guest's pages are at hand."""
 
         @functools.cache
@@ -107,7 +108,7 @@ class Server:
                     return message[1], message[2]
                 self._meanwhile.append(message)
 
-        region = self._builder.explore(index, lambda distance: page(distance)[0], lambda distance: page(distance)[1])
+        region = self._builder.explore(index, lambda distance: page(distance)[0], lambda distance: page(distance)[1], exact)
         if region is None:
             self._send("built", number, None)
             return
