@@ -30,34 +30,46 @@ static struct result sieve(unsigned long scale)
     return r;
 }
 
-/* One cycle through all cache lines of 32 MiB, in random order. */
-static struct result chase(unsigned long scale)
+/* Where line number n lies if there is one every `stride` bytes: not always at the same place of a page, for the cache's sets' sake. */
+static void **line(char *memory, size_t n, size_t stride)
 {
-    struct line {
-        struct line *next;
-        uint64_t pad[7];
-    };
-    const size_t count = 32 * MIB / sizeof(struct line);
-    struct line *lines = pages(32 * MIB), *at;
+    return (void **)(memory + n * stride + (n * 7 * 64 & (stride - 1)));
+}
+
+/* One cycle through all lines, in random order. */
+static struct result chase(size_t bytes, size_t stride, unsigned long scale)
+{
+    const size_t count = bytes / stride;
+    char *memory = pages(bytes);
+    void **at = (void **)memory;
     struct result r = {.work = scale * 1000};
     uint32_t seed = 31337;
 
     for (size_t n = 0; n < count; n++)
-        lines[n].next = &lines[n];
+        *line(memory, n, stride) = line(memory, n, stride);
     for (size_t n = count - 1; n > 0; n--) { /* Sattolo's shuffle: a single cycle */
         size_t other = next_random(&seed) % n;
-        struct line *t = lines[n].next;
-        lines[n].next = lines[other].next;
-        lines[other].next = t;
+        void *t = *line(memory, n, stride);
+        *line(memory, n, stride) = *line(memory, other, stride);
+        *line(memory, other, stride) = t;
     }
-    at = lines;
     uint64_t start = start_clock();
     for (unsigned long n = 0; n < scale * 1000; n++)
-        at = at->next;
+        at = *at;
     r.ns = now_ns() - start;
-    r.check = at - lines;
+    r.check = (char *)at - memory;
     return r;
 }
+
+#define CHASE(name, bytes, stride) \
+    static struct result name(unsigned long scale) \
+    { \
+        return chase(bytes, stride, scale); \
+    }
+
+CHASE(chase_small, MIB, 64)
+CHASE(chase_pages, 8 * MIB, 4096)
+CHASE(chase_large, 32 * MIB, 64)
 
 /* -- streams: three arrays of doubles that fill `bytes` together ------------------------------------------------------- */
 enum kernel { COPY, SCALE, ADD, TRIAD };
@@ -126,7 +138,9 @@ STREAM(triad_large, TRIAD, 256 * MIB)
 
 const struct program memory_programs[] = {
     {"sieve", "number", sieve},
-    {"chase", "load", chase},
+    {"chase-1m", "load", chase_small},
+    {"chase-pages", "load", chase_pages},
+    {"chase", "load", chase_large},
     {"copy-1m", "byte", copy_small},
     {"scale-1m", "byte", scale_small},
     {"add-1m", "byte", add_small},

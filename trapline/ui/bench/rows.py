@@ -53,6 +53,8 @@ GUEST_ROWS = (
     program("matmul", "dense matrix product, double", "double", 0.15, 40),
     program("lu", "LU decomposition, double", "double", 0.15, 100),
     program("sieve", "sieve of 16 MiB", "memory", 0.3, 1),
+    program("chase-1m", "pointer chase through 1 MiB", "memory", None, 20000, "time"),
+    program("chase-pages", "pointer chase, a line in each of 2048 pages", "memory", 0.3, 10000, "time"),
     program("chase", "pointer chase through 32 MiB", "memory", 0.3, 4000, "time"),
     program("copy-1m", "stream copy, 1 MiB", "stream", None, 4000),
     program("scale-1m", "stream scale, 1 MiB", "stream", 0.4, 1000),
