@@ -21,12 +21,14 @@ from tests.engine_machine import PAGE, Bench, hvc_number
 from trapline.arm64.asm_program import assemble_program
 from trapline.arm64.regs import CPACR_EL1, ELR_EL2, ESR_EL2, FAR_EL1, HCR_EL2, SCTLR_EL1, TABLE
 from trapline.engine import Cpu
-from trapline.engine.cache import REGIONS
+from trapline.engine.cache import REGIONS, ObjectCache
 from trapline.engine.engine import TIER1
 from trapline.engine.tier1.builder import RegionBuilder
 from trapline.engine.tier1.client import Order
 from trapline.engine.tier1.install import Linked, Texts, link
 from trapline.engine.tier1.manager import Spot
+from trapline.engine.tier1.store import RegionStore, Stored
+from trapline.engine.tier1.stored import StoredRegions
 
 SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 RANDOM_INSTRUCTIONS = 4000
@@ -552,6 +554,30 @@ def test_where_two_regions_can_be_entered_the_first_one_is(monkeypatch: pytest.M
         order.deliver(tier1.builder.build(region))
     assert regions.installed[first] is not regions.installed[second] is regions.installed[third]
     assert all(linked.runs_at(spot.records, spot.index) for spot, linked in regions.installed.items())
+    machine.engine.close()
+
+
+def test_of_stored_regions_those_are_linked_that_begin_where_none_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine, compiler = Bench(), Waiting()
+    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    part = "add x2, x2, #3\nadd x3, x3, x2\nadd x4, x4, x3\nadd x5, x4, #1\nblr x9\n"
+    code = machine.load("adr x9, work\n" + 2 * part + "hvc #1\nwork: ret")
+    cpu = machine.cpu(code)
+    cpu.enter()
+    regions, tier1, store = machine.engine.regions, Tier1(machine), RegionStore(ObjectCache("key", tmp_path))
+    assert regions is not None
+    first, second = (Spot(cpu.state.records, (code % PAGE >> 2) + k) for k in (1, 6))
+    here = Here(machine.engine, code & -PAGE, tier1.texts)
+    for spot in (first, second):
+        region = tier1.builder.explore(spot.index, here.text)
+        assert region is not None
+        store.add(tier1.builder.build(region))
+    regions._stored = StoredRegions(store.all().values())
+    place = {first: (cpu, code & -PAGE)}
+    regions.work(place, place)
+    assert regions.installed[first] is regions.installed[second]
+    assert not compiler.orders
+    assert len({built.tag for built in map(Stored.read, store.all().values()) if built} & machine.engine.code.regions) == 1
     machine.engine.close()
 
 

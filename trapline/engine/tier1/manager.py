@@ -166,8 +166,7 @@ class Regions:
     def _note(self, cpu: Cpu, pc: int, records: int, in_region: bool) -> None:
         spot = Spot(records, (pc & 4095) >> 2)
         landed = records and not in_region
-        linked = self.installed.get(spot)
-        if linked is not None and linked.runs_at(records, spot.index):
+        if self._runs(spot):
             in_region = True  # about to be entered
         self.samples["region" if in_region else "interpreter"] += 1
         if len(self._counts) >= SPOTS:
@@ -233,16 +232,28 @@ class Regions:
         if not waiting or not self._room:
             return
         pages = Pages(self.engine, cpu, va, records, self._texts)
-        undecoded = self.engine.shared.undecoded
-        ready = [
-            built
-            for built in waiting
-            if ctypes.c_uint64.from_address(records + built.entries[0] * RECORD_SIZE).value != undecoded
-            and all(pages.records(p) is not None for p in built.pages)
-        ]
+        ready: list[Built] = []
+        left: list[Built] = []
+        taken: set[int] = set()
+        for built in waiting:
+            entry = built.entries[0]
+            if not self._decoded(records, entry) or any(pages.records(p) is None for p in built.pages):
+                left.append(built)
+            elif entry not in taken and not self._runs(Spot(records, entry)):  # else linking it would gain little
+                ready.append(built)
+                taken.update(built.entries)
         for linked in link(ready[: self._room], self.engine.code):
             self._install(pages, linked)
-        waiting[:] = [built for built in waiting if built not in ready]
+        waiting[:] = left
+
+    def _decoded(self, records: int, index: int) -> bool:
+        handler = ctypes.c_uint64.from_address(records + index * RECORD_SIZE).value
+        return bool(handler != self.engine.shared.undecoded)
+
+    def _runs(self, spot: Spot) -> bool:
+        """Whether a region runs at a spot at the moment."""
+        linked = self.installed.get(spot)
+        return linked is not None and linked.runs_at(spot.records, spot.index)
 
     @property
     def _room(self) -> int:
