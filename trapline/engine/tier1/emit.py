@@ -28,10 +28,11 @@ from trapline.engine.state import (
     EngineState,
     ItlbEntry,
 )
+from trapline.engine.tier1.chases import Chase, chases, forget, variables
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.homes import at_home, needed
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Comparison, Line, in_place, page_name
-from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate
+from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate, ways_in
 from trapline.engine.tier1.regions import STACK, Block, Instruction, Place, Region
 from trapline.engine.tier1.runs import Member, runs
 from trapline.engine.tier1.strides import Stride, Strides, begin, strides, turn
@@ -108,6 +109,8 @@ class RegionEmitter:
         """Where loops with a second copy go round, instead of to their head."""
         self._copy: dict[Place, str] = {}
         """Labels of the copy that is being made."""
+        self._chases: list[int] = []
+        """Numbers of what loops remember of pages."""
         self._count = 0
         self._late = LateFlags(tag)
         self._dirty = self._dirty_at_entry()
@@ -179,6 +182,7 @@ class RegionEmitter:
             emit.add("%mxcsr = alloca i32")
         if self._kept:
             emit.add(f"%kept = alloca [{len(KEPT)} x i64]")
+        emit.lines += variables(self._chases)
         self._find_pages(line)
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
@@ -236,6 +240,7 @@ class RegionEmitter:
             if not self._eager:
                 self._late.load(again)
             yield from again.emit.lines
+            yield from forget(self._chases)
 
     def _clear_inexact(self, line: Line) -> None:
         """Have the host begin anew to notice inexact results, unless they would be no news."""
@@ -299,16 +304,20 @@ class RegionEmitter:
         """Emit all blocks; the functions of inner loops are returned."""
         region = self.region
         innermost_loops = {} if self._eager else innermost(region)
-        loops = {head: loop for head, loop in separate(region, innermost_loops).items() if self._entries(loop)}
+        loops = {head: loop for head, loop in separate(region, innermost_loops).items() if ways_in(region, loop)}
         inside = set().union(*loops.values())
         turns = {head: turn(region, head, loop) for head, loop in innermost_loops.items()}
         strided = {head: found for head, body in turns.items() if (found := strides(region, body))}
         self._again = {(region.blocks[p].body[-1].place, head): _again(self._start(head)) for head in strided for p in turns[head]}
+        remembered: dict[tuple[Place, int], Chase] = {}
+        for loop in innermost_loops.values():
+            remembered |= chases([region.blocks[place] for place in sorted(loop)], len(remembered))
+        self._chases = sorted({chase.number for chase in remembered.values()})
         pieces: dict[Place, list[str]] = {}
         for place, block in region.blocks.items():
             self._lines, self._apart = [f"{self._start(place)}:"], place in inside
             quiet = {i.place for i in block.body if all(map(in_place, i.recording.effects)) and not i.recording.after}
-            self._block(block, runs(block, quiet))
+            self._block(block, {**remembered, **runs(block, quiet)})
             pieces[place] = self._lines
         if self._eager:
             for place, registers in needed(region, pieces, self._needed_at_entry).items():
@@ -328,17 +337,11 @@ class RegionEmitter:
             made = outline(f"loop{number}_{self.tag}", lines, self._start(head), flags, "strictfp " if self._tracks else "")
             functions += made.function
             self._lines += made.call
-            if self._entries(loop) != {head}:  # the turn that it begins with is run here
+            if ways_in(region, loop) != {head}:  # the turn that it begins with is run here
                 self._lines += [line for place, piece in lines.items() if place != head for line in piece]
                 self._lines += [f"{_again(self._start(head))}:", f"br label %{self._start(head)}"] if head in strided else []
         self._kept = bool(loops)
         return "".join(f"{line}\n" for line in functions)
-
-    def _entries(self, loop: set[Place]) -> set[Place]:
-        """Where control comes into a loop."""
-        region = self.region
-        found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)}
-        return (found | set(region.entries)) & loop
 
     @property
     def _away(self) -> list[str]:
@@ -384,7 +387,7 @@ class RegionEmitter:
         self._ask(line, head, self._dirty[head])
         self._lines += [*line.emit.lines, f"br label %{_again(self._start(head))}"]
 
-    def _block(self, block: Block, members: Mapping[tuple[Place, int], Member | Stride]) -> None:
+    def _block(self, block: Block, members: Mapping[tuple[Place, int], Member | Stride | Chase]) -> None:
         dirty = set(self._dirty[block.start])
         compared: Comparison | None = None
         for instruction in block.body:

@@ -12,6 +12,7 @@ from trapline.bits.to_llvm import Emitter
 from trapline.engine.handler import STATE_FUNCTIONS, Handler
 from trapline.engine.memory import ATOMIC, MEMORY_EFFECTS, UPDATE
 from trapline.engine.state import EngineState, TlbEntry
+from trapline.engine.tier1.chases import Chase
 from trapline.engine.tier1.regions import REGISTERS, STACK, VECTORS, Place
 from trapline.engine.tier1.runs import Member
 from trapline.engine.tier1.signed import N, V, subtraction, tests
@@ -60,7 +61,7 @@ class Line(Handler):
         self._page, self._offset, self._way_out = place[0], place[1] << 2, way_out
         self._eager, self._aligned = eager, aligned
         self._atomic = self._pair = False
-        self._member: Member | Stride | None = None
+        self._member: Member | Stride | Chase | None = None
         self.compared: Comparison | None = None
         """What N and V are about before the instruction, and after it what they are about then."""
         self.left = False
@@ -136,7 +137,11 @@ class Line(Handler):
             return "true", self._member.pointer(self), "0"
         emit = self.emit
         again, here, slow, join = (self._label(x) for x in ("again", "quick", "fill", "probed"))
-        known = self._try_run(self._member, addr, again) if self._member is not None else ""
+        known, chase = "", self._member if isinstance(self._member, Chase) else None
+        if chase is not None:
+            known = self._try_page(chase, addr, size, again)
+        elif isinstance(self._member, Member):
+            known = self._try_run(self._member, addr, again)
         hit, fast, meta = super()._probe(addr, size, write, access)
         emit.add(f"br i1 {hit}, label %{here}, label %{slow}, !prof !0")
         emit.add(f"{slow}:")
@@ -150,10 +155,26 @@ class Line(Handler):
             emit.add(f"{again}:")
             emit.add(f"br label %{join}")
         emit.add(f"{here}:")
+        if chase is not None:
+            distance = emit.let(f"sub i64 {emit.let(f'ptrtoint ptr {fast} to i64')}, {addr}")
+            emit.add(f"store i64 {emit.let(f'and i64 {addr}, {-PAGE}')}, ptr {chase.page}")
+            emit.add(f"store i64 {distance}, ptr {chase.distance}")
         emit.add(f"br label %{join}")
         emit.add(f"{join}:")
         more = f", [ {known}, %{again} ]" if known else ""
         return "true", emit.let(f"phi ptr [ {fast}, %{here} ], [ {pointer}, %{slow} ]{more}"), meta
+
+    def _try_page(self, chase: Chase, addr: str, size: int, hit: str) -> str:
+        """Go to `hit` with the pointer that is returned if an aligned access is on the page of the last one, else on to the TLB."""
+        emit = self.emit
+        want = emit.let(f"and i64 {addr}, {-PAGE | size - 1}")
+        same = emit.let(f"icmp eq i64 {want}, {emit.let(f'load i64, ptr {chase.page}')}")
+        host = emit.let(f"add i64 {addr}, {emit.let(f'load i64, ptr {chase.distance}')}")
+        pointer = emit.let(f"inttoptr i64 {host} to ptr")
+        other = self._label("other")
+        emit.add(f"br i1 {same}, label %{hit}, label %{other}, !prof !0")
+        emit.add(f"{other}:")
+        return pointer
 
     def _try_run(self, member: Member, addr: str, hit: str) -> str:
         """Go to `hit` with the pointer that is returned if the page of a run is known, else on to the TLB."""
@@ -193,7 +214,7 @@ class Line(Handler):
         return emit.let(f"or i{width} {first}, {emit.let(f'shl i{width} {second}, {half}')}")
 
     # -- an instruction --------------------------------------------------------------------------------------------------
-    def perform(self, flush: Callable[[], None], members: Mapping[int, Member | Stride]) -> fx.Branch | None:
+    def perform(self, flush: Callable[[], None], members: Mapping[int, Member | Stride | Chase]) -> fx.Branch | None:
         """Emit effects and writes; a branch is left to the caller, its condition and target already values.
 
         `flush` stores what differs from memory: the runtime's functions look there. `members` are the effects that are part of a run, or of

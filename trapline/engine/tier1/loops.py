@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from trapline.arm64 import effects as fx
 from trapline.bits.to_llvm import leaves
+from trapline.engine.tier1.chases import NAMES, variables
 from trapline.engine.tier1.flags import FLAGS
 from trapline.engine.tier1.line import PROMOTED, in_place
 from trapline.engine.tier1.regions import REGISTERS, Block, Place, Region
@@ -24,6 +25,7 @@ LABEL = re.compile(r"^([\w.]+):")
 GOES = re.compile(r"label %([\w.]+)")
 REGISTER = re.compile(r"ptr %s(\d+)\b")
 READS, WRITES = re.compile(r"= load \S.*, ptr %s(\d+)$"), re.compile(r"^store .*, ptr %s(\d+)$")
+CHASES = re.compile(rf"ptr %(?:{'|'.join(NAMES)})(\d+)$")
 GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
@@ -38,10 +40,45 @@ KEPT = ("i8", "i64", "i64")
 
 # -- which ---------------------------------------------------------------------------------------------------------------
 def innermost(region: Region) -> dict[Place, set[Place]]:
-    """The innermost loops of a region by their heads, apart from each other, where they need neither the runtime nor computed branches.
+    """The innermost loops of a region by their heads, apart from each other, where they need neither the runtime nor computed branches."""
+    found: dict[Place, set[Place]] = {}
+    for head, loop in sorted(_loops(region).items(), key=lambda item: len(item[1])):
+        if not any(loop & other for other in found.values()):
+            found[head] = loop
+    return {head: loop for head, loop in found.items() if all(_suits(region.blocks[p]) for p in loop)}
 
-    A loop is what reaches a backward branch without passing through the branch's target.
-    """
+
+def separate(region: Region, loops: Mapping[Place, set[Place]]) -> dict[Place, set[Place]]:
+    """Those of the innermost loops that become functions, with loops around them that are no larger than a function may be, so that it is
+    entered less often; none if the region is nothing else, or has registers enough."""
+    if len(general_registers(region)) <= FEW:
+        return {}
+    fitting = {head: loop for head, loop in _loops(region).items() if _fits(region, loop) and ways_in(region, loop) <= {head, *loops}}
+    found: dict[Place, set[Place]] = {}
+    for inner in loops.values():
+        around = {head: loop for head, loop in fitting.items() if inner <= loop}
+        head = max(around, key=lambda head: len(around[head]), default=None)
+        if head is not None and not any(around[head] & other for other in found.values()):
+            found[head] = around[head]
+    return found
+
+
+def _fits(region: Region, loop: set[Place]) -> bool:
+    """Whether a loop may be a function."""
+    small = len(loop) < len(region.blocks) and _size(region, loop) <= SMALL
+    return small and _exits(region, loop) <= EXITS and all(_suits(region.blocks[place]) for place in loop)
+
+
+def ways_in(region: Region, loop: set[Place]) -> set[Place]:
+    """Where control comes into a loop."""
+    found = {p for place, block in region.blocks.items() if place not in loop for p in region.destinations(block)}
+    return (found | set(region.entries)) & loop
+
+
+def _loops(region: Region) -> dict[Place, set[Place]]:
+    """All loops by their heads. A loop is what reaches a backward branch without passing through the branch's target, or else, as there are
+    loops that are entered in the middle, an edge that cuts it."""
+    cuts = region.back_edges()
     before: dict[Place, set[Place]] = {}
     for place, block in region.blocks.items():
         for following in region.destinations(block):
@@ -50,22 +87,11 @@ def innermost(region: Region) -> dict[Place, set[Place]]:
     loops: dict[Place, set[Place]] = {}
     for head, sources in before.items():
         latches = {source for source in sources if region.blocks[source].body[-1].place >= head}
+        latches = latches or {source for source in sources if (region.blocks[source].body[-1].place, head) in cuts}
         loop = _reaching(head, latches, before)
         if any(head in before.get(place, ()) for place in loop):  # not if it is left for a call that the region has no part in
             loops[head] = loop
-    found: dict[Place, set[Place]] = {}
-    for head, loop in sorted(loops.items(), key=lambda item: len(item[1])):
-        if not any(loop & other for other in found.values()):
-            found[head] = loop
-    return {head: loop for head, loop in found.items() if all(_suits(region.blocks[p]) for p in loop)}
-
-
-def separate(region: Region, loops: Mapping[Place, set[Place]]) -> dict[Place, set[Place]]:
-    """Those of the innermost loops that become functions; none if the region is nothing else, or has registers enough."""
-    if len(general_registers(region)) <= FEW:
-        return {}
-    parts = {head: loop for head, loop in loops.items() if len(loop) < len(region.blocks)}
-    return {head: loop for head, loop in parts.items() if _exits(region, loop) <= EXITS and _size(region, loop) <= SMALL}
+    return loops
 
 
 def general_registers(region: Region) -> set[object]:
@@ -160,6 +186,7 @@ def outline(
     given = sorted({value for line in body for value in GIVEN.findall(line)})
 
     head = [f"%s{offset} = alloca {PROMOTED[offset]}, align 16" for offset in sorted(touched)]
+    head += variables(sorted({int(found[1]) for line in body if (found := CHASES.search(line))}))
     head += ["%exit = alloca i32", *_state(gets, "cpu", "s", "in")]
     if sets_flags:
         head += ["%flags_kind = alloca i8", "%flags_a = alloca i64", "%flags_b = alloca i64", *_flags("kept", load=True, prefix="ff")]

@@ -79,7 +79,7 @@ def runs(block: Block, in_place: set[Place]) -> dict[tuple[Place, int], Member]:
         def value(node: Bits, old: dict[int, tuple[Root, int]] = old, since: int = since) -> tuple[Root, int] | None:
             if not all(leaf.op == "const" or leaf.op == "state" and leaf.attr in BASES for leaf in leaves((node,))):
                 return None
-            inner, constant = _linear(node)
+            inner, constant = linear(node)
             known = [old.get(leaf.attr, ((leaf.attr, 0, since), 0)) for leaf in leaves((inner,)) if leaf.op != "const"]
             if inner.op != "state":
                 return (inner.key, *known), constant
@@ -119,11 +119,11 @@ def plain(effect: fx.Load | fx.Store) -> bool:
     return not (access.aligned or access.unprivileged) and size_of(effect) <= LARGEST
 
 
-def _linear(node: Bits) -> tuple[Bits, int]:
+def linear(node: Bits) -> tuple[Bits, int]:
     """What a value is the sum of: an expression and a signed constant."""
     if node.width != WIDTH or node.op not in ("add", "sub") or node.args[1].op != "const":
         return node, 0
-    inner, distance = _linear(node.args[0])
+    inner, distance = linear(node.args[0])
     constant = node.args[1].attr
     signed = constant - (constant >> WIDTH - 1 << WIDTH)
     return inner, distance + (signed if node.op == "add" else -signed)
