@@ -62,6 +62,8 @@ MUTATIONS = (
     Mutation("tlbi-range", SYSTEM, "min(base + pages - 1, u64(FRAME))", "base", ("test_tlb.py::test_a_range_reaches_its_last_page[20]",)),
     Mutation("tlbi-tables", TLB, "forget_tables_of(cpu.walks, first, last)", NOTHING,
              ("test_tlb.py::test_a_table_that_is_taken_away[tlbi vae1, x8]",)),
+    Mutation("region-chases", "engine/tier1/emit.py", "yield from forget(self._chases)", "yield from ()",
+             ("test_tier1.py::test_a_page_that_is_taken_away_while_a_region_waits[a list-sums1]",)),
     # ASIDs
     Mutation("tlbi-asid", TLB, "drop_nonglobal(level)", NOTHING, ("test_tlb.py::test_tlbi_of_a_changed_page[ldr-TLBI ASIDE1]",)),
     Mutation("tlbi-asid-bank", TLB, "elif mine or scope != ASID:", "elif scope != ASID:",

@@ -463,25 +463,33 @@ def test_a_data_page_that_is_mapped_elsewhere(bench: Bench) -> None:
     assert (hvc_number(cpu), cpu.state.x[0], cpu.state.x[4]) == (1, 3, 4)
 
 
-def test_a_page_that_is_taken_away_while_a_region_waits(bench: Bench) -> None:
+WAITING = {
+    "a word": "ldr x2, [x5]\nadd x0, x0, x2\ndsb ish\nldr x3, [x5]\nadd x4, x4, x3",
+    "a list": "add x6, x5, #8\nwalk: ldr x6, [x6]\nadd x0, x0, #1\ncbnz x6, walk\nmov x4, x0\ndsb ish",
+}
+"""What a loop does with a page at x5. When its first DSB waits x0 is 1: the page's first word, or the number of a list's nodes."""
+
+
+@pytest.mark.parametrize(("body", "sums"), [("a word", (3, 4)), ("a list", (3, 3))])
+def test_a_page_that_is_taken_away_while_a_region_waits(bench: Bench, body: str, sums: tuple[int, int]) -> None:
     """A DSB waits for another vCPU, and meanwhile does what that one asks for: the page before the DSB is not the one after it."""
     old, new = bench.memory.page(), bench.memory.page()
+    va = 0x12_3456_7000
     bench.memory.put(old, 1)
     bench.memory.put(new, 2)
-    va = 0x12_3456_7000
+    bench.memory.put(new + 8, va + 64)
     bench.tables.map(va, old)
-    loop = "ldr x2, [x5]\nadd x0, x0, x2\ndsb ish\nldr x3, [x5]\nadd x4, x4, x3"
-    code = bench.load(f"loop: {loop}\ntlbi vae1is, x8\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
+    code = bench.load(f"tlbi vae1is, x8\nloop: {WAITING[body]}\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
     values = {"x0": 0, "x4": 0, "x5": va, "x8": 0}
     cpu = bench.cpu(code, x1=1, **values)
     cpu.enter()
-    Tier1(bench).install(code)
+    Tier1(bench).install(code + 4)
     other = bench.engine.create_cpu().state
     other.running = 1  # it is in no hurry to answer the TLBI
     bench.start(cpu, code, x1=2, **values)
     thread = threading.Thread(target=cpu.enter, daemon=True)
     thread.start()
-    while cpu.state.x[0] != 2:
+    while cpu.state.x[0] != 1:
         pass
     bench.tables.map(va, new)
     bench.engine.entry.request_sync(cpu.address, 0, 0, 0)
@@ -491,7 +499,7 @@ def test_a_page_that_is_taken_away_while_a_region_waits(bench: Bench) -> None:
     other.running = 0
     thread.join(30)
     assert not thread.is_alive() and hvc_number(cpu) == 1
-    assert (cpu.state.x[0], cpu.state.x[4]) == (2, 3)
+    assert (cpu.state.x[0], cpu.state.x[4]) == sums
 
 
 class Waiting:
