@@ -23,6 +23,8 @@ from trapline.arm64.regs import CPACR_EL1, TABLE
 from trapline.engine import Cpu
 
 ROWS = 64
+TABLE_VA = 0x12_3456_7000
+"""Where the guest has its operands: the same address on both sides, for some instructions convert it to a number."""
 FLOATING = ("fp_scalar", "fp_convert", "simd_fp", "simd_element", "simd_across")
 HEAD, TAIL = "and x2, x0, #63\n add x1, x3, x2, lsl #6\n ldp q0, q1, [x1]\n ldp q2, q3, [x1, #32]", "subs x0, x0, #1"
 ITERATIONS = 500
@@ -65,9 +67,8 @@ class Side:
 
     def __init__(self, words: list[int], tier1: bool) -> None:
         self.bench = Bench(32)
-        table = self.bench.memory.page()
-        self.bench.tables.map(table, table)
-        self.table = table
+        self.table = self.bench.memory.page()
+        self.bench.tables.map(TABLE_VA, self.table)
         body = [int.from_bytes(assemble_program(line), "little") for line in HEAD.split("\n")]
         body += [*words, int.from_bytes(assemble_program(TAIL), "little")]
         start = self.bench.memory.page()
@@ -86,7 +87,7 @@ class Side:
         rng, cpu = random.Random(seed), self.cpu
         for k in range(4 * ROWS):
             self.bench.memory.write(self.table + 16 * k, vector(rng).to_bytes(16, "little"))
-        self.bench.start(cpu, self.start, x0=iterations, x3=self.table)
+        self.bench.start(cpu, self.start, x0=iterations, x3=TABLE_VA)
         cpu[CPACR_EL1] = 3 << 20
         state = cpu.state
         for register in state.v:
