@@ -306,7 +306,7 @@ def test_a_broadcast_reaches_a_running_vcpu(bench: Bench, op: Any) -> None:
     for _ in range(4):
         bench.tables.map(VA, old, flags)
         bench.memory.put(flag, 0)
-        bench.start(reading, reader, x1=VA, x3=flag)
+        bench.start(reading, reader, x0=0, x1=VA, x3=flag)
         x8 = operand(op.action, VA, ASID)
         bench.start(writing, writer, x3=flag, x4=new | 0x703 | flags, x5=bench.tables.entry(VA), x8=x8)
         for cpu in (reading, writing):
@@ -314,7 +314,7 @@ def test_a_broadcast_reaches_a_running_vcpu(bench: Bench, op: Any) -> None:
         bench.engine.tlbi_vmalls12e1(0)
         thread = threading.Thread(target=reading.enter, daemon=True)
         thread.start()
-        while not reading.state.running:
+        while reading.state.x[0] != OLD:
             pass
         writing.enter()
         thread.join(30)
