@@ -517,9 +517,23 @@ class Waiting:
         return len(self.orders)
 
 
-def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, Waiting]:
+    """A machine whose orders stay with the compiler that is returned."""
     machine, compiler = Bench(), Waiting()
     monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    return machine, compiler
+
+
+def run_calls(machine: Bench, part: str, count: int) -> tuple[int, Cpu]:
+    """Run so many times a piece of code with a call in the end, from the second instruction on; where the first one is, and who ran it."""
+    code = machine.load("adr x9, work\n" + count * f"{part}\nblr x9\n" + "hvc #1\nwork: ret")
+    cpu = machine.cpu(code)
+    cpu.enter()
+    return code, cpu
+
+
+def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, compiler = without_compiler(monkeypatch)
     before = set(threading.enumerate())
     code = machine.load("loop: subs x1, x1, #1\nb.ne loop\nhvc #1")
     cpu = machine.cpu(code, x1=5)
@@ -544,12 +558,8 @@ def test_an_order_does_not_keep_a_machine_alive(monkeypatch: pytest.MonkeyPatch)
 
 def test_where_two_regions_can_be_entered_the_first_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known of the other one is that it does not run there: nobody asks for it again when that place is met in a region."""
-    machine, compiler = Bench(), Waiting()
-    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
-    part = "add x2, x2, #2\nadd x3, x3, x2\nadd x4, x4, x3\nblr x9\n"
-    code = machine.load("adr x9, work\n" + 3 * part + "hvc #1\nwork: ret")
-    cpu = machine.cpu(code)
-    cpu.enter()
+    machine, compiler = without_compiler(monkeypatch)
+    code, cpu = run_calls(machine, "add x2, x2, #2\nadd x3, x3, x2\nadd x4, x4, x3", 3)
     regions = machine.engine.regions
     assert regions is not None
     first, second, third = (Spot(cpu.state.records, (code % PAGE >> 2) + k) for k in (1, 5, 9))
@@ -566,12 +576,8 @@ def test_where_two_regions_can_be_entered_the_first_one_is(monkeypatch: pytest.M
 
 
 def test_of_stored_regions_those_are_linked_that_begin_where_none_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    machine, compiler = Bench(), Waiting()
-    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
-    part = "add x2, x2, #3\nadd x3, x3, x2\nadd x4, x4, x3\nadd x5, x4, #1\nblr x9\n"
-    code = machine.load("adr x9, work\n" + 2 * part + "hvc #1\nwork: ret")
-    cpu = machine.cpu(code)
-    cpu.enter()
+    machine, compiler = without_compiler(monkeypatch)
+    code, cpu = run_calls(machine, "add x2, x2, #3\nadd x3, x3, x2\nadd x4, x4, x3\nadd x5, x4, #1", 2)
     regions, tier1, store = machine.engine.regions, Tier1(machine), RegionStore(ObjectCache("key", tmp_path))
     assert regions is not None
     first, second = (Spot(cpu.state.records, (code % PAGE >> 2) + k) for k in (1, 6))
@@ -591,8 +597,7 @@ def test_of_stored_regions_those_are_linked_that_begin_where_none_runs(monkeypat
 
 def test_orders_inside_a_loop_that_has_a_region_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept for them, and what comes nevertheless is not put into service."""
-    machine, compiler = Bench(), Waiting()
-    monkeypatch.setitem(vars(machine.engine.code), "region_compiler", compiler)
+    machine, compiler = without_compiler(monkeypatch)
     code = machine.load("loop: add x0, x0, #1\nadd x2, x2, #2\nadd x3, x3, x2\nsubs x1, x1, #1\nb.ne loop\nhvc #1")
     cpu = machine.cpu(code, x1=5)
     cpu.enter()
