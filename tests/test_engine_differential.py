@@ -23,6 +23,8 @@ SEED = int(os.environ.get("TRAPLINE_SEED", "1"))
 SETS, SLOW_SETS, UNICORN_INSTRUCTIONS = 1000, 20_000, 200_000
 """Operand sets of every instruction; `python -m tests.differential --coverage 1000 --count 20000000` is the whole proof."""
 FMUL_D0_D1_D2 = 0x1E62_0820
+LDR_Q0_LITERAL = 0x9C00_03E0
+"""From 124 bytes on."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,13 @@ def test_other_keys_are_noticed() -> None:
     report = Report("", SEED)
     Comparison(ours, need(SystemQemu), only="pac_zero", limit=1).one_pass(report, 100)
     assert report.mismatches
+
+
+def test_what_a_short_program_reads_behind_its_end(engine: Trapline) -> None:
+    """A literal may lie behind the last block, where a longer program left something."""
+    engine.run(build([[FMUL_D0_D1_D2] * 64], [bytes(RECORD)]))
+    short = build([[LDR_Q0_LITERAL]], [bytes(RECORD)])
+    assert engine.run(short) == need(Qemu).run(short)
 
 
 def cover(ours: Trapline, wanted: int, oracle: type[Qemu] | type[SystemQemu] = Qemu, only: str = "") -> None:

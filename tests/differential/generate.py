@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.differential.program import POINTER_START
+from tests.differential.program import LITERALS, POINTER_START
 from tests.differential.templates import REACH, Template, Variant, make_template
 from trapline.arm64 import effects as fx
 from trapline.arm64.features import Features
@@ -230,7 +230,7 @@ class Generator:
         if t.insn.name == "hint":
             return rng.randrange(40, 128)
         if t.insn.group.startswith("load_store") and width == 19:  # literals: within the program, aligned
-            return rng.randrange(-16, 32) & top
+            return rng.choice(LITERALS) & top
         return rng.choice((0, 1, top, top >> 1, rng.getrandbits(width), rng.getrandbits(width), rng.getrandbits(width)))
 
     def _place(self, t: Template, rng: random.Random, fixed: bool = False) -> tuple[int, Variant] | None:

@@ -31,6 +31,8 @@ B = 0x1400_0000
 ISB = 0xD503_3FDF
 """Stands behind every block, so that compiled regions end there; a branch follows."""
 TAIL_BYTES = 8
+LITERALS = range(-16, 32)
+"""How far from an instruction its literal may be, in words: inside the image, with what `build` puts behind the last block."""
 NOP = 0xD503_201F
 
 
@@ -97,7 +99,7 @@ def build(blocks: Sequence[Sequence[int]], records: Sequence[bytes], states: int
         struct.pack_into("<Q", data, RECORD * k + BLOCK_AT, starts[k // states] if k < len(records) else at)
     tail = ["movz x0, #1", _constant("x1", DATA), _constant("x2", len(data)), "movz x8, #64", "svc #0"]
     tail += ["movz x0, #0", "movz x8, #93", "svc #0"]
-    exit_code = assemble_with_labels("\n".join(tail), at)[0]
+    exit_code = assemble_with_labels("\n".join(tail), at)[0] + bytes(4 * LITERALS.stop)
     return Program(code + struct.pack(f"<{len(words)}I", *words) + exit_code, bytes(data), at, tuple(starts))
 
 
