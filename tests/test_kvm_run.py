@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +19,7 @@ from trapline.backends.objects import Vm
 from trapline.backends.vcpu import Vcpu
 from trapline.errors import KvmError
 from trapline.kvm.arm64.pagetable import READ, WRITE
+from trapline.sync import install
 
 UART = 0x0900_0000
 RAM = 0x4000_0000
@@ -38,9 +40,28 @@ class Guest:
         return self.vm.backend.system.files.get(self.vm.file).arch.mmu.tables
 
 
+class Sleep:
+    """Hooks that note when a vCPU is about to sleep. From then on a wake-up reaches it."""
+
+    def __init__(self) -> None:
+        self.begins = threading.Event()
+
+    def point(self, kind: str, name: str) -> None:
+        if (kind, name) == ("wait", "vcpu_sleep"):
+            self.begins.set()
+
+
 @pytest.fixture
 def guest() -> Guest:
     return Guest()
+
+
+@pytest.fixture
+def asleep() -> Iterator[threading.Event]:
+    sleep = Sleep()
+    install(sleep)
+    yield sleep.begins
+    install(None)
 
 
 def test_store_exits_and_completes_on_the_next_run(guest: Guest) -> None:
@@ -343,7 +364,7 @@ def test_system_events(guest: Guest, function: int, arguments: tuple[int, ...], 
     assert guest.vcpu.mp_state == MpState.STOPPED
 
 
-def test_cpu_on_starts_a_sleeping_vcpu() -> None:
+def test_cpu_on_starts_a_sleeping_vcpu(asleep: threading.Event) -> None:
     guest = Guest(vcpus=2)
     second = guest.vcpus[1]
     second.init({arm64.Feature.PSCI_0_2, arm64.Feature.POWER_OFF})
@@ -352,8 +373,7 @@ def test_cpu_on_starts_a_sleeping_vcpu() -> None:
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(second.run()), daemon=True)
     thread.start()
-    time.sleep(0.02)
-    assert not seen
+    assert asleep.wait(10) and not seen
     guest.cpu.script = [call(0xC400_0003, 1, 0x4008_0000, 0x77), mmio(True, UART)]
     guest.vcpu.run()
     thread.join(10)
@@ -362,13 +382,12 @@ def test_cpu_on_starts_a_sleeping_vcpu() -> None:
     assert second.regs.pc == 0x4008_0000
 
 
-def test_cpu_off_sleeps_until_kicked(guest: Guest) -> None:
+def test_cpu_off_sleeps_until_kicked(guest: Guest, asleep: threading.Event) -> None:
     guest.cpu.script = [call(0x8400_0002)]
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run()), daemon=True)
     thread.start()
-    thread.join(0.05)
-    assert not seen
+    assert asleep.wait(10) and not seen
     guest.vcpu.kick()
     thread.join(10)
     assert seen == [IntrExit()]
@@ -379,32 +398,30 @@ def wfi(cpu: FakeCpu) -> None:
     cpu.trap(0x01)
 
 
-def test_wfi_sleeps_until_kicked(guest: Guest) -> None:
+def test_wfi_sleeps_until_kicked(guest: Guest, asleep: threading.Event) -> None:
     guest.cpu.script = [wfi]
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run()), daemon=True)
     thread.start()
-    thread.join(0.05)
-    assert not seen
+    assert asleep.wait(10) and not seen
     guest.vcpu.kick()
     thread.join(10)
     assert seen == [IntrExit()]
     assert guest.vcpu.regs.pc == 4
 
 
-def test_wfi_ends_when_a_pin_rises(guest: Guest) -> None:
+def test_wfi_ends_when_a_pin_rises(guest: Guest, asleep: threading.Event) -> None:
     guest.cpu.script = [wfi, mmio(True, UART)]
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run()), daemon=True)
     thread.start()
-    thread.join(0.05)
-    assert not seen
+    assert asleep.wait(10) and not seen
     guest.vm.irq_line(arm64.irq_word(arm64.IrqType.CPU, 0), 1)
     thread.join(10)
     assert isinstance(seen[0], MmioExit)
 
 
-def test_closing_the_vm_ends_a_sleeping_run() -> None:
+def test_closing_the_vm_ends_a_sleeping_run(asleep: threading.Event) -> None:
     guest = Guest()
     guest.cpu.script = [wfi]
     failures: list[int] = []
@@ -417,7 +434,7 @@ def test_closing_the_vm_ends_a_sleeping_run() -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(0.05)
+    assert asleep.wait(10)
     guest.vm.close()
     thread.join(10)
     assert failures == [errno.EIO]
@@ -445,13 +462,12 @@ def test_error_of_the_machine_is_an_internal_error(guest: Guest) -> None:
     assert guest.vcpu.run() == InternalError(4, (0x2F << 26 | 1 << 25, 0x1234, 0))
 
 
-def test_suspended_vcpu_reports_its_wakeup(guest: Guest) -> None:
+def test_suspended_vcpu_reports_its_wakeup(guest: Guest, asleep: threading.Event) -> None:
     guest.vcpu.mp_state = MpState.SUSPENDED
     seen: list[object] = []
     thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run()), daemon=True)
     thread.start()
-    thread.join(0.05)
-    assert not seen
+    assert asleep.wait(10) and not seen
     guest.vm.irq_line(arm64.irq_word(arm64.IrqType.CPU, 0), 1)
     thread.join(10)
     assert seen == [SystemEvent(SystemEventType.WAKEUP, ())]

@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ class Session:
         )
         command = [sys.executable, "-c", program, "run", "--backend", "software", "--kernel", str(kernel), "--mem", "16M"]
         self.process = subprocess.Popen(command, stdin=self.slave, stdout=self.slave, stderr=subprocess.PIPE, start_new_session=True)
-        self.seen = bytearray()
+        self.seen, self.said = bytearray(), bytearray()
 
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
@@ -46,22 +47,30 @@ class Session:
         return not termios.tcgetattr(self.slave)[3] & termios.ICANON
 
     def expect(self, text: bytes) -> None:
-        os.set_blocking(self.master, False)
+        """Wait for a text on the terminal."""
+        self._read_until(text, self.master, self.seen)
+
+    def expect_said(self, text: bytes) -> None:
+        """Wait for a text that the program itself says."""
+        assert self.process.stderr is not None
+        self._read_until(text, self.process.stderr.fileno(), self.said)
+
+    def _read_until(self, text: bytes, fd: int, read: bytearray) -> None:
+        os.set_blocking(fd, False)
 
         def look() -> bool:
-            try:
-                self.seen.extend(os.read(self.master, 4096))
-            except BlockingIOError:
-                pass
-            return text in self.seen
+            with suppress(BlockingIOError):
+                read.extend(os.read(fd, 4096))
+            return text in read
 
         self.wait_for(look)
+        os.set_blocking(fd, True)
 
     def end(self) -> tuple[int, bytes]:
         assert self.process.stderr is not None
         status = self.process.wait(PATIENCE)
         assert termios.tcgetattr(self.slave) == self.before, "the terminal is as it was"
-        return status, self.process.stderr.read()
+        return status, bytes(self.said) + self.process.stderr.read()
 
 
 @pytest.fixture
@@ -87,10 +96,10 @@ def test_keys_reach_the_guest_and_escapes_do_not(session: Session) -> None:
 
 
 def test_state_of_the_cpus(session: Session) -> None:
-    session.type(b"\x01s")
     session.type(b"z")
     session.expect(b"z")
-    time.sleep(0.5)
+    session.type(b"\x01s")
+    session.expect_said(b"pstate")
     session.type(b"\x01x")
     status, said = session.end()
     assert status == 0 and b"vCPU 0:" in said and b"pstate" in said
