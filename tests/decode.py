@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from tests.decode_reasons import explain
+from tests.oracles import knows
 from trapline.arm64 import effects as fx
 from trapline.arm64.asm import disassemble
 from trapline.arm64.decode import Decoder
@@ -194,6 +195,14 @@ def _subject(row: Row, kind: str) -> str:
     return row.insn.name if row.insn and row.ours else (other or "").split()[0]
 
 
+def _unknown(row: Row, kind: str) -> str | None:
+    """The reason why a program refuses what is of a feature that it does not know."""
+    program, _, says = kind.partition(" ")
+    if says != "refuses" or row.insn is None or knows(program, row.insn.feature):
+        return None
+    return f"{program} does not know {row.insn.feature}"
+
+
 def compare(count: int, seed: int) -> Report:
     """Compare `count` words."""
     report = Report(seed)
@@ -202,7 +211,7 @@ def compare(count: int, seed: int) -> Report:
             report.allocated += row.ours is not None
             for kind in disagreements(row):
                 name = _subject(row, kind)
-                reason = explain(kind, name, row.word)
+                reason = _unknown(row, kind) or explain(kind, name, row.word)
                 if reason:
                     report.explained[f"{kind}: {reason}"] += 1
                 else:

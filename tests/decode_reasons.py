@@ -113,7 +113,6 @@ REASONS = (
     Reason("Capstone is wrong: LDTR has no writeback", "capstone refuses", "load_store_unprivileged", _loses_base),
     Reason("unused fields should be ones; ignored here", BOTH_REFUSE, r"(load|store)_(exclusive.*|acquire|release)", _unused_fields),
     Reason(UNPREDICTABLE + "overlapping registers of a copy or set", BOTH_REFUSE, r"(copy|set)_.*", _registers_overlap),
-    Reason("Capstone does not know CSSC", "capstone refuses", r".*maximum_minimum.*|absolute_value|count_ones|count_trailing_zeros"),
     Reason("both are right: an offset of 0 may be shown", f"({EITHER}) operands", "load_authenticated", _no_offset),
     Reason("both are right: MVN of a vector is an alias of NOT", "objdump mnemonic", "mvn not"),
     Reason("CRm of CFINV and its like should be zero; ignored here", f"({EITHER}) mnemonic", "(cfinv|axflag|xaflag) msr"),

@@ -17,6 +17,7 @@ from functools import cache
 
 import pytest
 
+from tests.oracles import LLVM_FEATURES, knows
 from trapline.arm64 import effects as fx
 from trapline.arm64.asm import disassemble
 from trapline.arm64.decode import Decoder
@@ -32,15 +33,6 @@ OBJDUMP, LLVM_MC = "aarch64-linux-gnu-objdump", "llvm-mc"
 FEATURES = Features()
 A64 = load_a64()
 DECODER = Decoder(A64)
-
-LLVM_FEATURES = (
-    "+fp-armv8,+neon,+crc,+lse,+aes,+sha2,+pauth,+flagm,+sb,+pan,+pan-rwv,+vh,+el3,+rcpc,+rcpc-immo,+altnzcv,+wfxt,+rand,+ccpp,+ccdp"
-    ",+bti,+dit,+ssbs,+uaops,+mops,+rdm,+dotprod,+fullfp16,+fp16fml,+bf16,+i8mm,+complxnum,+jsconv,+fptoint,+sha3,+sm4"
-)
-"""What `Features()` has, in LLVM's words; `el3` for SMC."""
-
-LLVM_LACKS = {"FEAT_CSSC"}
-"""Features that LLVM 14 does not know; GNU's tools do."""
 
 UNDEFINED_BY_NAME = {
     "dcps1": "UNDEFINED outside Debug state",
@@ -145,7 +137,7 @@ def test_what_we_accept_llvm_accepts() -> None:
     wrong: dict[str, list[str]] = defaultdict(list)
     for word, text in zip(sample(), llvm_texts(sample()), strict=True):
         insn = accepted(word)
-        if insn is not None and text is None and insn.feature not in LLVM_LACKS:
+        if insn is not None and text is None and knows("llvm", insn.feature):
             wrong[insn.name].append(f"{word:08x}")
     assert not wrong, f"seed {SEED}: accepted here only: " + str({name: words[:5] for name, words in wrong.items()})
 
@@ -173,7 +165,7 @@ def test_mnemonics_are_those_of_objdump() -> None:
         insn = DECODER.decode(word)
         assert insn is not None
         ours = (disassemble(word) or "?").split()[0]
-        if ours in (alias, plain) or alias == ".inst" and insn.name in GNU_REFUSES:
+        if ours in (alias, plain) or alias == ".inst" and (insn.name in GNU_REFUSES or not knows("objdump", insn.feature)):
             continue
         if GNU_CALLS.get(insn.name, ("",))[0] != alias:
             wrong[insn.name].append(f"{word:08x} ours {ours}, objdump {alias}")

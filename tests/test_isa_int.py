@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.oracles import RUN_BY_NOBODY
 from trapline.arm64.asm import assemble, disassemble
 from trapline.arm64.decode import Decoder
 from trapline.arm64.insn import A64, Insn
@@ -27,8 +28,6 @@ EDGE_VALUES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF,
 GROUPS = ("data_immediate", "data_register", "branches", "load_store", "load_store_pair", "load_store_fp", "load_store_exclusive",
           "atomics")  # fmt: skip
 SKIP = {"eret", "drps"}
-NOT_IN_UNICORN = {"FEAT_CSSC"}
-"""Features that `test_isa_cssc.py` compares with Python's arithmetic instead."""
 
 
 class Fault(Exception):
@@ -180,7 +179,7 @@ def random_words(instruction: Insn, count: int, rng: random.Random) -> list[int]
 
 
 TESTED = [i for i in A64.insns if i.group in GROUPS and i.name not in SKIP and not i.name.endswith("reserved")
-          and i.feature not in NOT_IN_UNICORN]  # fmt: skip
+          and i.feature not in RUN_BY_NOBODY]  # fmt: skip
 
 
 @pytest.mark.parametrize("instruction", TESTED, ids=lambda i: f"{i.name}-{i.pattern.value:08x}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.differential.machine import MARKERS, Machine
+from tests.oracles import LACKED_BY, RUN_BY_NOBODY
 from trapline.arm64.asm import assemble
 from trapline.arm64.features import BY_NAME, FEATURES, Features
 from trapline.arm64.isa import load_a64
@@ -14,6 +17,15 @@ from trapline.errors import BadInput, TraplineError
 from trapline.ui.cli import make_parser
 
 EC_UNKNOWN = 0
+
+
+def most() -> Features:
+    """A machine with all that a machine can have at once: what is there by default, and what is there when asked for."""
+    features = Features()
+    for feature in FEATURES:
+        if feature.implemented and features.names.isdisjoint(feature.instead) and features.names.issuperset(feature.requires):
+            features = features.with_(feature.name)
+    return features
 
 
 def test_nothing_said_is_everything_that_is_understood() -> None:
@@ -105,7 +117,7 @@ INSTRUCTIONS = {
 
 @pytest.fixture(scope="module")
 def full() -> Machine:
-    machine = Machine(0x4000, parse("max"))
+    machine = Machine(0x4000, most())
     machine.cpu[HCRX_EL2] = int(HCRX_EL2(MSCEn=1))
     return machine
 
@@ -144,7 +156,7 @@ def test_hints_and_the_rest_run_without_features(text: str, bare: Machine) -> No
 
 def test_removing_a_feature_removes_exactly_its_instructions_and_registers() -> None:
     """By the declarations, from which decoder, handlers and register table are made."""
-    everything = Features()
+    everything = most()
     for name in sorted(everything.names - ALWAYS):
         gone = everything.without(name)
         lost = everything.names - gone.names
@@ -154,6 +166,14 @@ def test_removing_a_feature_removes_exactly_its_instructions_and_registers() -> 
         for reg in TABLE:
             if reg.exists(everything):
                 assert reg.exists(gone) == (reg.feature not in lost), (name, reg)
+
+
+def test_what_other_programs_are_said_to_lack_is_here() -> None:
+    """The table of tests/oracles.py names features that instructions name, and tests that exist."""
+    named = {part for insn in load_a64().insns for part in (insn.feature or "").split(" & ")}
+    assert (LACKED_BY.keys() | RUN_BY_NOBODY.keys()) <= named
+    assert set().union(*LACKED_BY.values()) <= {"objdump", "llvm", "capstone"}
+    assert all((Path(__file__).parents[1] / f"{test}.py").exists() for test in RUN_BY_NOBODY.values())
 
 
 def test_features_with_instructions_show_in_an_identification_register() -> None:

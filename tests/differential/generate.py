@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.differential.program import LITERALS, POINTER_START
 from tests.differential.templates import REACH, Template, Variant, make_template
+from tests.oracles import RUN_BY_NOBODY
 from trapline.arm64 import effects as fx
 from trapline.arm64.features import Features
 from trapline.arm64.insn import Insn
@@ -30,9 +31,6 @@ NOT_IN_PROGRAMS = {"system": "privileged, or answers that identify the machine: 
 
 NO_KEYS = {"pauth": "no known keys at EL0: see --oracle system"}
 """The same for oracles that cannot be told the keys of pointer authentication."""
-
-NOT_IN_ORACLES = {"FEAT_CSSC": "tests/test_isa_cssc", "FEAT_MOPS": "tests/test_mops"}
-"""Features that no oracle has, and which test has them."""
 
 NAMED_NOT = {
     "eret": "returns from an exception: tests/test_exceptions*",
@@ -122,8 +120,8 @@ class Generator:
             for name in insn.over:
                 self._over.setdefault(name, []).append(insn)
         for insn in isa.candidates():
-            if insn.feature in NOT_IN_ORACLES:
-                self.unused[insn.name] = f"in no oracle: {NOT_IN_ORACLES[insn.feature]}"
+            if insn.feature in RUN_BY_NOBODY:
+                self.unused[insn.name] = f"in no oracle: {RUN_BY_NOBODY[insn.feature]}"
             elif insn.feature is None or insn.feature in self.features:
                 self._add(insn)
         self._deck: list[Template | str] = []
