@@ -42,6 +42,13 @@ def test_calls_without_a_body_are_listed(kvm) -> None:
     assert set(kvm.backend.bodies) <= set(calls("arm64"))
 
 
+def test_capabilities_say_which_calls_have_a_body(kvm) -> None:
+    machine = kvm.create_vm()
+    hidden = {call.name for call in kvm.backend.bodies if call.cap is not None and not machine.check_extension(call.cap)}
+    assert hidden == {"KVM_ARM_VCPU_FINALIZE"}, "it is there to say that there is no SVE"
+    assert [call.name for call in kvm.backend.missing() if call.cap is None or machine.check_extension(call.cap)] == []
+
+
 def test_call_without_a_body_is_enotty(kvm) -> None:
     machine = kvm.create_vm()
     for call in kvm.backend.missing():
