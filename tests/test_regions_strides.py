@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -39,10 +40,23 @@ def program(rng: random.Random) -> str:
     return "\n".join([*lines, "hvc #1"])
 
 
+def nest(rng: random.Random) -> str:
+    """A loop that often goes round without the loop inside it; it begins at its head, or behind that."""
+    inner = []
+    for n in rng.sample(range(11, 20), 2):
+        inner.append(rng.choice(ACCESSES[:8] + OTHERS).format(x=f"x{n}", y=f"x{n - 1}", w=f"w{n}", z="x9", s=8, n=8))
+    outer = program(rng).replace("hvc #1", "b end").split("\n")
+    rare = [f"tst x10, #{rng.choice((1, 7, 31, 255))}", "b.ne around", "mov x2, #5"]
+    rare += ["again:", *inner, "subs x2, x2, #1", "b.ne again", "around:"]
+    head = [rng.choice(("nop", "b middle")), outer[0], "sub x3, x3, #1", "cbz x3, end", "middle:"]
+    return "\n".join([*head, *outer[1:-3], *rare, *outer[-3:], "end:", "hvc #1"])
+
+
+@pytest.mark.parametrize("write", [program, nest])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_equal_steps_do_what_single_accesses_do(bench: Bench, seed: int) -> None:
+def test_equal_steps_do_what_single_accesses_do(bench: Bench, seed: int, write: Callable[[random.Random], str]) -> None:
     rng = random.Random(seed)
-    text = program(rng)
+    text = write(rng)
     code = bench.memory.page()
     bench.memory.write(code, assemble_program(text, code))
     bench.tables.map(code, code)
@@ -59,7 +73,8 @@ def test_equal_steps_do_what_single_accesses_do(bench: Bench, seed: int) -> None
             bench.memory.write(page, values.randbytes(PAGE))
         cpu[ELR_EL1] = cpu[SPSR_EL1] = cpu[ESR_EL1] = cpu[FAR_EL1] = 0
         chosen = {f"x{n}": values.choice((0, values.getrandbits(64))) for n in range(10, 20)}
-        chosen |= {"x1": values.randrange(1, 512), "x7": values.randrange(64), "x9": values.randrange(-64, 64) & (1 << 64) - 1}
+        chosen |= {"x1": values.randrange(1, 512), "x2": 0, "x3": 400}
+        chosen |= {"x7": values.randrange(64), "x9": values.randrange(-64, 64) & (1 << 64) - 1}
         bench.start(cpu, code, x5=VA + (first & -8) + loose, x6=VA + second, x8=VA + (first ^ second) % (2 * PAGE), **chosen)
         cpu[CPACR_EL1] = CPACR_EL1(FPEN=3)
         for n in (1, 2):

@@ -32,10 +32,10 @@ from trapline.engine.tier1.chases import Chase, chases, forget, variables
 from trapline.engine.tier1.flags import FLAGS, LateFlags
 from trapline.engine.tier1.homes import at_home, needed
 from trapline.engine.tier1.line import FP_STATE, FPSR, PROMOTED, RELOAD, RELOADED, Comparison, Line, in_place, page_name
-from trapline.engine.tier1.loops import KEPT, REGISTER, innermost, live_flags, outline, separate, ways_in
+from trapline.engine.tier1.loops import KEPT, REGISTER, around, innermost, live_flags, outline, separate, waits, ways_in
 from trapline.engine.tier1.regions import STACK, Block, Instruction, Place, Region
 from trapline.engine.tier1.runs import Member, runs
-from trapline.engine.tier1.strides import Stride, Strides, begin, strides, turn
+from trapline.engine.tier1.strides import Stride, Strides, begin, hesitate, strides, turn
 
 PRECISION = 1 << 5
 """MXCSR.PE: an SSE instruction has rounded."""
@@ -109,6 +109,8 @@ class RegionEmitter:
         """Where loops with a second copy go round, instead of to their head."""
         self._copy: dict[Place, str] = {}
         """Labels of the copy that is being made."""
+        self._waits: dict[Place, str] = {}
+        """Variables of loops with a second copy that is not always worth a try."""
         self._chases: list[int] = []
         """Numbers of what loops remember of pages."""
         self._count = 0
@@ -182,7 +184,7 @@ class RegionEmitter:
             emit.add("%mxcsr = alloca i32")
         if self._kept:
             emit.add(f"%kept = alloca [{len(KEPT)} x i64]")
-        emit.lines += variables(self._chases)
+        emit.lines += variables(self._chases) + waits(self._waits.values())
         self._find_pages(line)
         if any(i.recording.uses_fp for i in self.region.instructions):
             disabled = line._load_field("fp_disabled", 32)
@@ -306,8 +308,10 @@ class RegionEmitter:
         innermost_loops = {} if self._eager else innermost(region)
         loops = {head: loop for head, loop in separate(region, innermost_loops).items() if ways_in(region, loop)}
         inside = set().union(*loops.values())
-        turns = {head: turn(region, head, loop) for head, loop in innermost_loops.items()}
+        outer_loops = {} if self._eager else around(region, innermost_loops.values())
+        turns = {head: turn(region, head, loop) for head, loop in {**innermost_loops, **outer_loops}.items()}
         strided = {head: found for head, body in turns.items() if (found := strides(region, body))}
+        self._waits = {head: f"wait{number}" for number, head in enumerate(strided) if head in outer_loops}
         self._again = {(region.blocks[p].body[-1].place, head): _again(self._start(head)) for head in strided for p in turns[head]}
         remembered: dict[tuple[Place, int], Chase] = {}
         for loop in innermost_loops.values():
@@ -374,6 +378,9 @@ class RegionEmitter:
         line = self._line("t", Recorder(_no_slot), head)
         name = f"turn_{self._start(head)}"
         self._lines.append(f"{_again(self._start(head))}:")
+        wait = self._waits.get(head)
+        if wait:
+            hesitate(line, wait, name, otherwise=self._start(head))
         closing = begin(line, found, name, otherwise=self._start(head))
         self._lines += line.emit.lines
         self._copy = {head: f"{name}_more"} | {place: f"{name}_{self._start(place)}" for place in body[1:]}
@@ -383,6 +390,7 @@ class RegionEmitter:
             self._block(self.region.blocks[place], found)
         self._copy = {}
         self._lines += [*closing, f"br i1 %{name}_lasts, label %{name}, label %{name}_over", f"{name}_over:"]
+        self._lines += [f"store i32 0, ptr %{wait}"] if wait else []
         line = self._line("t", Recorder(_no_slot), head)
         self._ask(line, head, self._dirty[head])
         self._lines += [*line.emit.lines, f"br label %{_again(self._start(head))}"]

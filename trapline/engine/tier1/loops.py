@@ -26,6 +26,7 @@ GOES = re.compile(r"label %([\w.]+)")
 REGISTER = re.compile(r"ptr %s(\d+)\b")
 READS, WRITES = re.compile(r"= load \S.*, ptr %s(\d+)$"), re.compile(r"^store .*, ptr %s(\d+)$")
 CHASES = re.compile(rf"ptr %(?:{'|'.join(NAMES)})(\d+)$")
+WAITS = re.compile(r"ptr %(wait\d+)$")
 GIVEN = re.compile(r"%((?:va|records)\w+)")
 """Values of the region's entry that its blocks refer to."""
 EXITS = 2
@@ -46,6 +47,33 @@ def innermost(region: Region) -> dict[Place, set[Place]]:
         if not any(loop & other for other in found.values()):
             found[head] = loop
     return {head: loop for head, loop in found.items() if all(_suits(region.blocks[p]) for p in loop)}
+
+
+def around(region: Region, inside: Iterable[set[Place]]) -> dict[Place, set[Place]]:
+    """What goes round without coming into certain loops, by its head, where that needs neither the runtime nor computed branches."""
+    left = region.blocks.keys() - set().union(*inside)
+    after = {place: [p for p in region.destinations(region.blocks[place]) if p in left] for place in left}
+    before: dict[Place, list[Place]] = {place: [] for place in left}
+    for place, following in after.items():
+        for target in following:
+            before[target].append(place)
+    found: dict[Place, set[Place]] = {}
+    for head in sorted(p for p, sources in before.items() if any(region.blocks[s].body[-1].place >= p for s in sources)):
+        loop = _reached(head, after) & _reached(head, before)
+        if loop and not any(loop & other for other in found.values()):
+            found[head] = loop
+    return {head: loop for head, loop in found.items() if all(_suits(region.blocks[p]) for p in loop)}
+
+
+def _reached(start: Place, ways: Mapping[Place, Iterable[Place]]) -> set[Place]:
+    """Where the ways lead to."""
+    found = set(ways[start])
+    work = list(found)
+    while work:
+        new = set(ways[work.pop()]) - found
+        found |= new
+        work += new
+    return found
 
 
 def separate(region: Region, loops: Mapping[Place, set[Place]]) -> dict[Place, set[Place]]:
@@ -187,6 +215,7 @@ def outline(
 
     head = [f"%s{offset} = alloca {PROMOTED[offset]}, align 16" for offset in sorted(touched)]
     head += variables(sorted({int(found[1]) for line in body if (found := CHASES.search(line))}))
+    head += waits({found[1] for line in body if (found := WAITS.search(line))})
     head += ["%exit = alloca i32", *_state(gets, "cpu", "s", "in")]
     if sets_flags:
         head += ["%flags_kind = alloca i8", "%flags_a = alloca i64", "%flags_b = alloca i64", *_flags("kept", load=True, prefix="ff")]
@@ -210,6 +239,11 @@ def outline(
     cases = " ".join(f"i32 {k}, label %{label}" for k, label in enumerate(exits[1:], 1))
     call.append(f"switch i32 %{name}_number, label %{exits[0]} [ {cases} ]")
     return Loop(function, call)
+
+
+def waits(names: Iterable[str]) -> Lines:
+    """Declare how many turns loops wait until their second copy is tried again."""
+    return [line for name in sorted(names) for line in (f"%{name} = alloca i32", f"store i32 0, ptr %{name}")]
 
 
 def _state(registers: Iterable[int], source: str, target: str, prefix: str) -> Lines:

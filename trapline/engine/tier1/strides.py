@@ -1,9 +1,12 @@
-"""Innermost loops that go through memory in equal steps: many turns after one look at the TLB.
+"""Loops that go through memory in equal steps: many turns after one look at the TLB.
 
 A turn adds numbers to the registers that addresses are sums of, or registers that stay as they are, so a division tells for how many turns
 all accesses stay on their pages. So many turns are run by a second copy of the loop, which neither looks at the TLB nor asks for work. Then
 work is asked for, and the next pages are looked up; where they are not in the TLB, or an access is going to cross pages, the first copy
 runs a turn.
+
+A loop may have another inside, if it can go round without that one: the copy is left for it. Where that happens it is not tried again at
+once.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ FEWEST = 4
 """Turns below which the second copy is not worth being entered."""
 LONGEST = PAGE // (2 * FEWEST)
 """Bytes of a step at most, so that a page is good for that many turns."""
+WAIT = 8
+"""Turns until the second copy is tried again that was left early, where the loop is one with another inside."""
 LARGEST = 20
 """Instructions of a loop that is copied at most."""
 
@@ -237,6 +242,16 @@ def begin(line: Line, chosen: Strides, label: str, otherwise: str) -> list[str]:
         way.gone = names.get(way.step, "")
     further = [f"{gone}_on = add i64 {gone}, {steps[step]}" for step, gone in names.items()]
     return [f"{label}_more:", *further, f"%{label}_lasts = icmp ne i64 {name}_on, {end}"]
+
+
+def hesitate(line: Line, wait: str, label: str, otherwise: str) -> None:
+    """Go to `otherwise` for a few turns, which `wait` counts, if the copy was left early; until all its turns are run it counts as that."""
+    emit = line.emit
+    left = emit.let(f"load i32, ptr %{wait}")
+    emit.add(f"br i1 {emit.let(f'icmp eq i32 {left}, 0')}, label %{label}_try, label %{label}_wait")
+    emit.add(f"{label}_wait:")
+    emit.add(f"store i32 {emit.let(f'sub i32 {left}, 1')}, ptr %{wait}")
+    emit.lines += [f"br label %{otherwise}", f"{label}_try:", f"store i32 {WAIT}, ptr %{wait}"]
 
 
 def _look_up(line: Line, way: Way, step: str) -> tuple[str, str]:
