@@ -17,8 +17,10 @@ LLVM_FEATURES = (
 )
 """What `Features()` has, in LLVM's words; `el3` for SMC."""
 
-LACKED_BY: Mapping[str, frozenset[str]] = MappingProxyType({"FEAT_CSSC": frozenset({"llvm", "capstone"})})
-"""Features that some of them do not know at all: "objdump" (and GNU as), "llvm" or "capstone"."""
+LACKED_BY: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"FEAT_CSSC": frozenset({"llvm", "capstone"}), "FEAT_BF16": frozenset({"unicorn"}), "FEAT_I8MM": frozenset({"unicorn"})}
+)
+"""Features that some of them do not know at all: "objdump" (and GNU as), "llvm", "capstone" or "unicorn"."""
 
 RUN_BY_NOBODY: Mapping[str, str] = MappingProxyType({"FEAT_CSSC": "tests/test_isa_cssc", "FEAT_MOPS": "tests/test_mops"})
 """Features that neither QEMU nor Unicorn executes, and which test does what comparing with them would."""
@@ -27,3 +29,8 @@ RUN_BY_NOBODY: Mapping[str, str] = MappingProxyType({"FEAT_CSSC": "tests/test_is
 def knows(program: str, feature: str | None) -> bool:
     """Whether a program knows the instructions that name this feature, or features that " & " joins."""
     return not any(program in LACKED_BY.get(part, ()) for part in (feature or "").split(" & "))
+
+
+def executes(program: str, feature: str | None) -> bool:
+    """Whether a program executes them."""
+    return feature not in RUN_BY_NOBODY and knows(program, feature)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.differential.runners import Unicorn
+from tests.oracles import executes
 from trapline.arm64.decode import Decoder
 from trapline.arm64.features import Features
 from trapline.arm64.insn import A64, Insn
@@ -31,11 +32,14 @@ CODE = 0x10000
 FPSR_BITS = 0x0800009F
 FZ16 = 1 << 19
 
-FEATURES = Features().without(*Unicorn.lacks)
+FEATURES = Features()
 INSNS = [
     i
     for i in A64.insns
-    if i.group.startswith(("simd_", "fp_", "crypto")) and (i.feature is None or i.feature in FEATURES) and i.name not in Unicorn.wrong
+    if i.group.startswith(("simd_", "fp_", "crypto"))
+    and (i.feature is None or i.feature in FEATURES)
+    and executes("unicorn", i.feature)
+    and i.name not in Unicorn.wrong
 ]
 GROUPS = tuple(sorted({i.group for i in INSNS}))
 V_IDS = [uc.UC_ARM64_REG_V0 + k for k in range(32)]

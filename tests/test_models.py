@@ -172,7 +172,7 @@ def test_what_other_programs_are_said_to_lack_is_here() -> None:
     """The table of tests/oracles.py names features that instructions name, and tests that exist."""
     named = {part for insn in load_a64().insns for part in (insn.feature or "").split(" & ")}
     assert (LACKED_BY.keys() | RUN_BY_NOBODY.keys()) <= named
-    assert set().union(*LACKED_BY.values()) <= {"objdump", "llvm", "capstone"}
+    assert set().union(*LACKED_BY.values()) <= {"objdump", "llvm", "capstone", "unicorn"}
     assert all((Path(__file__).parents[1] / f"{test}.py").exists() for test in RUN_BY_NOBODY.values())
 
 

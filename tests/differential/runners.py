@@ -13,6 +13,7 @@ from tests.differential.generate import NO_KEYS
 from tests.differential.machine import HCR, MODES
 from tests.differential.program import CODE, DATA, PAGE, TAIL_BYTES, Program
 from tests.differential.templates import Template, slot
+from tests.oracles import LACKED_BY
 from trapline.arm64.models import parse
 from trapline.arm64.regs import (
     CONTEXTIDR_EL1,
@@ -104,7 +105,7 @@ class Unicorn(Whole):
         "complex_by_element_h_half_fcmla": lambda shape: True,
         **WRONG,
     }
-    lacks = ("BF16", "I8MM")
+    lacks = tuple(feature.removeprefix("FEAT_") for feature, programs in LACKED_BY.items() if "unicorn" in programs)
     groups = NO_KEYS
 
     @staticmethod
