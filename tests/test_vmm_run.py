@@ -195,6 +195,23 @@ def test_quit_and_power_key() -> None:
     assert system.vms[0].lines[0] == (39, True)
 
 
+@pytest.mark.parametrize("moment", ["_attach_input", "_make_machine"])
+def test_quit_is_not_forgotten_while_no_machine_runs(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Keys count from the moment that the terminal is raw, and while the machine is made that a reboot wants."""
+    system = FakeSystem(lambda vcpu: iter([RESET]), lambda vcpu: iter([OFF]))
+    ran = session(system)
+    then = getattr(Session, moment)
+
+    def press(*args: Any) -> Any:
+        if moment == "_attach_input" or system.vms:
+            ran.quit()
+        return then(*args)
+
+    monkeypatch.setattr(Session, moment, press)
+    assert ran.run().outcome is Outcome.QUIT
+    assert all(vm.closed for vm in system.vms)
+
+
 def test_machine_is_closed_when_it_cannot_be_built() -> None:
     system = FakeSystem(lambda vcpu: iter(()))
 

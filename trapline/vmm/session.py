@@ -52,6 +52,7 @@ class Session:
     runner: Runner | None = None
     saved: SavedMachine | None = None
     snapshot: SnapshotWish | None = None
+    quitting: bool = False
 
     @property
     def exit_status(self) -> int | None:
@@ -62,16 +63,24 @@ class Session:
         """Run to the end. Raises Timeout; BadInput if the machine cannot be built."""
         deadline = None if self.config.timeout is None else time.monotonic() + self.config.timeout
         with ExitStack() as stack:
-            self.machine = self._first_machine()
+            machine = self._first_machine()
+            self._make_ready(machine)
             self._attach_input(stack)
             self._arrange_snapshot(stack)
             while True:
-                ending = self._run_machine(self.machine, deadline)
+                ending = self._run_machine(machine, deadline)
                 if ending.outcome is not Outcome.RESET or not self.config.reboot:
                     if self.snapshot is not None and ending.outcome is not Outcome.SAVED:
                         print(f"trapline: nothing was saved: the machine ended before {self.snapshot.at!r} came", file=sys.stderr)
                     return ending
-                self.machine = self._make_machine()
+                machine = self._make_machine()
+                self._make_ready(machine)
+
+    def _make_ready(self, machine: Machine) -> None:
+        """From here on keys are about this machine."""
+        self.machine, self.runner = machine, self._make_runner(machine)
+        if self.quitting:
+            self.runner.end(Ending(Outcome.QUIT))
 
     def _first_machine(self) -> Machine:
         if self.saved is None:
@@ -142,7 +151,7 @@ class Session:
         stack.callback(reader.stop)
 
     def _run_machine(self, machine: Machine, deadline: float | None) -> Ending:
-        self.runner = self._make_runner(machine)
+        assert self.runner is not None
         self._load_runner()
         try:
             return self.runner.run(deadline)
@@ -172,7 +181,8 @@ class Session:
             self.machine.receive(data)
 
     def quit(self) -> None:
-        """Stop the machine at once."""
+        """Stop the machine at once, or the one that is being made for a reboot before it starts."""
+        self.quitting = True
         if self.runner is not None:
             self.runner.end(Ending(Outcome.QUIT))
 
