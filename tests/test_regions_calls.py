@@ -78,7 +78,7 @@ MUTUAL = """
 EC_SP_ALIGNMENT, DEPTH = 0x26, 25
 
 
-def explore(bench: Bench, at: int, exact: bool = True) -> Region:
+def explore(bench: Bench, at: int, exact: bool = False) -> Region:
     tier1 = Tier1(bench)
     region = tier1.builder.explore(at % PAGE >> 2, Here(bench.engine, at & -PAGE, tier1.texts).text, exact=exact)
     assert region is not None
@@ -110,16 +110,18 @@ def test_a_loop_has_what_it_calls(bench: Bench, loop: int) -> None:
 
 @pytest.mark.parametrize("met", range(FIRST, FIRST + 4))
 def test_a_loop_is_entered_at_its_head(bench: Bench, met: int) -> None:
-    """Wherever it was met; unless the place itself is wanted."""
+    """Wherever it was met; unless the place itself is wanted: what is made then leads to the loop."""
     start = bench.load(CALLING)
     cpu = bench.cpu(start)
     expected = run(bench, cpu, start, x1=40, x2=77)
-    assert (0, met) in explore(bench, start + 4 * met).entries
-    region = explore(bench, start + 4 * met, exact=False)
+    region = explore(bench, start + 4 * met)
     assert len(set(region.entries) & {(0, k) for k in range(FIRST, FIRST + 4)}) <= 2, "a head, and where the call comes back to"
     tier1 = Tier1(bench)
-    (linked,) = link([tier1.builder.build(region)], bench.engine.code)
-    assert linked.install(bench.engine, Here(bench.engine, start, tier1.texts), tier1.texts)
+    leading = tier1.builder.explore(start % PAGE // 4 + met, Here(bench.engine, start & -PAGE, tier1.texts).text, exact=True)
+    regions = [region] if leading is None else [region, leading]
+    assert leading is None or (0, met) in leading.entries and (leading.entries == region.entries or not leading.loops)
+    for linked in link([tier1.builder.build(each) for each in regions], bench.engine.code):
+        assert linked.install(bench.engine, Here(bench.engine, start, tier1.texts), tier1.texts)
     assert run(bench, cpu, start, x1=40, x2=77) == expected
 
 

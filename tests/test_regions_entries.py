@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 
+import pytest
+
 from tests.differential.runners import Here
 from tests.engine_machine import PAGE, Bench
 from tests.test_tier1 import Tier1, bench, registers
 from trapline.arm64.regs import ELR_EL1, ESR_EL1
+from trapline.engine import Cpu
 from trapline.engine.glue import DECODE_AHEAD
 from trapline.engine.state import RECORD_SIZE
 from trapline.engine.tier1.install import Texts, link
@@ -144,3 +147,80 @@ def test_a_loop_is_kept_before_what_is_around_it(bench: Bench) -> None:
         region = tier1.builder.explore(entry, Here(bench.engine, loop, tier1.texts).text)
         assert region is not None and region.size <= LOOP_LIMIT
         assert set(range(1, 4 + 3 * STEPS)) <= {index for _, index in (i.place for i in region.instructions)}
+
+
+ROUNDS = """
+    outer: mov x4, x3
+    middle: mov x6, x4
+    inner: add x2, x2, x6
+    cbz x2, rare
+    eor x5, x5, x2
+    cbz x6, odd
+    add x5, x5, #3
+    odd: subs x6, x6, #1
+    b.pl inner
+    subs x4, x4, #1
+    b.pl middle
+    subs x1, x1, #1
+    b.ne outer
+    hvc #1
+    rare: mov x0, #5
+    bl never
+    mul x0, x0, x2
+    add x5, x5, x0
+    b odd
+    never: add x7, x7, #1
+    ret
+"""
+INNER, RARE = 2, 14
+TURNS = range(13)
+
+
+def run_rounds(bench: Bench, cpu: Cpu, loop: int) -> list[int]:
+    bench.start(cpu, loop, **{f"x{n}": 0 for n in range(31)} | {"x1": 30, "x3": 7})
+    cpu.enter()
+    return registers(cpu)
+
+
+def test_a_loop_is_the_same_region_wherever_it_was_met(bench: Bench) -> None:
+    """What is made of it does not depend on where the samples fell first."""
+    loop = bench.load(ROUNDS)
+    run_rounds(bench, bench.cpu(loop), loop)
+    tier1 = Tier1(bench)
+    text = Here(bench.engine, loop, tier1.texts).text
+    regions = [tier1.builder.explore(met, text) for met in TURNS]
+    assert len({region.entries for region in regions if region is not None}) == 1
+    assert len({frozenset(i.place for i in region.instructions) for region in regions if region is not None}) == 1
+
+
+def test_a_region_within_a_loop_leads_to_its_head(bench: Bench) -> None:
+    """It has no loop of its own that control would then stay in, and turn in from the wrong place."""
+    loop = bench.load(ROUNDS)
+    cpu = bench.cpu(loop)
+    expected = run_rounds(bench, cpu, loop)
+    tier1 = Tier1(bench)
+    whole = tier1.install(loop + 16)
+    text = Here(bench.engine, loop, tier1.texts).text
+    leading = {met: region for met in TURNS if (region := tier1.builder.explore(met, text, exact=True)) is not None}
+    within = {met: region for met, region in leading.items() if met not in whole.built.entries}
+    assert within and not any(region.loops or (0, INNER) in region.blocks for region in within.values())
+    assert all(region.entries[0] == (0, met) for met, region in within.items())
+    assert all(tier1.builder.text(region)[0] == whole.built.tag for met, region in leading.items() if met not in within)
+    for linked in link([tier1.builder.build(region) for region in within.values()], bench.engine.code):
+        assert linked.install(bench.engine, Here(bench.engine, loop, tier1.texts), tier1.texts)
+    assert run_rounds(bench, cpu, loop) == expected
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_nothing_comes_back_from_a_call_that_never_was(bench: Bench, called: bool) -> None:
+    """A loop may hold such a call, of an error's report perhaps; a way in behind it would be one into the middle of the loop."""
+    loop = bench.load(ROUNDS)
+    run_rounds(bench, bench.cpu(loop), loop)
+    tier1 = Tier1(bench)
+    text = Here(bench.engine, loop, tier1.texts).text(0)
+    assert text is not None
+    page = text if called else text[: 4 * (RARE + 5)] + bytes(PAGE - 4 * (RARE + 5))
+    region = tier1.builder.explore(0, {0: page}.get)
+    assert region is not None and set(TURNS) <= {index for _, index in (i.place for i in region.instructions)}
+    assert ((0, RARE + 2) in region.blocks) == called
+    assert [index for _, index in region.entries] == ([INNER, RARE, RARE + 2] if called else [INNER]), "at RARE the hypercall comes back"

@@ -52,7 +52,7 @@ class RegionBuilder:
         recording = insn.record_word(word, slot)
         return recording if supported(recording) else None
 
-    def explore(self, index: int, pages: Pages, met: Met = lambda page: (), exact: bool = True) -> Region | None:
+    def explore(self, index: int, pages: Pages, met: Met = lambda page: (), exact: bool = False) -> Region | None:
         """The region of the instruction at `index` of page 0; None if there is nothing to gain. `exact`: it is entered there."""
         known: dict[int, bytes | None] = {}
 

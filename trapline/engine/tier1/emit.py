@@ -116,7 +116,7 @@ class RegionEmitter:
         self._count = 0
         self._late = LateFlags(tag)
         self._dirty = self._dirty_at_entry()
-        self._cycles = region.back_edges()
+        self._cycles = region.back_edges
         self._landings = {b.body[-1].place: [p for p in b.follows if p in region.blocks] for b in region.blocks.values()}
         self._pages = region.pages
         self._home = region.entries[0][0]

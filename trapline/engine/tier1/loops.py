@@ -106,7 +106,7 @@ def ways_in(region: Region, loop: set[Place]) -> set[Place]:
 def _loops(region: Region) -> dict[Place, set[Place]]:
     """All loops by their heads. A loop is what reaches a backward branch without passing through the branch's target, or else, as there are
     loops that are entered in the middle, an edge that cuts it."""
-    cuts = region.back_edges()
+    cuts = region.back_edges
     before: dict[Place, set[Place]] = {}
     for place, block in region.blocks.items():
         for following in region.destinations(block):

@@ -156,20 +156,26 @@ Met = Callable[[int], Iterable[int]]
 class Region:
     """Blocks by their start, the entry's first."""
 
-    def __init__(self, entry: Place, fetch: Fetch, met: Met, exact: bool = True) -> None:
-        """`exact`: it can be entered at the entry, not only at the head of the loop that the entry is in."""
+    def __init__(self, entry: Place, fetch: Fetch, met: Met, exact: bool) -> None:
+        """`exact`: it is entered at the entry and, if that is in the middle of a loop, leads to the next head; otherwise it is the loop."""
         self._fetch, self._met = fetch, met
         self.blocks: dict[Place, Block] = {}
         self._explore(entry)
         if not exact:
             entry = self._join(entry)
         self._trim(entry)
-        self.returns = tuple(b.end.resume for b in self.blocks.values() if b.end.callee in self.blocks and b.end.resume in self.blocks)
-        """Where calls that are followed come back to."""
-        self.entries = self._entries(entry, exact)
-        """Where it can be entered, all on one page; if that is exact, first of all where it was made for."""
+        self._find_ways()
+        head = self._head(entry)
+        if exact and entry not in (head, *self._outside):
+            self.blocks = {place: block for place, block in self.blocks.items() if place not in self._heads}  # the loop has its own region
+            self.blocks = {place: self.blocks[place] for place in self._reached([entry], self._flow)}
+            self._find_ways()
+        self.entries = self._entries(entry if exact else head)
+        """Where it can be entered, all on one page."""
         self.blocks = {place: self.blocks[place] for place in self._reached(self.entries, self.destinations)}
-        self.loops = bool(self.back_edges())
+        self.back_edges = self._back_edges(self.entries)
+        """Edges, by last instruction and destination, of which every cycle in the region has one."""
+        self.loops = bool(self.back_edges)
         """Whether control can go round in it."""
 
     @property
@@ -196,15 +202,14 @@ class Region:
             return block.follows[:1] if last.target is not None else ()
         return block.follows
 
-    def back_edges(self, entries: Collection[Place] = ()) -> set[tuple[Place, Place]]:
-        """Edges, by last instruction and destination, of which every cycle in the region has one.
+    def _back_edges(self, entries: Collection[Place]) -> set[tuple[Place, Place]]:
+        """Edges up a depth-first tree: of the trees that begin at an entry or at the head of a loop, the one that has the fewest.
 
-        They are those up a depth-first tree: of the trees that begin at an entry or at the head of a loop, the one that has the fewest.
+        Each goes on with the other entries and heads, of which every cycle has one, for some code is not reached from the entries.
         """
-        entries = entries or self.entries
         after = {place: [p for p in self.destinations(block) if p in self.blocks] for place, block in self.blocks.items()}
-        heads = {p for place, following in after.items() for p in following if p <= self.blocks[place].body[-1].place}
-        found = min((_upwards(after, starts) for starts in (entries, *([head, *entries] for head in sorted(heads)))), key=_heads_last)
+        heads = sorted({p for place, following in after.items() for p in following if p <= self.blocks[place].body[-1].place})
+        found = min((_upwards(after, (*first, *entries, *heads)) for first in ((), *((head,) for head in heads))), key=_edges_and_targets)
         return {(self.blocks[place].body[-1].place, target) for place, target in found}
 
     # -- finding blocks --------------------------------------------------------------------------------------------------
@@ -243,6 +248,8 @@ class Region:
                 return ends.setdefault(place, End([], here.next if here.comes_back else None))
             if here.branch is not None:
                 callee = here.target if here.is_call else None
+                if callee is not None and self._fetch(callee) is None:  # nothing is behind a call that never was
+                    return ends.setdefault(place, End([callee], callee=callee))
                 follows = self._landings(place[0]) if here.is_jump else here.successors
                 return ends.setdefault(place, End(follows, here.next if here.is_call else None, callee))
             place = here.next
@@ -321,31 +328,36 @@ class Region:
             return [b.end.resume for b in self.blocks.values() if b.body[-1].is_call and b.end.resume is not None]
         return [*block.follows, *([block.end.resume] if block.end.resume is not None else [])]
 
-    def _entries(self, entry: Place, exact: bool) -> tuple[Place, ...]:
-        """The entry; where control comes back to after it has left; the heads of loops, for it may leave within one; cases of switches.
+    def _find_ways(self) -> None:
+        """Where control comes back to, and where it comes round."""
+        resumes = [(b.end.resume, b.end.callee in self.blocks) for b in self.blocks.values()]
+        self._resumes = [place for place, _ in resumes if place is not None and place in self.blocks]
+        self.returns = tuple(place for place, inside in resumes if inside and place in self.blocks)
+        """Where calls that are followed come back to."""
+        self._outside = [place for place in self._resumes if place not in self.returns]
+        self._heads = sorted({target for _, target in self._back_edges(self._outside)})
+        """Heads of loops, the same wherever a loop was met."""
+
+    def _entries(self, first: Place) -> tuple[Place, ...]:
+        """The first; where control comes back to after it has left; the heads of loops, for it may leave within one; cases of switches.
 
         In place of an entry in the middle of a loop there is the head that control comes to next. A loop with two ways in is none to LLVM,
         which takes nothing out of it then, and keeps the wrong things in registers.
         """
-        if entry not in self.blocks:
+        if first not in self.blocks:
             return ()  # an instruction that is left to the interpreter
-        resumes = [b.end.resume for b in self.blocks.values() if b.end.resume is not None and b.end.resume in self.blocks]
-        outside = [place for place in resumes if place not in self.returns]
         landings = [place for b in self.blocks.values() if b.body[-1].is_jump for place in b.follows if place in self.blocks]
-        first = entry if exact else self._head(entry, outside)
-        heads = [target for _, target in sorted(self.back_edges([first, *outside]))]
-        places = dict.fromkeys((first, *outside, *heads, *landings, *resumes))
-        found = tuple(place for place in places if place[0] == entry[0])[:ENTRY_LIMIT]
-        return found if exact else tuple(sorted(found))  # the same wherever the loop was met
+        places = dict.fromkeys((first, *self._outside, *self._heads, *landings, *self._resumes))
+        found = tuple(place for place in places if place[0] == first[0])[:ENTRY_LIMIT]
+        return tuple(sorted(found)) if first in self._heads else found
 
-    def _head(self, entry: Place, others: list[Place]) -> Place:
+    def _head(self, entry: Place) -> Place:
         """The next head of a loop that an entry is in; the entry if there is none on its page."""
-        heads = {target for _, target in self.back_edges([entry, *others]) if target[0] == entry[0]}
-        ahead = (place for place in self._reached([entry], self.destinations) if place in heads)
+        ahead = (place for place in self._reached([entry], self.destinations) if place in self._heads and place[0] == entry[0])
         return next((head for head in ahead if entry in self._reached([head], self.destinations)), entry)
 
 
-def _heads_last(edges: set[tuple[Place, Place]]) -> tuple[int, int]:
+def _edges_and_targets(edges: set[tuple[Place, Place]]) -> tuple[int, int]:
     """How many edges, and how many places they go to."""
     return len(edges), len({target for _, target in edges})
 
