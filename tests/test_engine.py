@@ -116,25 +116,27 @@ def test_code_that_another_vcpu_rewrites(bench: Bench) -> None:
 
 def test_a_broadcast_tlbi_reaches_a_running_vcpu(bench: Bench) -> None:
     """After TLBI VAE1IS and DSB nobody reads the old page: the reader tells what it saw after it saw the flag."""
-    old, new, flag = bench.memory.page(), bench.memory.page(), bench.memory.page()
+    old, new, flag, seen = (bench.memory.page() for _ in range(4))
     bench.memory.put(old, 1)
     bench.memory.put(new, 2)
     bench.tables.map(VA, old)
     bench.tables.map(flag, flag)
+    bench.tables.map(seen, seen)
     bench.tables.map(bench.tables.entry(VA) & ~4095, bench.tables.entry(VA) & ~4095)
-    reader = bench.load("again: ldr x0, [x1]\nldar x2, [x3]\ncbz x2, again\nldr x0, [x1]\nhvc #1")
+    reader = bench.load("again: ldr x0, [x1]\nstr x0, [x8]\nldar x2, [x3]\ncbz x2, again\nldr x0, [x1]\nhvc #1")
     writer = bench.load("str x4, [x5]\ndsb ishst\ntlbi vae1is, x6\ndsb ish\nmov x7, #1\nstlr x7, [x3]\nhvc #2")
     for _ in range(50):
         bench.tables.map(VA, old)
         bench.memory.put(flag, 0)
+        bench.memory.put(seen, 0)
         reading = bench.engine.cpus[0] if bench.engine.cpus else bench.cpu(reader)
-        bench.start(reading, reader, x1=VA, x3=flag)
+        bench.start(reading, reader, x1=VA, x3=flag, x8=seen)
         writing = bench.engine.cpus[1] if len(bench.engine.cpus) > 1 else bench.cpu(writer)
         bench.start(writing, writer, x3=flag, x4=new | 0x703, x5=bench.tables.entry(VA), x6=VA >> 12)
         bench.engine.tlbi_vmalls12e1(0)
         thread = threading.Thread(target=reading.enter, daemon=True)
         thread.start()
-        while not reading.state.running:
+        while not bench.memory.read(seen, 1)[0]:  # it has read the old page
             pass
         writing.enter()
         thread.join(30)
