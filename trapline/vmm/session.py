@@ -40,6 +40,7 @@ class Session:
     software:     what the first machine starts from. None if it is `saved`; it is read when the guest reboots then.
     end_of_input: what the guest gets when stdin ends, for guests that read it as a script.
     snapshot:     where and when to save the machine.
+    quitting:     whether the user wants the end; it holds for the machine that a reboot makes, too.
     """
 
     system: System | BareSystem
